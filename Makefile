@@ -1,0 +1,20 @@
+# Each target is one line; .venv is set up on first use from requirements.txt.
+BIN = .venv/bin
+DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
+
+repro: .venv/ready       ## the whole pipeline for the chosen model
+	@$(DVC) repro
+
+zoo: .venv/ready         ## every model of params.yaml, then the leaderboard
+	@$(DVC) repro pipeline/zoo/dvc.yaml
+
+test: .venv/ready        ## the tests
+	@$(BIN)/python -m pytest
+
+check: .venv/ready       ## lint, types and tests: what CI runs
+	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/python -m pytest
+
+.venv/ready: requirements.txt
+	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
+
+.PHONY: repro zoo test check

@@ -1,0 +1,41 @@
+"""First stage: everything that can be refused is refused here, before any later stage deletes what it will replace.
+
+params.yaml is read through its types, the chosen model and every block are built (without memory for their weights),
+the source and the device are looked for. What it writes never changes, so that it makes no later stage run.
+"""
+
+from pathlib import Path
+
+import torch
+
+from colorize import files
+from colorize.device import select_device
+from colorize.files import InputError
+from colorize.models import build_model
+from pipeline import paths
+from pipeline.params import Params, stage
+
+
+def working_size(params: Params, name: str) -> int:
+    """The side in pixels at which a model works: its own, at most the crops'."""
+    return min(params.block(name).size or params.crop.size, params.crop.size)
+
+
+def main(params: Params) -> None:
+    params.block(params.model)
+    select_device(params.train)
+    if not Path(params.data.path).exists():
+        raise InputError(
+            f"data.path: {params.data.path} does not exist; give the {params.data.source} source's path"
+        )
+    for name in params.models:
+        with torch.device("meta"):
+            try:
+                build_model(params.block(name), working_size(params, name))
+            except InputError as error:
+                raise InputError(f"{paths.PARAMS}: models.{name}: {error}") from error
+    files.write_text(paths.CHECKED, "params.yaml, the source and the device were found in order.\n")
+
+
+if __name__ == "__main__":
+    stage(main)

@@ -1,0 +1,64 @@
+"""Original bytes to upright sRGB squares: data/photos -> data/crops.
+
+SPEC 2.3. Every photograph that was fetched gets one row in crops.csv: ok, or why not. An unreadable photograph is
+data, not an error, as long as one can be read.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from colorize.files import InputError, remove_partial, write_text
+from colorize.images import crop_shards
+from colorize.sources import Reader
+from pipeline import paths
+from pipeline.params import Params, stage
+
+
+def main(params: Params) -> None:
+    """Crop every fetched photograph.
+
+    Raises:
+        InputError: photos.csv is missing, or not one photograph can be read.
+    """
+    if not paths.PHOTOS_CSV.exists():
+        raise InputError(f"{paths.PHOTOS_CSV} is missing; run `dvc repro download`")
+    photos = pd.read_csv(paths.PHOTOS_CSV, dtype=str, keep_default_na=False)
+    fetched = photos[photos.status == "ok"][["photo", "shard", "member", "sha256"]].to_dict("records")
+
+    remove_partial(paths.CROPS)
+    for stale in paths.CROPS.glob("crops-*.npy"):
+        stale.unlink()
+    # Worker processes keep the folder they were started in, hence whole paths.
+    reader = Reader(paths.PHOTOS.resolve(), Path(params.data.path).resolve())
+    records = []
+    with tqdm(total=len(fetched), desc="crop", unit="photo", file=sys.stderr, disable=None) as bar:
+        for shard in crop_shards(fetched, reader.read, paths.CROPS.resolve(), params.crop):
+            records += shard
+            bar.update(len(shard))
+    remove_partial(paths.CROPS)
+
+    if not any(record.status == "ok" for record in records):
+        reasons = pd.Series([record.reason for record in records], dtype=str).value_counts()
+        counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no row is ok"
+        raise InputError(
+            f"none of the {len(records)} photographs in {paths.PHOTOS_CSV} can be used ({counted}); "
+            "check data.path and crop.small in params.yaml"
+        )
+    crops = pd.DataFrame([asdict(record) for record in records])
+    crops[["width", "height"]] = crops[["width", "height"]].astype("Int64")
+    ok = crops.status == "ok"
+    crops["index"] = (ok.cumsum() - 1).where(ok).astype("Int64")
+    write_text(paths.CROPS_CSV, crops.to_csv(index=False, lineterminator="\n"))
+    print(
+        f"crop: {ok.sum()} of {len(crops)} photographs at {params.crop.size} pixels, {crops.small.sum()} enlarged, "
+        f"{(crops.status == 'skipped').sum()} too small, {(crops.status == 'failed').sum()} unreadable, "
+        f"{(crops.note != '').sum()} with notes"
+    )
+
+
+if __name__ == "__main__":
+    stage(main)

@@ -1,0 +1,98 @@
+"""Bring the photographs of the chosen source together: data/photos, one row and one status per item.
+
+What fails is a row with a reason; only a share of failures above `data.max_failed`, or not one photograph, fails
+the stage, and then nothing is written but the cache of what arrived. Nothing is decoded here.
+"""
+
+import sys
+from collections import Counter
+from contextlib import closing
+
+from tqdm import tqdm
+
+from colorize import files, sources
+from colorize.fetch import fetch_all
+from colorize.files import InputError
+from colorize.settings import Source
+from colorize.sources import Photo
+from pipeline import paths
+from pipeline.params import Params, stage
+
+
+def main(params: Params) -> None:
+    data = params.data
+    photos, colors = sources.list_photos(data, params.seed)
+    _fetch(photos, data)
+    _check(photos, data)
+
+    _clear()
+    sources.pack(tqdm(photos, desc="pack", unit="photo", file=sys.stderr, disable=None), paths.PHOTOS)
+    if colors is not None:
+        kept = colors[colors["photo"].isin([photo.photo for photo in photos if photo.status == "ok"])]
+        files.write_text(paths.COLORS_CSV, kept.to_csv(index=False, lineterminator="\n"))
+    sources.write_photos(paths.PHOTOS_CSV, photos)
+    print(f"download: {_summary(photos)}")
+
+
+def _clear() -> None:
+    """Remove an earlier run's files; photos.csv goes first and comes last: while it is there, the folder is whole."""
+    try:
+        for old in [paths.PHOTOS_CSV, paths.COLORS_CSV, *paths.PHOTOS.glob("photos-*.tar")]:
+            old.unlink(missing_ok=True)
+        files.remove_partial(paths.PHOTOS)
+    except OSError as error:
+        raise InputError(
+            f"cannot clear {paths.PHOTOS} ({error.strerror}); make the folder writable"
+        ) from error
+
+
+def _fetch(photos: list[Photo], data: Source) -> None:
+    """Fetch what has an address; stops early once too much has failed."""
+    wanted = {photo.url: photo for photo in photos if photo.url and photo.status == "ok"}
+    if not wanted:
+        return
+    failures = 0
+    with closing(fetch_all(wanted, paths.DOWNLOADS, data, sources.why_no_image)) as results:
+        bar = tqdm(results, "fetch", len(wanted), unit="photo", file=sys.stderr, disable=None)
+        for fetched in bar:
+            photo = wanted[fetched.url]
+            if fetched.reason:
+                photo.end("failed", fetched.reason, fetched.retryable)
+            elif photo.sha256 not in ("", fetched.sha256):
+                photo.end("failed", "hash_mismatch")
+            else:
+                photo.content = fetched.path.read_bytes
+            failures += photo.status == "failed"
+            if failures > data.max_failed * len(wanted):
+                return
+
+
+def _check(photos: list[Photo], data: Source) -> None:
+    tried = sum(photo.status != "skipped" for photo in photos)
+    failed = Counter(photo.reason for photo in photos if photo.status == "failed")
+    if failed.total() == tried:
+        raise InputError(
+            f"not one photograph of {data.path} can be used: {_summary(photos)}; choose another data.path"
+        )
+    if failed.total() > data.max_failed * tried:
+        reason, count = failed.most_common(1)[0]
+        again = f"run this again (what arrived and what is gone for good is kept in {paths.DOWNLOADS}/), or "
+        raise InputError(
+            f"{failed.total()} of {tried} items of {data.path} failed, a larger share than data.max_failed "
+            f"({data.max_failed:g}), most often with {reason} ({count}); "
+            f"{again if data.source in ('urls', 'unsplash') else ''}mend the list or raise data.max_failed"
+        )
+
+
+def _summary(photos: list[Photo]) -> str:
+    parts = []
+    for status in ("ok", "failed", "skipped"):
+        reasons = Counter(photo.reason for photo in photos if photo.status == status)
+        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()) if reason)
+        if reasons or status == "ok":
+            parts.append(f"{reasons.total()} {status}" + (f" ({listed})" if listed else ""))
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    stage(main)

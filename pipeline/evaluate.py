@@ -1,0 +1,92 @@
+"""Score the model on the test split beside the baselines `grey` and `mean_color`; writes metrics/.
+
+`python -m pipeline.evaluate --model NAME` scores one model of the zoo, alone, into data/zoo/NAME/: the leaderboard
+sets it against the others. What is measured, and how, is in colorize.evaluation and colorize.metrics.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from colorize import evaluation, figures, files, metrics
+from colorize.bins import Statistics
+from colorize.device import select_device
+from colorize.files import InputError
+from colorize.images import read_crops
+from colorize.models import HISTORY, Colorizer, build_baseline, load_description, load_model
+from pipeline import paths
+from pipeline.params import Params, stage
+
+
+def read_test() -> pd.DataFrame:
+    """The test photographs: index, photo, class.
+
+    Raises:
+        InputError: the table is missing.
+    """
+    try:
+        splits = pd.read_csv(paths.SPLITS_CSV, dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{paths.SPLITS_CSV} is missing; run `dvc repro filter` first") from error
+    test = splits.loc[splits["split"] == "test", ["index", "photo", "class"]]
+    return test.astype({"index": int}).reset_index(drop=True)
+
+
+def significant(table: pd.DataFrame) -> str:
+    """A table as CSV with 6 significant digits."""
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def describe(table: pd.DataFrame, summary: pd.DataFrame) -> dict[str, float | int]:
+    """The flat numbers of one system for metrics.json."""
+    numbers: dict[str, float | int] = {str(name): float(f"{mean:.6g}") for name, mean in summary["mean"].items()}
+    return numbers | {"images": len(table), "grey_truths": int(table["grey_truth"].sum())}
+
+
+def main(params: Params, name: str | None = None) -> None:
+    rule, test = params.evaluate, read_test()
+    device = select_device(params.train)
+    if name is not None:
+        params.block(name)
+    folder = paths.MODEL if name is None else paths.ZOO / name
+    description = load_description(folder)
+    systems: dict[str, tuple[Colorizer, int]] = {"model": (load_model(folder, device.type), description["size"])}
+    if name is None:
+        statistics = Statistics.read(paths.PRIOR)
+        systems |= {baseline: (build_baseline(baseline, statistics), params.crop.size) for baseline in metrics.BASELINES}
+
+    read = partial(read_crops, paths.CROPS)
+    shown = figures.spread(len(test), rule.samples)
+    tables: dict[str, pd.DataFrame] = {}
+    pictures: dict[str, np.ndarray] = {}
+    for system, (model, size) in systems.items():
+        known_as = description["name"] if system == "model" else system
+        tables[system], pictures[system] = evaluation.score(
+            known_as, model, size, test, read, rule.batch, shown, device, params.train.threads
+        )
+    draws = metrics.resamples(len(test), rule.bootstrap, params.seed)
+    numbers = describe(tables["model"], metrics.summarize(tables["model"], draws))
+    listed = pd.concat([test.join(table).assign(system=system) for system, table in tables.items()])
+    out: Path = paths.METRICS if name is None else folder
+    files.write_json(out / "metrics.json", numbers)
+    files.write_text(out / "per_image.csv", significant(listed))
+    if name is not None:
+        files.write_array(out / "samples.npy", pictures["model"])
+        return
+    files.write_text(out / "comparison.csv", significant(evaluation.compare(tables, draws)))
+    files.write_text(out / "loss.csv", (folder / HISTORY).read_text(encoding="utf-8"))
+    columns = {
+        "grey input": pictures["grey"],
+        "truth": read(test["index"].iloc[shown].to_numpy()),
+        description["name"]: pictures["model"],
+    }
+    files.write_bytes(out / "samples.png", figures.encode(figures.sheet(columns), "png"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", metavar="NAME", help="score this model of the zoo, into data/zoo/NAME/")
+    stage(partial(main, name=parser.parse_args().model))

@@ -1,0 +1,142 @@
+"""Which crops are kept, and in which split: data/crops -> data/splits.csv, data/removed.png.
+
+SPEC 2.4 and 2.5, document 000 section 2.2.3. Nothing is copied: splits.csv holds numbers into the crops.
+"""
+
+import io
+import sys
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from colorize.files import InputError, write_bytes, write_text
+from colorize.images import contact_sheet, read_crops
+from colorize.palette import chroma, listed_colors, main_colors, weighted_lightness
+from colorize.selection import SPLITS, duplicates, split, thumbnails, tone_rules
+from colorize.settings import FilterRule
+from pipeline import paths
+from pipeline.params import Params, stage
+
+EXAMPLES = 8
+PIXELS_AT_ONCE = 2**20
+REMEDY = {
+    "dark": "lower filter.dark",
+    "bright": "lower filter.bright",
+    "monotone": "raise filter.monotone",
+    "grey": "lower filter.grey_max and filter.grey_mean",
+}
+
+
+def _measure(indices: np.ndarray, method: str) -> tuple[np.ndarray, ...]:
+    crops = read_crops(paths.CROPS, indices)
+    return *main_colors(crops, method), *chroma(crops), thumbnails(crops)
+
+
+def _measure_all(count: int, size: int, method: str) -> list[np.ndarray]:
+    """Colors, coverage, largest |a*| or |b*|, mean chroma and thumbnails of all crops."""
+    chunks = np.array_split(np.arange(count), -(-count * size**2 // PIXELS_AT_ONCE))
+    measured = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
+        delayed(_measure)(chunk, method) for chunk in chunks
+    )
+    bar = tqdm(measured, total=len(chunks), desc="filter", unit="chunk", file=sys.stderr, disable=None)
+    return [np.concatenate(parts) for parts in zip(*bar, strict=True)]
+
+
+def _remove(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """The reasons for which each photograph is removed, joined by +; empty if it is kept."""
+    reasons = np.array(
+        ["+".join(name for name in masks if masks[name][i]) for i in range(count)], dtype=object
+    )
+    if (reasons != "").all():
+        most = max(masks, key=lambda name: masks[name].sum())
+        raise InputError(
+            f"the filter removes all {count} photographs, {masks[most].sum()} of them by the rule {most!r}; "
+            f"{REMEDY[most]} in params.yaml or take {most} out of filter.rules"
+        )
+    return reasons
+
+
+def _draw(table: pd.DataFrame, hints: np.ndarray, small: np.ndarray, rule: FilterRule, seed: int) -> None:
+    """Fill in the splits of what is kept, and remove near-duplicates across them."""
+    kept = np.flatnonzero(table.reason == "")
+    drawn = split(table.group.to_numpy()[kept], hints[kept], rule, seed)
+    removed = {"unused": drawn == ""}
+    if "duplicates" in rule.rules:
+        removed["duplicate"] = duplicates(small[kept], drawn, rule.duplicates)
+    for reason, mask in removed.items():
+        table.loc[kept[mask], "reason"] = reason
+    table.loc[kept, "split"] = drawn
+    table.loc[table.reason != "", "split"] = ""
+    for name in SPLITS:
+        if (drawn == name).any() and not (table.split == name).any():
+            raise InputError(
+                f"all photographs of {name} are near-duplicates of other splits'; "
+                "lower filter.duplicates in params.yaml or take duplicates out of filter.rules"
+            )
+
+
+def _sheet(table: pd.DataFrame, reasons: dict[str, np.ndarray]) -> bytes:
+    rows = []
+    for name, mask in reasons.items():
+        removed = np.flatnonzero(mask)
+        examples = removed[:: -(-len(removed) // EXAMPLES)]
+        rows.append((f"{name}: {len(removed)} of {len(table)}", read_crops(paths.CROPS, examples)))
+    buffer = io.BytesIO()
+    sheet = contact_sheet(rows or [("nothing was removed", np.empty(0))], columns=EXAMPLES)
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def main(params: Params) -> None:
+    """Filter and split the crops.
+
+    Raises:
+        InputError: a file is missing, the filter removes everything, or too little is left for the splits.
+    """
+    for path, before in ((paths.PHOTOS_CSV, "download"), (paths.CROPS_CSV, "crop")):
+        if not path.exists():
+            raise InputError(f"{path} is missing; run `dvc repro {before}`")
+    crops = pd.read_csv(paths.CROPS_CSV, dtype=str, keep_default_na=False)
+    photos = pd.read_csv(paths.PHOTOS_CSV, dtype=str, keep_default_na=False)
+    columns = ["photo", "group", "class", "split"]
+    table = crops[crops.status == "ok"][["index", "photo"]].merge(photos[columns], on="photo")
+    hints = table.split.to_numpy(str)
+    rule = params.filter
+
+    colors, coverage, extreme, mean, small = _measure_all(len(table), params.crop.size, rule.palette)
+    if paths.COLORS_CSV.exists():
+        listed, listed_coverage = listed_colors(
+            pd.read_csv(paths.COLORS_CSV, dtype={"photo": str}), table.photo
+        )
+        known = listed_coverage.any(axis=1)
+        colors[known], coverage[known] = listed[known], listed_coverage[known]
+    table["weighted_lightness"] = weighted_lightness(colors, coverage)
+    table["coverage"] = coverage.max(axis=1)
+
+    masks = tone_rules(table.weighted_lightness.to_numpy(), table.coverage.to_numpy(), extreme, mean, rule)
+    table["reason"] = _remove(masks, len(table))
+    _draw(table, hints, small, rule, params.seed)
+
+    removed = {
+        name: table.reason.str.split("+", regex=False)
+        .apply(lambda names, name=name: name in names)
+        .to_numpy()
+        for name in (*masks, "unused", "duplicate")
+    }
+    removed = {name: mask for name, mask in removed.items() if mask.any()}
+    table[["weighted_lightness", "coverage"]] = table[["weighted_lightness", "coverage"]].map("{:.4f}".format)
+    order = [*["index", *columns[:3]], "weighted_lightness", "coverage", "split", "reason"]
+    write_text(paths.SPLITS_CSV, table[order].to_csv(index=False, lineterminator="\n"))
+    write_bytes(paths.REMOVED_PNG, _sheet(table, removed))
+
+    print(f"{'removed because':16} count")
+    for name, mask in removed.items():
+        print(f"{name:16} {mask.sum():5}")
+    print(f"{'any of these':16} {(table.reason != '').sum():5}")
+    print("filter: kept " + ", ".join(f"{(table.split == name).sum()} {name}" for name in SPLITS))
+
+
+if __name__ == "__main__":
+    stage(main)

@@ -1,0 +1,150 @@
+"""Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md and .png.
+
+Reads what the zoo trained and scored, data/zoo/<name>/. Differences from the baselines are paired, photograph by
+photograph, with 95 % bootstrap intervals. Seconds differ from run to run, so they are in no file: `--cost` prints
+the table with the training seconds that runs/ holds, and writes nothing.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from colorize import figures, files, metrics
+from colorize.files import InputError
+from colorize.images import read_crops
+from pipeline import paths
+from pipeline.params import Params, stage
+
+COLUMNS = (
+    "ssim",
+    "rmse",
+    "rmse_ab",
+    "colorfulness",
+    "colorfulness_difference",
+    "ciede2000",
+    "raw_mse",
+    "raw_mae",
+)
+"""The metrics that stand beside PSNR."""
+
+
+def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
+    """What each model is, and its scores per photograph.
+
+    Raises:
+        InputError: a model is not trained or not scored, or was scored on other photographs than the rest.
+    """
+    descriptions, tables = {}, {}
+    for name in names:
+        folder = paths.ZOO / name
+        try:
+            descriptions[name] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            tables[name] = pd.read_csv(folder / "per_image.csv", dtype={"photo": str}, keep_default_na=False)
+        except FileNotFoundError as error:
+            raise InputError(f"{error.filename} is missing; run `make zoo`") from error
+        if not tables[name]["photo"].equals(tables[names[0]]["photo"]):
+            raise InputError(f"{folder / 'per_image.csv'} holds other photographs than {names[0]}'s; run `make zoo`")
+    return descriptions, tables
+
+
+def rank(
+    descriptions: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame], resamples: int, seed: int
+) -> pd.DataFrame:
+    """One row per model, best PSNR first; equal ones by name."""
+    draws = metrics.resamples(len(next(iter(tables.values()))), resamples, seed)
+    rows = []
+    for name, table in tables.items():
+        summary = metrics.summarize(table, draws)
+        row = {
+            "model": name,
+            "parameters": descriptions[name]["parameters"],
+            "epochs": descriptions[name]["epochs"],
+        }
+        row |= dict(zip(("psnr", "psnr_low", "psnr_high"), summary.loc["psnr"], strict=True))
+        row |= {metric: summary.loc[metric, "mean"] for metric in COLUMNS}
+        for baseline in metrics.BASELINES:
+            gain = metrics.paired_difference(table, tables[baseline], draws).loc["psnr"]
+            keys = [f"psnr_over_{baseline}{suffix}" for suffix in ("", "_low", "_high")]
+            row |= dict(zip(keys, gain, strict=True))
+        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
+    return pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True], ignore_index=True)
+
+
+def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
+    """The board as a markdown table, with a column of training seconds if they are given."""
+    heads = ["model", "parameters", "epochs", "psnr dB", *COLUMNS]
+    heads += [f"psnr over {baseline}" for baseline in metrics.BASELINES] + ["training s"] * (seconds is not None)
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row in board.to_dict("records"):
+        cells = [row["model"], f"{row['parameters']:,}", str(row["epochs"])]
+        cells.append(f"{row['psnr']:.2f} [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]")
+        cells += [f"{row[metric]:.{metrics.METRICS[metric].decimals}f}" for metric in COLUMNS]
+        for baseline in metrics.BASELINES:
+            gain = [row[f"psnr_over_{baseline}{suffix}"] for suffix in ("", "_low", "_high")]
+            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain))
+        if seconds is not None:
+            cells.append(seconds[row["model"]])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def training_seconds(name: str, fingerprint: str) -> str:
+    """The measured training time of a model, "-" where this machine did not train it."""
+    timing: Path = paths.RUNS / f"{name}-{fingerprint[:12]}" / "timing.csv"
+    return f"{pd.read_csv(timing)['seconds'].sum():.1f}" if timing.exists() else "-"
+
+
+def draw(names: list[str], shown: np.ndarray) -> bytes:
+    """A PNG of the same few test photographs as every model colors them; `shown` are their indices.
+
+    Raises:
+        InputError: a model's pictures are missing or of other photographs.
+    """
+    truth = read_crops(paths.CROPS, shown)
+    columns = {}
+    for name in names:
+        path = paths.ZOO / name / "samples.npy"
+        try:
+            columns[name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is missing or damaged; run `make zoo`") from error
+        if columns[name].shape != truth.shape:
+            raise InputError(f"{path} holds other photographs than evaluate.samples asks for; run `make zoo`")
+    return figures.encode(figures.sheet({"grey": columns.pop("grey"), "truth": truth, **columns}), "png")
+
+
+def main(params: Params, cost: bool = False) -> None:
+    names = list(params.models)
+    for baseline in metrics.BASELINES:
+        if baseline not in names:
+            raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")
+    descriptions, tables = read_zoo(names)
+    board = rank(descriptions, tables, params.evaluate.bootstrap, params.seed)
+    if cost:
+        seconds = {name: training_seconds(name, about["fingerprint"]) for name, about in descriptions.items()}
+        print(markdown(board, seconds), end="")
+        return
+    photos = tables["grey"]
+    shown = photos["index"].to_numpy()[figures.spread(len(photos), params.evaluate.samples)]
+    sheet = draw(board["model"].to_list(), shown)
+    files.write_text(paths.METRICS / "leaderboard.csv", board.to_csv(index=False, lineterminator="\n"))
+    files.write_json(paths.METRICS / "leaderboard.json", board.to_dict("records"))
+    text = (
+        f"{len(photos)} test photographs at {params.crop.size}x{params.crop.size} pixels, "
+        f"{int(photos['grey_truth'].sum())} of them grey in truth and left out of PSNR; in brackets: 95 % intervals, "
+        f"from {params.evaluate.bootstrap} bootstrap resamples.\n\n{markdown(board)}"
+    )
+    files.write_text(paths.METRICS / "leaderboard.md", text)
+    files.write_bytes(paths.METRICS / "leaderboard.png", sheet)
+    print(markdown(board), end="")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipeline.leaderboard", description=__doc__.splitlines()[0])
+    parser.add_argument("--cost", action="store_true", help="print the table with training seconds; write nothing")
+    stage(partial(main, cost=parser.parse_args().cost))

@@ -1,0 +1,122 @@
+"""The door: params.yaml is read and checked here, and nowhere else.
+
+Types, units and limits are those of colorize.settings; whatever does not fit is refused with one sentence that
+names the parameter. `stage` runs a stage's function behind this door and turns what a user can mend into one
+sentence and exit status 1.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from colorize.files import InputError
+from colorize.settings import (
+    Count,
+    CropRule,
+    EvaluateRule,
+    FilterRule,
+    ModelBlock,
+    PriorRule,
+    Source,
+    TrainRule,
+    count_of,
+)
+from pipeline import paths
+
+
+class Params(BaseModel):
+    """params.yaml, checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: Count
+    model: str
+    data: Source
+    crop: CropRule
+    filter: FilterRule
+    prior: PriorRule
+    train: TrainRule
+    evaluate: EvaluateRule
+    models: dict[str, ModelBlock]
+
+    def block(self, name: str) -> ModelBlock:
+        """The block of a model.
+
+        Raises:
+            InputError: there is none of that name; the sentence suggests the nearest.
+        """
+        if name in self.models:
+            return self.models[name]
+        raise InputError(f"there is no model {name!r} in {paths.PARAMS}; {suggest(name, list(self.models))}")
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """A clause that points from a name nobody knows to the nearest known ones."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listed = f"choose among {', '.join(known)}"
+    return f"did you mean {near[0]!r}? Or {listed}" if near else listed
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = Params
+        for part in first["loc"][:-1]:
+            annotation = owner.model_fields[part].annotation if owner is Params else None
+            owner = (
+                annotation if annotation is not None and hasattr(annotation, "__dataclass_fields__") else None
+            )
+        known = (
+            list(Params.model_fields) if owner is Params else list(getattr(owner, "__dataclass_fields__", {}))
+        )
+        hint = suggest(str(first["loc"][-1]), known) if known else "remove it or mend its name"
+        return f"{paths.PARAMS}: there is no parameter {where!r}; {hint}"
+    what = first["msg"][0].lower() + first["msg"][1:]
+    return f"{paths.PARAMS}: {where}: {what}, but it is {first['input']!r}"
+
+
+def load(path: Path = paths.PARAMS) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or holds what does not fit.
+    """
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; run this from the project's folder") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise InputError(_sentence(error)) from error
+    for name in ("dark", "bright", "train", "val", "test"):
+        amount = getattr(params.filter, name)
+        try:
+            count_of(amount, 1)
+        except (ValueError, ZeroDivisionError) as error:
+            raise InputError(f"{path}: filter.{name}: {error}, but it is {amount!r}") from error
+    return params
+
+
+def stage(function: Callable[[Params], None]) -> None:
+    """Run one stage with the checked parameters; what a user can mend ends in one sentence and exit status 1."""
+    try:
+        function(load())
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        os._exit(130)

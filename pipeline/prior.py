@@ -1,0 +1,61 @@
+"""Count the training split's colors: the prior over the 313 bins, its smoothed form, the rebalancing weights."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import requests
+
+from colorize.bins import Q, Statistics
+from colorize.files import InputError, sha256_bytes
+from colorize.images import read_crops
+from colorize.settings import PriorRule
+from pipeline import paths
+from pipeline.params import Params, stage
+
+
+def read_released(rule: PriorRule) -> np.ndarray | None:
+    """The released prior [313] from a path or URL; None if the parameter is empty.
+
+    Raises:
+        InputError: it cannot be had, or it is another file than the one whose sha256 the parameters give.
+    """
+    if not rule.released:
+        return None
+    try:
+        if rule.released.startswith(("http://", "https://")):
+            response = requests.get(rule.released, timeout=60)
+            response.raise_for_status()
+            content = response.content
+        else:
+            content = Path(rule.released).read_bytes()
+    except (OSError, requests.RequestException) as error:
+        raise InputError(
+            f"prior.released: cannot read {rule.released}; give a path or URL of prior_probs.npy"
+        ) from error
+    found = sha256_bytes(content)
+    if found != rule.released_sha256:
+        raise InputError(f"prior.released: {rule.released} has sha256 {found}, not prior.released_sha256")
+    prior = np.load(io.BytesIO(content), allow_pickle=False)
+    if prior.shape != (Q,):
+        raise InputError(f"prior.released: {rule.released} has shape {prior.shape}, not ({Q},)")
+    return prior
+
+
+def main(params: Params) -> None:
+    released = read_released(params.prior)
+    splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
+    training = splits.loc[splits["split"] == "train", "index"].to_numpy()
+    statistics = Statistics.measure(read_crops(paths.CROPS, training), params.prior, released)
+    statistics.write(paths.PRIOR)
+    counts = statistics.arrays["counts"]
+    a, b = statistics.arrays["mean_ab"]
+    print(
+        f"prior: {counts.sum():,} pixels of {len(training):,} photographs in {(counts > 0).sum()} of {Q} bins"
+    )
+    print(f"mean color: a* {a:.2f}, b* {b:.2f}")
+
+
+if __name__ == "__main__":
+    stage(main)

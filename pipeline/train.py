@@ -1,0 +1,157 @@
+"""Train one model: `python -m pipeline.train [--model NAME]`; without a name, the one that params.yaml chooses.
+
+The training state lies in runs/<name>-<fingerprint>/, outside every stage's outs: DVC deletes outs before it runs. The
+fingerprint covers all that the weights depend on (block, rules, seed, source, data, torch, device), so a state is only ever
+continued by the run that it belongs to, and a finished one is handed out instead of trained again. Measured seconds go to
+timing.csv there, never into an out.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+import colorize
+from colorize import files
+from colorize.batches import Photos
+from colorize.bins import Statistics
+from colorize.device import select_device
+from colorize.files import InputError
+from colorize.images import read_crops
+from colorize.models import build_model, describe_block, save_model
+from colorize.models._base import parameter_count
+from colorize.training import Progress, Row, fit, history_csv
+from pipeline import paths
+from pipeline.check import working_size
+from pipeline.params import Params, stage
+
+STATE = "state.pt"
+TIMING = "timing.csv"
+SHARED_SOURCES = ("settings", "color", "bins", "batches", "heads", "device", "training")
+
+
+def fingerprint(params: Params, name: str, device: torch.device) -> str:
+    """Sixty-four hexadecimal digits over everything that the trained weights depend on."""
+    library = Path(colorize.__file__).parent
+    block = params.block(name)
+    sources = [library / f"{module}.py" for module in SHARED_SOURCES]
+    sources += [library / "models" / f"{module}.py" for module in ("_base", "_blocks", block.arch)]
+    rule = asdict(params.train)
+    for harmless in ("checkpoint_seconds", "keep_gigabytes"):
+        del rule[harmless]
+    covered = {
+        "block": describe_block(block),
+        "train": rule,
+        "seed": params.seed,
+        "size": working_size(params, name),
+        "device": device.type,
+        "torch": torch.__version__,
+        "sources": {path.name: files.sha256(path) for path in sources},
+        "data": files.sha256_of([paths.CROPS, paths.SPLITS_CSV, paths.PRIOR]),
+    }
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def run_folder(name: str, digits: str) -> Path:
+    """Where a training keeps its state and its seconds."""
+    return paths.RUNS / f"{name}-{digits[:12]}"
+
+
+def prune(keep: Path, gigabytes: float) -> None:
+    """Delete the oldest other run folders until all together are below `gigabytes`; running ones are left alone."""
+    folders = sorted(
+        (f for f in paths.RUNS.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True
+    )
+    total = 0
+    for folder in [keep, *(f for f in folders if f != keep)]:
+        total += sum(file.stat().st_size for file in folder.iterdir())
+        if folder != keep and total > gigabytes * 1e9:
+            try:
+                with FileLock(folder / "lock", timeout=0):
+                    shutil.rmtree(folder)
+            except Timeout:
+                continue
+
+
+def train(params: Params, name: str, out: Path) -> Progress:
+    """Train a model, or fetch it from its finished state, and write it to `out`.
+
+    Raises:
+        InputError: there is too little data, or another process is training this very model.
+    """
+    device = select_device(params.train)
+    block, size = params.block(name), working_size(params, name)
+    splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
+    sets = {
+        split: Photos(
+            read_crops(paths.CROPS, splits.loc[splits["split"] == split, "index"].to_numpy()), size, device
+        )
+        for split in ("train", "val")
+    }
+    if len(sets["train"]) < 2 or len(sets["val"]) < 1:
+        raise InputError(
+            f"training needs 2 photographs and 1 for validation; there are {len(sets['train'])} and "
+            f"{len(sets['val'])}: add photographs or change filter.train and filter.val"
+        )
+    digits = fingerprint(params, name, device)
+    folder = run_folder(name, digits)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def report(row: Row) -> None:
+        values = f"train {row['train_loss']:.5g}  val {row['val_loss']:.5g}"
+        tqdm.write(f"{name}  epoch {row['epoch']:g}  {values}")
+
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            files.remove_partial(folder)
+            torch.manual_seed(params.seed)
+            model = build_model(block, size, Statistics.read(paths.PRIOR)).to(device)
+            progress = fit(
+                model,
+                sets["train"],
+                sets["val"],
+                block.train,
+                params.train,
+                params.seed,
+                folder / STATE,
+                report,
+            )
+            lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
+            files.write_text(folder / TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
+    except Timeout as error:
+        raise InputError(f"another process is training {name} in {folder}; wait for it or stop it") from error
+    description = {
+        "name": name,
+        "block": describe_block(block),
+        "seed": params.seed,
+        "size": size,
+        "parameters": parameter_count(model),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "fingerprint": digits,
+    }
+    save_model(out, model, description, history_csv(progress.history))
+    prune(folder, params.train.keep_gigabytes)
+    return progress
+
+
+def main(params: Params) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model"
+    )
+    arguments = parser.parse_args()
+    name = arguments.model or params.model
+    progress = train(params, name, paths.ZOO / name if arguments.model else paths.MODEL)
+    print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
+
+
+if __name__ == "__main__":
+    stage(main)

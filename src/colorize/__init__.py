@@ -1,0 +1,1 @@
+"""Automatic image colorization: the library behind the pipeline."""

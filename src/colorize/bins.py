@@ -1,0 +1,153 @@
+"""The Q = 313 color bins of Zhang et al. 2016, derived from first principles, and what is counted over them.
+
+The bins are the points of the step-10 grid over ab that lie within one step, in a and in b, of the sRGB gamut's
+convex hull: project the sRGB cube on ab, take the hull, grow it by the square of half-width 10 (Minkowski sum), keep
+the grid points inside. That gives exactly the set and order of the released `pts_in_hull.npy`. The hull's own edge
+normals alone are not the sum and give 314: they let (80, -120) in.
+
+Source: Zhang, Isola, Efros, Colorful Image Colorization, ECCV 2016, section 2; document 001, sections 3.2 to 3.4.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import ConvexHull
+from skimage.color import rgb2lab
+
+from colorize import files
+from colorize.settings import PriorRule
+
+STEP = 10
+Q = 313
+
+
+@cache
+def centers() -> np.ndarray:
+    """The bins' centers: int64 [313, 2] in ab units, ordered by a, then b."""
+    ramp = np.linspace(0, 1, 65)
+    faces = [np.stack(np.meshgrid(ramp, ramp, [end], indexing="ij"), -1).reshape(-1, 3) for end in (0.0, 1.0)]
+    cube = np.concatenate([np.roll(face, axis, axis=1) for face in faces for axis in range(3)])
+    ab = rgb2lab(cube)[:, 1:]
+    corners = STEP * np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)])
+    grown = ConvexHull((ab[ConvexHull(ab).vertices][:, None] + corners).reshape(-1, 2))
+    line = np.arange(-13, 14) * STEP
+    grid = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    inside = (grid @ grown.equations[:, :2].T + grown.equations[:, 2] <= 1e-9).all(axis=1)
+    return grid[inside]
+
+
+@cache
+def _lattice() -> np.ndarray:
+    """Bin of each lattice cell: int16 [27, 27], indexed by a / 10 + 13 and b / 10 + 13; -1 outside the set."""
+    table = np.full((27, 27), -1, np.int16)
+    table[tuple((centers() // STEP + 13).T)] = np.arange(Q)
+    return table
+
+
+def nearest(ab: np.ndarray) -> np.ndarray:
+    """The nearest bin of each color: [..., 2] in ab units becomes int16 [...].
+
+    No search: the centers lie on the grid, and every sRGB color rounds to a grid point of the set.
+
+    Raises:
+        ValueError: a color is outside the sRGB gamut and rounds to no bin.
+    """
+    cells = np.clip(np.rint(ab / STEP).astype(np.int64) + 13, 0, 26)
+    bins = _lattice()[cells[..., 0], cells[..., 1]]
+    if (bins < 0).any():
+        raise ValueError("a color lies outside the sRGB gamut, where there is no bin")
+    return bins
+
+
+def color_counts(images: np.ndarray) -> np.ndarray:
+    """How often each of the 2^24 sRGB colors occurs: uint8 [N, H, W, 3] becomes int64 [16777216].
+
+    Counts of parts add up, whole numbers in any order, so the prior is the same for any division of the work.
+    """
+    wide = images.astype(np.uint32)
+    packed = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    return np.bincount(packed.ravel(), minlength=1 << 24)
+
+
+def count_bins(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fold color counts [16777216] into bin counts int64 [313] and the mean color float64 [2] in ab units."""
+    colors = np.flatnonzero(counts)
+    bins = np.zeros(Q, np.int64)
+    total = np.zeros(2)
+    for part in np.array_split(colors, -(-len(colors) // 1_000_000)):
+        rgb = np.stack((part >> 16, (part >> 8) & 255, part & 255), -1) / 255
+        ab = rgb2lab(rgb)[:, 1:]
+        np.add.at(bins, nearest(ab), counts[part])
+        total += (ab * counts[part, None]).sum(axis=0)
+    return bins, total / counts.sum()
+
+
+def smooth(prior: np.ndarray, sigma: float) -> np.ndarray:
+    """Smooth a distribution over the bins [313] with a Gaussian of `sigma` ab units; each bin's mass is kept."""
+    distance = ((centers()[:, None] - centers()[None]) ** 2).sum(-1)
+    kernel = np.exp(-distance / (2 * sigma**2))
+    return (kernel / kernel.sum(axis=0)) @ prior
+
+
+def rebalancing_weights(prior: np.ndarray, uniform_mix: float) -> np.ndarray:
+    """Weights [313], w proportional to 1 / ((1 - lambda) prior + lambda / Q), with sum(prior * w) = 1.
+
+    Source: Zhang et al. 2016, equation 4; document 001, section 3.3. Lambda is `uniform_mix`.
+    """
+    weights = 1 / ((1 - uniform_mix) * prior + uniform_mix / len(prior))
+    return weights / (prior * weights).sum()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of the training split's colors; the prior stage counts it, models and figures read it."""
+
+    arrays: dict[str, np.ndarray]
+    """`mean_ab` [2]; `empirical`, `smoothed` and, if there, `released`, `released_smoothed` [313]; `weights_*` [313]."""
+
+    @staticmethod
+    def measure(images: np.ndarray, rule: PriorRule, released: np.ndarray | None = None) -> "Statistics":
+        """Count the colors of uint8 images [N, H, W, 3]; `released` [313] joins as a second prior."""
+        counts = np.zeros(1 << 24, np.int64)
+        for part in np.array_split(images, max(1, -(-images.size // 100_000_000))):
+            counts += color_counts(part)
+        bins, mean_ab = count_bins(counts)
+        priors = {"empirical": bins / bins.sum()}
+        if released is not None:
+            priors["released"] = released / released.sum()
+        smoothed = {
+            "smoothed" if name == "empirical" else f"{name}_smoothed": smooth(prior, rule.sigma)
+            for name, prior in priors.items()
+        }
+        weights = {
+            f"weights_{name}": rebalancing_weights(prior, rule.uniform_mix)
+            for name, prior in (priors | smoothed).items()
+        }
+        return Statistics(
+            {"bins": centers(), "mean_ab": mean_ab, "counts": bins} | priors | smoothed | weights
+        )
+
+    @staticmethod
+    def read(path: Path) -> "Statistics":
+        """Read what `write` wrote."""
+        with np.load(path, allow_pickle=False) as archive:
+            return Statistics({name: archive[name] for name in archive.files})
+
+    def write(self, path: Path) -> None:
+        files.write_arrays(path, self.arrays)
+
+    def weights(self, prior: str) -> np.ndarray:
+        """The rebalancing weights [313] of one of the priors.
+
+        Raises:
+            InputError: that prior was not given to the prior stage.
+        """
+        try:
+            return self.arrays[f"weights_{prior}"]
+        except KeyError as error:
+            raise files.InputError(
+                f"a model asks for the {prior!r} prior, which is not there; set prior.released to the path or URL of "
+                "prior_probs.npy"
+            ) from error

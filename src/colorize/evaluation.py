@@ -1,0 +1,148 @@
+"""The one protocol under which every system is scored, at the size S of the truth.
+
+Truth is uint8 sRGB; the prediction is the truth's own L* with the predicted ab, scaled bilinearly to S, turned to
+sRGB, clipped and rounded to uint8. A system of a smaller size sees the lightness of the truth area-resized to it. A
+system that predicts RGB enters with the ab of its prediction; its RGB as it comes is measured beside it, in the raw
+metrics. Source: section 4 of the specification. It does not know files: photographs come from a function.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from colorize import metrics
+from colorize.batches import area_resize, to_light_ab
+from colorize.color import lab_to_rgb
+from colorize.files import InputError
+from colorize.models import Colorizer
+
+Reader = Callable[[np.ndarray], np.ndarray]
+"""Photographs by their indices [n]: uint8 [n, S, S, 3]."""
+
+
+class Prediction(NamedTuple):
+    """What a system makes of n photographs."""
+
+    image: np.ndarray
+    """uint8 [n, S, S, 3]."""
+    ab: np.ndarray
+    """float32 [n, S, S, 2], Lab units, not clipped to the gamut."""
+    raw: dict[str, np.ndarray]
+    """`raw_mse` and `raw_mae`, each [n]."""
+
+
+def _channels_last(maps: Tensor) -> np.ndarray:
+    return maps.permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+@torch.inference_mode()
+def predict(model: Colorizer, size: int, truth: np.ndarray, device: torch.device | str = "cpu") -> Prediction:
+    """Color the lightness of photographs.
+
+    Args:
+        size: side at which the model works, at most S.
+        truth: uint8 [n, S, S, 3].
+
+    Raises:
+        FloatingPointError: a prediction is not finite; its argument is the position of the first such photograph.
+    """
+    images = torch.from_numpy(truth).to(device)
+    small = area_resize(images, size)
+    light, _ = to_light_ab(small)
+    ab, own = model.colorize(light), model.rgb(light)
+    finite = torch.isfinite(ab).flatten(1).all(1)
+    if own is not None:
+        finite &= torch.isfinite(own).flatten(1).all(1)
+    if not finite.all():
+        raise FloatingPointError(int((~finite).nonzero()[0]))
+    if ab.shape[-1] != truth.shape[1]:
+        ab = F.interpolate(ab, size=truth.shape[1:3], mode="bilinear", align_corners=False)
+    rgb = lab_to_rgb(torch.cat((to_light_ab(images)[0], ab), dim=1))
+    image = (_channels_last(rgb) * 255).round().astype(np.uint8)
+    if own is None:
+        raw = metrics.raw_errors(truth / 255, image / 255)
+    else:
+        raw = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(own))
+    return Prediction(image, _channels_last(ab), raw)
+
+
+def score(
+    name: str,
+    model: Colorizer,
+    size: int,
+    photos: pd.DataFrame,
+    read: Reader,
+    batch: int,
+    shown: np.ndarray,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Score one system on photographs.
+
+    Args:
+        name: what errors and the progress bar call it.
+        size: side at which the model works.
+        photos: one row per photograph, with `index` and `photo`.
+        batch: photographs at a time.
+        shown: positions of the photographs whose predictions are wanted as pictures.
+
+    Returns:
+        One row per photograph with every metric (see `metrics.averages`), and the pictures, uint8 [len(shown), S, S, 3].
+
+    Raises:
+        InputError: there is no photograph, they are too small for SSIM, or the model predicts something not finite.
+    """
+    if photos.empty:
+        raise InputError(
+            "there is no test photograph to score on; raise filter.test or give more photographs"
+        )
+    model = model.to(device)
+    tables, pictures = [], []
+    for start in tqdm(range(0, len(photos), batch), desc=f"score {name}", file=sys.stderr, disable=None):
+        part = photos.iloc[start : start + batch]
+        truth = read(part["index"].to_numpy())
+        try:
+            prediction = predict(model, size, truth, device)
+        except FloatingPointError as error:
+            photo = part["photo"].iloc[error.args[0]]
+            raise InputError(
+                f"model {name} predicts NaN or infinity for photo {photo}; train it again, with a lower learning rate"
+            ) from error
+        scores = metrics.per_image(truth, prediction.image, prediction.ab, threads)
+        tables.append(scores.assign(**prediction.raw))
+        pictures.append(prediction.image[shown[(shown >= start) & (shown < start + batch)] - start])
+    return pd.concat(tables, ignore_index=True), np.concatenate(pictures)
+
+
+def compare(tables: Mapping[str, pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:
+    """Every metric of every system, with what the first system has more than each other one.
+
+    Args:
+        tables: per-photograph scores by system; the first is compared with the others.
+        draws: bootstrap draws, of `metrics.resamples`.
+
+    Returns:
+        Columns metric, system, mean, low, high, difference, difference_low, difference_high; the last three are empty
+        in the first system's rows.
+
+    Raises:
+        InputError: no photograph is left over which PSNR could be averaged.
+    """
+    first, *others = tables
+    parts = [metrics.summarize(tables[first], draws).assign(system=first)]
+    for system in others:
+        more = metrics.paired_difference(tables[first], tables[system], draws)
+        more = more.set_axis(["difference", "difference_low", "difference_high"], axis=1)
+        parts.append(metrics.summarize(tables[system], draws).assign(system=system).join(more))
+    rows = pd.concat(parts).rename_axis("metric").reset_index()
+    rows["metric"] = pd.Categorical(rows["metric"], list(metrics.METRICS))
+    rows = rows.sort_values("metric", kind="stable", ignore_index=True)
+    columns = ["metric", "system", "mean", "low", "high", "difference", "difference_low", "difference_high"]
+    return rows[columns].astype({"metric": str})

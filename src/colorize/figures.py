@@ -1,0 +1,193 @@
+"""Pictures of results: sheets of photographs, loss curves, the prior over the ab plane.
+
+Grounds are transparent and ink is a middle grey, so that one picture reads on a light and on a dark page. Equal
+inputs give equal bytes. Drawn with Pillow and matplotlib; nothing here writes files or knows where they lie.
+"""
+
+import io
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+from skimage.color import lab2rgb
+
+INK = "#808080"
+CURVES = {
+    "train_loss": ("training, running", "#9aa7b1"),
+    "train_eval_loss": ("training, evaluation mode", "#2b83ba"),
+    "val_loss": ("validation", "#d95f0e"),
+}
+PRIORS = {
+    "empirical": "Empirical",
+    "smoothed": "Smoothed",
+    "released": "Released, ImageNet",
+    "released_smoothed": "Released, smoothed",
+}
+FAINTEST = 1e-6
+"""Probability at which a bin's square shrinks to nothing."""
+LABEL_SIZE, GAP = 13, 6
+SMALLEST, LARGEST = 96, 160
+"""Sides in pixels between which photographs are shown on a sheet: large enough to see, small enough to keep in git."""
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 200,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def spread(photos: int, count: int) -> np.ndarray:
+    """Positions of at most `count` of `photos`, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, photos - 1, min(count, photos)).round().astype(int))
+
+
+def encode(image: Image.Image, kind: str) -> bytes:
+    """A picture as PNG, or as WebP, which keeps a page of photographs small."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 85, "method": 6} if kind == "webp" else {"optimize": True}))
+    return buffer.getvalue()
+
+
+def _wrap(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Break a label at underscores and spaces into lines that fit `width` pixels."""
+    lines = [""]
+    for part in label.replace("_", "_ ").split():
+        joined = lines[-1] + ("" if not lines[-1] or lines[-1].endswith("_") else " ") + part
+        if lines[-1] and font.getlength(joined) > width:
+            lines.append(part)
+        else:
+            lines[-1] = joined
+    return "\n".join(lines)
+
+
+def sheet(columns: Mapping[str, np.ndarray]) -> Image.Image:
+    """Photographs in labelled columns, one row per photograph.
+
+    Args:
+        columns: label to uint8 [n, S, S, 3], all of one shape.
+    """
+    count, side = next(iter(columns.values())).shape[:2]
+    cell = min(max(side, SMALLEST), LARGEST)
+    font = ImageFont.load_default(LABEL_SIZE)
+    labels = [_wrap(label, cell, font) for label in columns]
+    top = (LABEL_SIZE + 4) * max(label.count("\n") + 1 for label in labels) + GAP
+    picture = Image.new("RGBA", (len(columns) * (cell + GAP) - GAP, top + count * (cell + GAP) - GAP))
+    draw = ImageDraw.Draw(picture)
+    for column, (label, images) in enumerate(zip(labels, columns.values(), strict=True)):
+        left = column * (cell + GAP)
+        draw.multiline_text((left, 0), label, fill=INK, font=font, spacing=4)
+        for row, pixels in enumerate(images):
+            photo = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.BICUBIC)
+            picture.paste(photo, (left, top + row * (cell + GAP)))
+    return picture
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def loss_curves(history: pd.DataFrame, averaged: bool) -> bytes:
+    """Losses over the epochs as PNG: as they are, or as moving averages over 20 epochs.
+
+    Args:
+        history: columns `epoch` and, for every one of `CURVES`, its name and its name + `_ma20`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        suffix = "_ma20" if averaged else ""
+        marker = "." if len(history) < 30 else ""
+        for column, (label, color) in CURVES.items():
+            axes.plot(
+                history["epoch"],
+                history[column + suffix],
+                color=color,
+                label=label,
+                linewidth=1.5,
+                marker=marker,
+            )
+        values = history[[column + suffix for column in CURVES]].to_numpy(float)
+        if values.min() > 0 and values.max() > 20 * values.min():
+            axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title("Mean of the last 20 epochs" if averaged else "Each epoch")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+        axes.legend()
+        return _png(figure)
+
+
+@cache
+def _bin_colors(bins: bytes) -> np.ndarray:
+    ab = np.frombuffer(bins, np.float64).reshape(-1, 2)
+    return lab2rgb(np.insert(ab, 0, 65, axis=1))
+
+
+def _over_ab(axes: Axes, bins: np.ndarray, shares: np.ndarray, title: str) -> None:
+    """Squares in the bins' own colors (at L* 65) whose sides are `shares`, 0 to 1, of the grid's step."""
+    colors = _bin_colors(np.ascontiguousarray(bins, np.float64).tobytes())
+    for sides, alpha in ((np.full(len(bins), 9.6), 0.22), (9.6 * shares, 1.0)):
+        squares = [Rectangle((a - side / 2, b - side / 2), side, side) for (a, b), side in zip(bins, sides, strict=True)]
+        axes.add_collection(PatchCollection(squares, facecolors=colors, alpha=alpha, linewidths=0, snap=False))
+    axes.set(xlim=(-118, 118), ylim=(-118, 118), aspect="equal", title=title, xlabel="a*", ylabel="b*")
+    axes.set_xticks(range(-100, 101, 50))
+    axes.set_yticks(range(-100, 101, 50))
+
+
+def _panels(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    """Title and shares [313] of every prior, then of the weights that follow from each."""
+    there = [name for name in PRIORS if name in arrays]
+    heaviest = max(arrays[f"weights_{name}"].max() for name in there)
+    faintest = np.log10(FAINTEST)
+    priors = [(PRIORS[name], 1 - np.log10(np.maximum(arrays[name], FAINTEST)) / faintest) for name in there]
+    return priors + [(f"{PRIORS[name]}: weights", arrays[f"weights_{name}"] / heaviest) for name in there]
+
+
+def prior(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Every prior over the ab plane, and below it its rebalancing weights, as one PNG.
+
+    Args:
+        arrays: of `colorize.bins.Statistics`.
+    """
+    panels = _panels(arrays)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.6 * len(panels), 6.6), layout="constrained")
+        for axes, (title, shares) in zip(figure.subplots(2, len(panels) // 2).flat, panels, strict=True):
+            _over_ab(axes, arrays["bins"], shares, title)
+        return _png(figure)
+
+
+def prior_panels(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """The panels of `prior` one by one, title to PNG, for a page that arranges them itself."""
+    panels = {}
+    with matplotlib.rc_context(STYLE):
+        for title, shares in _panels(arrays):
+            figure = Figure(figsize=(3.4, 3.4), layout="constrained")
+            _over_ab(figure.subplots(), arrays["bins"], shares, title)
+            panels[title] = _png(figure)
+    return panels

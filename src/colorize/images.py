@@ -1,0 +1,273 @@
+"""Encoded photographs of unknown origin to upright sRGB squares, in shards of uint8 arrays.
+
+Geometry is pinned: the centered square in source coordinates, then one antialiased resample; JPEGs are decoded at
+a reduced scale of at least twice the target, which costs no visible quality (45 dB) and a quarter of the time.
+Whatever cannot be decoded completely is refused with a reason: no partial image is ever returned.
+It does not judge what a photograph shows; selection.py does.
+"""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed
+from PIL import Image, ImageCms, ImageDraw, UnidentifiedImageError
+
+from colorize.files import InputError, write_array
+from colorize.settings import CropRule
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_SCANS = 500
+"""Scans of a progressive JPEG: real ones have about ten, crafted ones thousands that take minutes."""
+SHARD_ROWS = 1000
+SHARD_BYTES = 2**28
+MIN_SHARDS = 16
+"""Small data sets are cut into about so many shards, so that every core has work."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_SRGB = ImageCms.createProfile("sRGB")
+
+Read = Callable[[str, str], bytes]
+"""From shard and member to the original bytes."""
+
+
+class Refused(Exception):
+    """No crop can be made; the message is the reason, one word."""
+
+
+@dataclass
+class Record:
+    """What became of one photograph; width and height are those of the upright source, in pixels."""
+
+    photo: str
+    status: str = "failed"
+    reason: str = ""
+    note: str = ""
+    width: int | None = None
+    height: int | None = None
+    small: bool = False
+
+
+def crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
+    """Decode a photograph to its central square.
+
+    Returns:
+        uint8 [S, S, 3], upright sRGB with transparency on white, and a record without the photograph's name.
+
+    Raises:
+        Refused: not_image, truncated, corrupt, too_many_pixels, too_many_scans, mode (no defined way to 8-bit
+            RGB) or too_small (only where the rule drops small ones).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata, which does not concern the pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return _crop_square(content, rule)
+        except Refused:
+            raise
+        except UnidentifiedImageError as error:
+            raise Refused("not_image") from error
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise Refused("too_many_pixels") from error
+        except Exception as error:
+            # Decoders fail with whatever they like, and a bad photograph is data, not a crash.
+            raise Refused("truncated" if "truncated" in str(error).lower() else "corrupt") from error
+
+
+def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
+    image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
+        raise Refused("too_many_scans")
+    width, height = image.size
+    record = Record("", "ok", width=width, height=height, small=min(width, height) < rule.size)
+    if record.small and rule.small == "drop":
+        raise Refused("too_small")
+    drafted = image.draft(None, (2 * rule.size, 2 * rule.size))
+    image.load()
+    # The exact extent of the source in drafted pixels, whose last column and row may be only partly covered.
+    right, bottom = drafted[1][2:] if drafted else image.size
+    side = min(right, bottom)
+    left, top = (right - side) / 2, (bottom - side) / 2
+    notes = []
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        turn = _UPRIGHT.get(orientation)
+    except Exception:  # broken metadata is no reason to lose the photograph
+        turn = None
+        notes.append("exif_ignored")
+    square = _plain(image).resize(
+        (rule.size, rule.size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    )
+    if profile := image.info.get("icc_profile"):
+        try:
+            square = _to_srgb(profile, square.mode).apply(square)
+        except (ImageCms.PyCMSError, ValueError, TypeError, OSError):
+            notes.append("profile_ignored")
+    square = square.convert("RGB")
+    if turn is not None:  # a centered square turns onto itself, so turning the small one is exact
+        square = square.transpose(turn)
+        if orientation >= 5:
+            record.width, record.height = height, width
+    record.note = "+".join(notes)
+    return np.asarray(square), record
+
+
+@lru_cache(maxsize=32)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(ImageCms.ImageCmsProfile(io.BytesIO(profile)), _SRGB, mode, "RGB")
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """8 bits per channel and nothing to see through: L, RGB or CMYK."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise Refused("mode")
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode in ("F", "LAB"):
+        raise Refused("mode")
+    if image.has_transparency_data:
+        color = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), color).convert("RGB")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _crop_row(row: Mapping[Any, str], read: Read, rule: CropRule) -> tuple[Record, np.ndarray | None]:
+    try:
+        content = read(row["shard"], row["member"])
+    except (InputError, KeyError):
+        return Record(row["photo"], reason="missing"), None
+    if hashlib.sha256(content).hexdigest() != row["sha256"]:
+        return Record(row["photo"], reason="hash_mismatch"), None
+    try:
+        pixels, record = crop_square(content, rule)
+    except Refused as refused:
+        reason = str(refused)
+        return Record(row["photo"], "skipped" if reason == "too_small" else "failed", reason), None
+    record.photo = row["photo"]
+    return record, pixels
+
+
+def _crop_row_apart(row: Mapping[Any, str], read: Read, rule: CropRule) -> tuple[Record, np.ndarray | None]:
+    """`_crop_row` in a process of its own, which may die."""
+    try:
+        return Parallel(n_jobs=2)([delayed(_crop_row)(row, read, rule)])[0]
+    except BrokenProcessPool:
+        return Record(row["photo"], reason="crash"), None
+
+
+def _crop_shard(
+    rows: Sequence[Mapping[Any, str]], path: Path, read: Read, rule: CropRule, crop_row=_crop_row
+) -> list[Record]:
+    crops = np.empty((len(rows), rule.size, rule.size, 3), np.uint8)
+    records = []
+    count = 0
+    for row in rows:
+        record, pixels = crop_row(row, read, rule)
+        records.append(record)
+        if pixels is not None:
+            crops[count] = pixels
+            count += 1
+    if count:
+        write_array(path, crops[:count])
+    return records
+
+
+def crop_shards(
+    rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule
+) -> Iterator[list[Record]]:
+    """Crop photographs into `folder`/crops-00000.npy and following, on every core, in the order of `rows`.
+
+    Each row has photo, shard, member and sha256. Shards depend on the rows and the size alone, so they are the same
+    bytes for any number of workers. A photograph whose decoder kills its process costs only itself: its record
+    says crash (with one worker there is no other process to die in its place).
+
+    Yields:
+        The records of one shard after the other.
+    """
+    per_shard = min(SHARD_ROWS, SHARD_BYTES // (rule.size**2 * 3) or 1, -(-len(rows) // MIN_SHARDS) or 1)
+    jobs = [
+        (rows[start : start + per_shard], folder / f"crops-{start // per_shard:05d}.npy", read, rule)
+        for start in range(0, len(rows), per_shard)
+    ]
+    workers = min(rule.workers or cpu_count(), len(jobs))
+    done = 0
+    while done < len(jobs):
+        try:
+            for records in Parallel(workers, return_as="generator")(
+                delayed(_crop_shard)(*job) for job in jobs[done:]
+            ):
+                done += 1
+                yield records
+        except BrokenProcessPool:  # by some photograph of the shards in flight: this one is taken apart
+            done += 1
+            yield _crop_shard(*jobs[done - 1], crop_row=_crop_row_apart)
+
+
+def read_crops(folder: Path, indices: np.ndarray | None = None) -> np.ndarray:
+    """Read crops by their running number over all shards, in the order asked for; None reads all.
+
+    Returns:
+        uint8 [n, S, S, 3]
+
+    Raises:
+        InputError: there are no shards, one is damaged, or a number is beyond the last crop.
+    """
+    paths = sorted(folder.glob("crops-*.npy"))
+    if not paths:
+        raise InputError(f"{folder} holds no crops; run the crop stage")
+    shards = []
+    for path in paths:
+        try:
+            shards.append(np.load(path, mmap_mode="r"))
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{path} is damaged; delete it and run the crop stage") from error
+    ends = np.cumsum([len(shard) for shard in shards])
+    wanted = np.arange(ends[-1]) if indices is None else np.asarray(indices)
+    if len(wanted) and not 0 <= wanted.min() <= wanted.max() < ends[-1]:
+        raise InputError(
+            f"{folder} holds {ends[-1]} crops, but number {wanted.max()} is asked for; run the filter stage"
+        )
+    crops = np.empty((len(wanted), *shards[0].shape[1:]), np.uint8)
+    shard_of = np.searchsorted(ends, wanted, side="right")
+    for number in np.unique(shard_of):
+        places = np.flatnonzero(shard_of == number)
+        crops[places] = shards[number][wanted[places] - (ends[number] - len(shards[number]))]
+    return crops
+
+
+def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 8, side: int = 96) -> Image.Image:
+    """Draw labelled rows of photographs; a row without any is a line of text.
+
+    Args:
+        rows: label and uint8 [n, S, S, 3]; the first `columns` are shown
+        side: of each photograph on the sheet, in pixels
+    """
+    line, margin = 18, 4
+    heights = [line + (side + margin if len(images) else 0) for _, images in rows]
+    sheet = Image.new("RGB", (margin + columns * (side + margin), sum(heights) + margin), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = margin
+    for (label, images), height in zip(rows, heights, strict=True):
+        draw.text((margin, top), label, fill="black")
+        for column, pixels in enumerate(images[:columns]):
+            thumbnail = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+            sheet.paste(thumbnail, (margin + column * (side + margin), top + line - margin))
+        top += height
+    return sheet

@@ -1,0 +1,264 @@
+"""What a prediction is worth: one number per photograph and metric, averages, and 95 % intervals.
+
+Every metric takes uint8 sRGB arrays [..., S, S, 3], truth first, and keeps the leading axes. PSNR of a photograph
+that is grey in truth rewards whoever predicts nothing (3 % of them lift the grey baseline by 3 dB), so those
+photographs are left out of both PSNR averages, and counted. Intervals are percentiles of a bootstrap over
+photographs; because all systems share its draws, a difference between two systems is a paired one.
+
+Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness); Sharma et
+al. 2005 (CIEDE2000); Efron 1979 (bootstrap). It does not know models or files.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import structural_similarity
+
+from colorize.files import InputError
+
+PIXELS = (-3, -2, -1)
+BASELINES = ("grey", "mean_color")
+"""The systems that stand in every table: without them "beats" means nothing."""
+WINDOW = 11
+"""Side of SSIM's Gaussian window in pixels."""
+GREY_MAX, GREY_MEAN = 5, 2
+"""A photograph is grey if no |a*|, |b*| reaches the first, or its mean chroma stays below the second (Lab units)."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric reads."""
+
+    unit: str
+    decimals: int
+    better: Literal["higher", "lower", "neither"]
+    definition: str
+
+
+METRICS = {
+    "psnr": Metric(
+        "dB",
+        2,
+        "higher",
+        "Peak signal-to-noise ratio over R, G and B of each photograph, then the mean; photographs that are grey in "
+        "truth are left out.",
+    ),
+    "psnr_pooled": Metric(
+        "dB", 2, "higher", "Peak signal-to-noise ratio of the mean squared error over the same photographs."
+    ),
+    "ssim": Metric(
+        "",
+        4,
+        "higher",
+        "Structural similarity: Gaussian window of 11 pixels, sigma 1.5, population covariance, mean of the channels.",
+    ),
+    "rmse": Metric("", 4, "lower", "Root mean squared error over RGB in 0 to 1."),
+    "rmse_ab": Metric(
+        "Lab", 2, "lower", "Root mean squared error over a* and b*, before the gamut clips them."
+    ),
+    "mae": Metric("", 4, "lower", "Mean absolute error over RGB in 0 to 1."),
+    "colorfulness": Metric(
+        "",
+        2,
+        "neither",
+        "Hasler and Suesstrunk's colorfulness of the prediction, from signed opponent differences.",
+    ),
+    "colorfulness_difference": Metric(
+        "",
+        2,
+        "lower",
+        "Absolute difference between the colorfulness of the prediction and that of the truth.",
+    ),
+    "ciede2000": Metric("ΔE00", 2, "lower", "Mean CIEDE2000 color difference over the pixels."),
+    "raw_mse": Metric(
+        "",
+        4,
+        "lower",
+        "Mean squared error over RGB in -1 to 1 of the system's own RGB, at the size it works at (document 003).",
+    ),
+    "raw_mae": Metric(
+        "",
+        4,
+        "lower",
+        "Mean absolute error over RGB in 0 to 1 of the system's own RGB, at the size it works at (document 002).",
+    ),
+}
+
+
+def _error(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    return (prediction.astype(np.float64) - truth) / 255
+
+
+def psnr(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB; infinite where the two are identical."""
+    squared = np.square(_error(truth, prediction)).mean(PIXELS)
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10(squared)
+
+
+def rmse(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Root mean squared error over RGB, 0 to 1."""
+    return np.sqrt(np.square(_error(truth, prediction)).mean(PIXELS))
+
+
+def mae(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Mean absolute error over RGB, 0 to 1."""
+    return np.abs(_error(truth, prediction)).mean(PIXELS)
+
+
+def rmse_ab(truth: np.ndarray, ab: np.ndarray) -> np.ndarray:
+    """Root mean squared error over a* and b* in Lab units; `ab` [..., S, S, 2] is the prediction, unclipped."""
+    return np.sqrt(np.square(rgb2lab(truth)[..., 1:] - ab).mean(PIXELS))
+
+
+def ssim(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Structural similarity of one pair of photographs [S, S, 3], mean of the channels (Wang et al. 2004).
+
+    Raises:
+        InputError: they are smaller than the window.
+    """
+    if min(truth.shape[:2]) < WINDOW:
+        raise InputError(
+            f"SSIM needs photographs of at least {WINDOW} pixels, not {min(truth.shape[:2])}; raise crop.size"
+        )
+    return structural_similarity(
+        truth,
+        prediction,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=255,
+        channel_axis=-1,
+    )
+
+
+def colorfulness(images: np.ndarray) -> np.ndarray:
+    """Colorfulness, 0 for grey and about 40 for an average photograph (Hasler and Suesstrunk 2003, equation 13).
+
+    The opponent differences keep their signs; several published codes take absolute values first, which is another
+    number.
+    """
+    red, green, blue = np.moveaxis(images.astype(np.float64), -1, 0)
+    opponents = np.stack((red - green, (red + green) / 2 - blue))
+    spread = np.sqrt(opponents.var((-2, -1)).sum(0))
+    return spread + 0.3 * np.sqrt(np.square(opponents.mean((-2, -1))).sum(0))
+
+
+def ciede2000(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Mean CIEDE2000 color difference over the pixels (Sharma et al. 2005)."""
+    return deltaE_ciede2000(rgb2lab(truth), rgb2lab(prediction)).mean((-2, -1))
+
+
+def is_grey(truth: np.ndarray) -> np.ndarray:
+    """Whether photographs have no color to predict: bool, by `GREY_MAX` and `GREY_MEAN`."""
+    ab = rgb2lab(truth)[..., 1:]
+    chroma = np.sqrt(np.square(ab).sum(-1)).mean((-2, -1))
+    return (np.abs(ab).max(PIXELS) < GREY_MAX) | (chroma < GREY_MEAN)
+
+
+def raw_errors(truth: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
+    """A system's own RGB [N, s, s, 3] in 0 to 1 against the truth's, in the units of documents 002 and 003."""
+    error = own.astype(np.float64) - truth
+    return {"raw_mse": 4 * np.square(error).mean(PIXELS), "raw_mae": np.abs(error).mean(PIXELS)}
+
+
+def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads: int = 1) -> pd.DataFrame:
+    """Every metric of every photograph but the raw ones, and whether it is grey in truth.
+
+    Args:
+        truth: uint8 [N, S, S, 3].
+        prediction: uint8 [N, S, S, 3].
+        ab: predicted a* and b* in Lab units [N, S, S, 2].
+
+    Raises:
+        InputError: the photographs are too small for SSIM.
+    """
+
+    def row(index: int) -> dict[str, float | bool]:
+        pair = truth[index], prediction[index]
+        predicted = colorfulness(pair[1])
+        return {
+            "grey_truth": bool(is_grey(pair[0])),
+            "psnr": psnr(*pair),
+            "ssim": ssim(*pair),
+            "rmse": rmse(*pair),
+            "rmse_ab": rmse_ab(truth[index], ab[index]),
+            "mae": mae(*pair),
+            "colorfulness": predicted,
+            "colorfulness_difference": abs(predicted - colorfulness(pair[0])),
+            "ciede2000": ciede2000(*pair),
+        }
+
+    return pd.DataFrame(Parallel(threads, prefer="threads")(delayed(row)(i) for i in range(len(truth))))
+
+
+def resamples(images: int, count: int, seed: int) -> np.ndarray:
+    """Bootstrap draws [count, images]: how often each photograph is in each resample."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=count)
+
+
+def averages(table: pd.DataFrame, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The figures of a system, once per draw: metric name to [R]; without draws [1], over all photographs.
+
+    Both PSNR averages leave out what is grey in truth and what is predicted without any error (infinite). A draw in
+    which nothing is left is NaN.
+
+    Args:
+        table: one row per photograph: `grey_truth` and every one of `METRICS` but `psnr_pooled`.
+        draws: [R, N], of `resamples`.
+    """
+    weights = np.ones((1, len(table))) if draws is None else draws.astype(np.float64)
+    counted = ~table["grey_truth"].to_numpy(bool) & np.isfinite(table["psnr"].to_numpy())
+
+    def mean(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        total = weights @ kept
+        return np.divide(
+            weights @ np.where(kept, values, 0), total, np.full(len(total), np.nan), where=total > 0
+        )
+
+    everything = np.ones(len(table), bool)
+    found = {name: mean(table[name].to_numpy(), everything) for name in METRICS if name != "psnr_pooled"}
+    found["psnr"] = mean(table["psnr"].to_numpy(), counted)
+    found["psnr_pooled"] = -10 * np.log10(mean(np.square(table["rmse"].to_numpy()), counted))
+    return {name: found[name] for name in METRICS}
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarize(table: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
+    """Mean and 95 % interval of every metric: rows by metric name; columns mean, low, high.
+
+    Raises:
+        InputError: no photograph is left over which PSNR could be averaged.
+    """
+    means = averages(table)
+    if np.isnan(means["psnr"][0]):
+        grey = int(table["grey_truth"].sum())
+        raise InputError(
+            f"PSNR has nothing to average: of {len(table)} test photographs {grey} are grey in truth and the others are "
+            "predicted without any error; give the test split photographs in color"
+        )
+    drawn = averages(table, draws)
+    rows = {name: (float(means[name][0]), *_interval(drawn[name])) for name in METRICS}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
+
+
+def paired_difference(table: pd.DataFrame, other: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
+    """What `table` has more than `other`, with 95 % intervals: rows by metric name; columns mean, low, high.
+
+    Both tables hold the same photographs in the same order.
+    """
+    means, other_means = averages(table), averages(other)
+    drawn, other_drawn = averages(table, draws), averages(other, draws)
+    rows = {
+        name: (float(means[name][0] - other_means[name][0]), *_interval(drawn[name] - other_drawn[name]))
+        for name in METRICS
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])

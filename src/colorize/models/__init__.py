@@ -1,0 +1,101 @@
+"""One file per architecture; the file's name is its name, and it is imported only when asked for."""
+
+import inspect
+import pkgutil
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+from colorize import files
+from colorize.bins import Statistics
+from colorize.files import InputError
+from colorize.heads import build_head
+from colorize.models._base import Colorizer, Setup
+from colorize.settings import HeadRule, ModelBlock, Recipe
+
+WEIGHTS = "weights.safetensors"
+DESCRIPTION = "model.json"
+HISTORY = "history.csv"
+
+
+def architectures() -> list[str]:
+    """The names of all architecture files."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def build_model(block: ModelBlock, size: int, statistics: Statistics | None = None) -> Colorizer:
+    """Build the model that a params block describes, with fresh weights.
+
+    Args:
+        size: side in pixels at which it will work.
+        statistics: the training split's colors; None where saved weights will be loaded over them.
+
+    Raises:
+        InputError: there is no such architecture, or it does not take these arguments.
+    """
+    if block.arch not in architectures():
+        raise InputError(
+            f"there is no architecture {block.arch!r}; choose among {', '.join(architectures())}"
+        )
+    model = import_module(f"{__name__}.{block.arch}").Model
+    try:
+        inspect.signature(model).bind(None, None, **block.network)
+    except TypeError as error:
+        takes = [name for name in inspect.signature(model).parameters if name not in ("head", "setup")]
+        raise InputError(f"architecture {block.arch!r}: {error}; network takes {', '.join(takes)}") from error
+    return model(build_head(block.head, statistics), Setup(size, statistics), **block.network)
+
+
+def build_baseline(name: str, statistics: Statistics) -> Colorizer:
+    """The rows that stand in every table: `grey` (ab = 0) and `mean_color` (the training split's mean ab)."""
+    color = {"grey": "zero", "mean_color": "mean"}[name]
+    return build_model(ModelBlock("constant", network={"color": color}), 0, statistics).eval()
+
+
+def save_model(folder: Path, model: Colorizer, description: dict, history: str) -> None:
+    """Write a trained model: weights, what it is (JSON) and its training history (CSV text)."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    files.write_bytes(folder / WEIGHTS, save(tensors))
+    files.write_json(folder / DESCRIPTION, description)
+    files.write_text(folder / HISTORY, history)
+
+
+def load_description(folder: Path) -> dict:
+    """What `save_model` wrote about a model.
+
+    Raises:
+        InputError: there is no trained model in the folder.
+    """
+    import json
+
+    try:
+        return json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"there is no trained model in {folder}; run `dvc repro` first") from error
+
+
+def load_model(folder: Path, device: str = "cpu") -> Colorizer:
+    """Load a trained model, ready to color.
+
+    Raises:
+        InputError: there is no trained model in the folder, or its parts do not fit each other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    description = load_description(folder)
+    block = dict(description["block"])
+    block["head"], block["train"] = HeadRule(**block["head"]), Recipe(**block["train"])
+    model = build_model(ModelBlock(**block), description["size"])
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder / WEIGHTS} does not hold this model's weights; train it again") from error
+    return model.to(device).eval()
+
+
+def describe_block(block: ModelBlock) -> dict:
+    """A block as plain values, for JSON."""
+    return asdict(block)

@@ -1,0 +1,71 @@
+"""What every model promises, and what it is told when it is built."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from colorize.bins import Statistics
+from colorize.heads import Head
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a model is told beyond its own arguments."""
+
+    size: int
+    """Side in pixels at which it will work."""
+    statistics: Statistics | None = None
+    """The training split's colors; None where saved weights will be loaded over them."""
+
+
+class Colorizer(nn.Module):
+    """Maps lightness to color.
+
+    light: [B, 1, H, W], L* in 0..100.  ab: [B, 2, H, W], Lab units.  Both float32; nothing normalized leaks out.
+
+    A model defines `net` and is done, unless it trains in several phases, has a loss of its own or wants another
+    normalization than light in -1..1.
+    """
+
+    phases: tuple[str, ...] = ("net",)
+    """Sub-modules trained in turn; a GAN has two, a constant none."""
+    net: nn.Module
+
+    def __init__(self, head: Head, setup: Setup) -> None:
+        super().__init__()
+        self.head = head
+        self.size = setup.size
+
+    @property
+    def monitor(self) -> str:
+        """Which of the first phase's losses early stopping and the loss curves watch."""
+        return self.head.monitor
+
+    def out(self, light: Tensor) -> Tensor:
+        """The trunk's output, [B, head.channels, h, w]."""
+        return self.net(light / 50 - 1)
+
+    def losses(self, phase: str, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        """Scalars for one phase; "loss" is minimized, the rest is logged."""
+        return self.head.losses(self.out(light), light, ab)
+
+    def colorize(self, light: Tensor) -> Tensor:
+        """Predict ab."""
+        return self.head.decode(self.out(light), light)
+
+    def rgb(self, light: Tensor) -> Tensor | None:
+        """The model's own RGB prediction [B, 3, h, w] in 0 to 1, where RGB is what it predicts."""
+        return self.head.rgb(self.out(light))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable numbers of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def l1_norm(module: nn.Module) -> Tensor:
+    """Sum of |w| over all weights of a module, biases left out (document 000, section 2.5.8)."""
+    return torch.stack(
+        [p.abs().sum() for name, p in module.named_parameters() if name.endswith("weight")]
+    ).sum()

@@ -1,0 +1,40 @@
+"""Convolutional autoencoder: document 000's Model 0.
+
+"Colourising Greyscale Images with Autoencoders", 2022, section 2.4. The document gives 5 encoder layers, 3x3 kernels,
+channels that are powers of two and a decoder of convolution + upsampling; it gives neither the channel numbers nor the
+strides. Ours: 32 to 512, every encoder layer strided, decoder mirrored. L1 on the encoder's weights is added to the
+loss (lambda 1e-3 in the document); batch norm is a switch, off as in the document.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from colorize.heads import Head
+from colorize.models._base import Colorizer, Setup, l1_norm
+from colorize.models._blocks import conv, kaiming_
+
+
+class Model(Colorizer):
+    monitor = "reconstruction"
+
+    def __init__(
+        self, head: Head, setup: Setup, channels: Sequence[int], batch_norm: bool = False, l1: float = 0
+    ) -> None:
+        super().__init__(head, setup)
+        self.l1 = l1
+        encoder = nn.Sequential(*(conv(i, o, 3, 2, batch_norm) for i, o in pairwise((1, *channels))))
+        decoder = nn.Sequential()
+        for i, o in pairwise((*reversed(channels), channels[0])):
+            decoder.append(nn.Upsample(scale_factor=2)).append(conv(i, o, 3, 1, batch_norm))
+        self.net = nn.Sequential(encoder, decoder, nn.Conv2d(channels[0], head.channels, 3, padding=1))
+        kaiming_(self.net)
+
+    def losses(self, phase: str, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        losses = super().losses(phase, light, ab)
+        losses["reconstruction"] = losses[self.head.monitor].detach()
+        if self.l1:
+            losses["l1"] = l1_norm(self.net[0])
+            losses["loss"] = losses["loss"] + self.l1 * losses["l1"]
+        return losses

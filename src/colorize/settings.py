@@ -1,0 +1,184 @@
+"""The settings of each part of the library: frozen dataclasses, one per block of params.yaml.
+
+They live in one file so that the file that checks params.yaml need not import torch. Types and limits are
+enforced there (pipeline/params.py); the library trusts what it is given.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+def count_of(amount: str | int | float, total: int) -> int:
+    """How many of `total` an amount means: "1000/24996" or 0.04 is a share, 1000 a count (0 is none, never all).
+
+    Raises:
+        ValueError: it is neither a share below 1 nor a whole number.
+    """
+    exact = Fraction(str(amount))
+    if exact < 0 or (exact > 1 and exact.denominator != 1):
+        raise ValueError("give a whole number, a share below 1, or a fraction such as 1000/24996")
+    return min(total, int(exact) if exact >= 1 else round(exact * total))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where photographs come from and how they are fetched."""
+
+    source: Literal["sample", "folder", "urls", "unsplash", "cifar10"] = "sample"
+    path: str = "data/sample.csv"
+    """What the source reads: a folder, a CSV or an archive."""
+    limit: Count = 0
+    """Keep only so many items, drawn with the seed; 0 keeps all."""
+    url_column: str = "url"
+    request_size: Positive = 256
+    """Side in pixels that the Unsplash image service is asked for."""
+    threads: Positive = 16
+    attempts: Positive = 4
+    timeout_seconds: Annotated[float, Gt(0)] = 60
+    """Total deadline of one item, all its attempts' connections and bodies included, waiting for Retry-After not."""
+    max_megabytes: Annotated[float, Gt(0)] = 50
+    max_failed: Share = 0.1
+    """Share of failed items at which the download counts as failed."""
+    allow_private: bool = False
+    """Whether addresses of this machine and of private networks may be fetched from."""
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How a photograph becomes a square."""
+
+    size: Annotated[int, Ge(8), Le(4096)] = 64
+    """Side of the crop in pixels."""
+    small: Literal["enlarge", "drop"] = "enlarge"
+    """What happens to photographs whose short side is below `size`."""
+    workers: Count = 0
+    """Processes; 0 takes every core."""
+
+
+Rule = Literal["dark", "bright", "monotone", "grey", "duplicates"]
+
+
+@dataclass(frozen=True)
+class FilterRule:
+    """What is removed, and how the rest is split (document 000, section 2.2.3)."""
+
+    rules: tuple[Rule, ...] = ("dark", "bright", "monotone", "grey", "duplicates")
+    dark: str | int | float = "1000/24996"
+    """So many (or such a share) with the lowest weighted L* are removed."""
+    bright: str | int | float = "500/24996"
+    """So many (or such a share) with the highest weighted L* are removed."""
+    monotone: Share = 0.9
+    """Removed if one color covers more than this share."""
+    grey_max: Annotated[float, Ge(0)] = 5
+    """Grey if max(|a*|, |b*|) over all pixels is below this, in Lab units ..."""
+    grey_mean: Annotated[float, Ge(0)] = 2
+    """... or if the mean chroma is below this, in Lab units."""
+    duplicates: Annotated[float, Ge(0)] = 4
+    """RMS difference of 8x8 RGB thumbnails, in levels of 0..255, below which two photographs are near-duplicates."""
+    palette: Literal["fastoctree", "mediancut"] = "fastoctree"
+    """Pillow's quantizer for the ten main colors of photographs whose source does not list them."""
+    train: str | int | float = 0.8
+    val: str | int | float = 0.1
+    test: str | int | float = 0.1
+
+
+@dataclass(frozen=True)
+class PriorRule:
+    """The prior over the color bins and the rebalancing weights (document 001, section 3.3)."""
+
+    sigma: Annotated[float, Gt(0)] = 5
+    """Width of the smoothing Gaussian, in ab units."""
+    uniform_mix: Annotated[float, Gt(0), Le(1)] = 0.5
+    """lambda: the share of the uniform distribution in the weights' denominator."""
+    released: str = ""
+    """Path or URL of the released ImageNet prior, prior_probs.npy; empty for none."""
+    released_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class TrainRule:
+    """What holds for the training of every model."""
+
+    max_epochs: Count = 15
+    """Caps every model's own number of epochs; 0 leaves them alone."""
+    max_minutes: Annotated[float, Ge(0)] = 0
+    """Caps the training time, interruptions not counted; 0 is no cap."""
+    lr_at_least: Annotated[float, Ge(0)] = 0.0003
+    """A floor under every model's learning rate, for short runs; 0 keeps each model's own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deterministic: Literal["auto", True, False] = "auto"
+    threads: Positive = 2
+    keep: Literal["best", "last"] = "best"
+    checkpoint_seconds: Annotated[float, Ge(0)] = 30
+    keep_gigabytes: Annotated[float, Ge(0)] = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained: the numbers its document gives."""
+
+    epochs: Count = 100
+    batch: Positive = 32
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+    lr: Annotated[float, Gt(0)] = 1e-3
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
+    """Adam's two decay rates."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0
+    """Of plain SGD."""
+    weight_decay: Annotated[float, Ge(0)] = 0
+    patience: Count = 0
+    """Stop after so many epochs in a row of rising validation loss; 0 never stops early."""
+    flip: bool = False
+    """Mirror each photograph with probability one half."""
+    crop: Annotated[float, Gt(0), Le(1)] = 1
+    """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
+
+
+@dataclass(frozen=True)
+class HeadRule:
+    """What a model predicts, and so its loss and its decoding."""
+
+    kind: Literal["regression", "classification", "rgb"] = "regression"
+    scale: Annotated[float, Gt(0)] = 128
+    """regression: the ab value that an output of 1 stands for, in Lab units."""
+    neighbors: Annotated[int, Ge(1), Le(313)] = 5
+    """classification: bins of the soft encoding; 1 is one-hot."""
+    sigma: Annotated[float, Gt(0)] = 5
+    """classification: width of the soft encoding's Gaussian, in ab units."""
+    weights: Literal["none", "empirical", "smoothed", "released", "released_smoothed"] = "none"
+    """classification: the prior whose rebalancing weights enter the loss."""
+    temperature: Annotated[float, Gt(0), Le(1)] = 0.38
+    """classification: of the annealed mean; 1 is the mean, towards 0 the mode."""
+
+
+@dataclass(frozen=True)
+class ModelBlock:
+    """One model: an architecture file, its arguments, its head and its training."""
+
+    arch: str
+    """The file in src/colorize/models."""
+    size: Count = 0
+    """Side in pixels at which the model works, at most the crop's; 0 is the crop's."""
+    network: dict[str, object] = field(default_factory=dict)
+    """Keyword arguments of the file's Model."""
+    head: HeadRule = HeadRule()
+    train: Recipe = Recipe()
+
+
+@dataclass(frozen=True)
+class EvaluateRule:
+    """How models are scored and shown."""
+
+    batch: Positive = 64
+    samples: Positive = 8
+    """Photographs on the sample sheet."""
+    bootstrap: Positive = 1000
+    """Resamples for the 95 % intervals."""

@@ -1,0 +1,222 @@
+"""One training loop for every model.
+
+`for batch: for phase: loss, backward, step`. Everything random is a function of (seed, epoch), so a state saved between
+two epochs continues exactly: a run that was killed and started again ends with the weights of one that was not. States
+are written atomically, at most every `checkpoint_seconds`; the last one holds only what is needed to hand the model out.
+
+The loop receives a model and knows none. It does not choose the device (device.py) nor the data (batches.py).
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from colorize import files
+from colorize.batches import Photos
+from colorize.device import use_bf16
+from colorize.files import InputError
+from colorize.models._base import Colorizer
+from colorize.settings import Recipe, TrainRule
+
+Row = dict[str, float]
+
+EVALUATION_BATCH = 64
+AVERAGED_EPOCHS = 20
+
+
+@dataclass
+class Progress:
+    """How far a training has come; saved with every state."""
+
+    epoch: int = 0
+    """Epochs done."""
+    history: list[Row] = field(default_factory=list)
+    """One row per epoch: `epoch`, then `train_*` (running, in training mode), `train_eval_*` and `val_*`."""
+    seconds: list[float] = field(default_factory=list)
+    """Measured wall time of each epoch."""
+    rises: int = 0
+    """Epochs in a row in which the validation loss rose."""
+    best_loss: float = math.inf
+    best_epoch: int = 0
+
+
+def seed_of(seed: int, epoch: int) -> int:
+    """The seed of everything random in one epoch."""
+    return seed * 1_000_003 + epoch
+
+
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
+    """The optimizer of one phase."""
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        )
+    if recipe.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+class _Means:
+    """Means of losses over the photographs of an epoch; nothing leaves the device before `result`."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, first: bool, losses: dict[str, Tensor], count: int) -> None:
+        for name, value in losses.items():
+            if name == self.monitor and first:
+                name = "loss"
+            elif name == "loss":
+                continue
+            self.totals[name] = self.totals.get(name, 0) + value.detach() * count
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def result(self) -> Row:
+        return {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+
+
+def evaluate_losses(model: Colorizer, photos: Photos, bf16: bool = False) -> Row:
+    """Mean losses over a set in evaluation mode; `loss` is the one the model monitors."""
+    means = _Means(model.monitor)
+    model.eval()
+    with torch.no_grad():
+        for light, ab in photos.batches(EVALUATION_BATCH):
+            for phase in model.phases:
+                with torch.autocast(light.device.type, torch.bfloat16, enabled=bf16):
+                    losses = model.losses(phase, light, ab)
+                means.add(phase == model.phases[0], losses, len(light))
+    return means.result()
+
+
+def fit(
+    model: Colorizer,
+    train: Photos,
+    val: Photos,
+    recipe: Recipe,
+    rule: TrainRule,
+    seed: int,
+    state: Path,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+) -> Progress:
+    """Train `model` in place, continuing from `state` if there is one.
+
+    Args:
+        state: file of the training state; a finished one is loaded and nothing is trained.
+        on_epoch: called with the row of every epoch trained here.
+
+    Returns:
+        What was done; the model holds the kept weights, in evaluation mode.
+
+    Raises:
+        InputError: a loss is not finite, or the state file is damaged.
+    """
+    device = train.images.device
+    bf16 = use_bf16(rule, device)
+    epochs = min(recipe.epochs, rule.max_epochs or recipe.epochs) if model.phases else 0
+    rate = max(recipe.lr, rule.lr_at_least)
+    parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
+    optimizers = {phase: make_optimizer(p, recipe, rate) for phase, p in parameters.items()}
+    progress, best = Progress(), _copy(model)
+    if state.exists():
+        saved = files.read_state(state, str(device))
+        progress = Progress(**saved["progress"])
+        model.load_state_dict(saved["model"])
+        if saved["finished"]:
+            model.eval()
+            return progress
+        best = saved["best"]
+        for phase, optimizer in optimizers.items():
+            optimizer.load_state_dict(saved["optimizers"][phase])
+
+    watched = train.head(len(val))
+    steps = -(-len(train) // recipe.batch)
+    bar = tqdm(total=epochs * steps, initial=progress.epoch * steps, unit="batch", disable=None, leave=False)
+    saved_at = time.monotonic()
+    while (
+        progress.epoch < epochs
+        and not (recipe.patience and progress.rises >= recipe.patience)
+        and not (rule.max_minutes and sum(progress.seconds) >= 60 * rule.max_minutes)
+    ):
+        started = time.monotonic()
+        epoch_seed = seed_of(seed, progress.epoch)
+        torch.manual_seed(epoch_seed)
+        means = _Means(model.monitor)
+        model.train()
+        for light, ab in train.epoch(epoch_seed, recipe.batch, recipe.flip, recipe.crop):
+            for phase, optimizer in optimizers.items():
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    losses = model.losses(phase, light, ab)
+                optimizer.zero_grad(set_to_none=True)
+                losses["loss"].backward(inputs=parameters[phase])  # the other phases get no gradient
+                optimizer.step()
+                means.add(phase == model.phases[0], losses, len(light))
+            bar.update()
+        row = {"epoch": progress.epoch + 1}
+        for prefix, values in (
+            ("train", means.result()),
+            ("train_eval", evaluate_losses(model, watched, bf16)),
+            ("val", evaluate_losses(model, val, bf16)),
+        ):
+            row |= {f"{prefix}_{name}": value for name, value in values.items()}
+        _require_finite(row)
+        if row["val_loss"] < progress.best_loss or rule.keep == "last":
+            progress.best_loss, progress.best_epoch, best = row["val_loss"], progress.epoch + 1, _copy(model)
+        rose = bool(progress.history) and row["val_loss"] > progress.history[-1]["val_loss"]
+        progress.rises = progress.rises + 1 if rose else 0
+        progress.epoch += 1
+        progress.history.append(row)
+        progress.seconds.append(time.monotonic() - started)
+        bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", val=f"{row['val_loss']:.4g}")
+        on_epoch(row)
+        if time.monotonic() - saved_at >= rule.checkpoint_seconds:
+            content = {
+                "finished": False,
+                "progress": asdict(progress),
+                "model": model.state_dict(),
+                "best": best,
+                "optimizers": {phase: optimizer.state_dict() for phase, optimizer in optimizers.items()},
+            }
+            files.write_state(state, content)
+            saved_at = time.monotonic()
+    bar.close()
+    model.load_state_dict(best)
+    model.eval()
+    files.write_state(state, {"finished": True, "progress": asdict(progress), "model": best})
+    return progress
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _require_finite(row: Row) -> None:
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"training stopped: {name} is {value} after epoch {row['epoch']:g}; lower the model's train.lr "
+                "(or train.lr_at_least)"
+            )
+
+
+def history_csv(history: list[Row]) -> str:
+    """The loss curves as CSV: the watched losses, their means over the last 20 epochs, then what else was logged.
+
+    Document 000 plots moving averages over 20 epochs; the first epochs average what there is.
+    """
+    watched = ["train_loss", "train_eval_loss", "val_loss"]
+    others = [name for name in (history[0] if history else {}) if name not in ("epoch", *watched)]
+    lines = [",".join(["epoch", *watched, *(f"{name}_ma20" for name in watched), *others])]
+    for end, row in enumerate(history, start=1):
+        recent = history[max(0, end - AVERAGED_EPOCHS) : end]
+        averages = [sum(r[name] for r in recent) / len(recent) for name in watched]
+        numbers = [*(row[name] for name in watched), *averages, *(row[name] for name in others)]
+        lines.append(",".join([f"{row['epoch']:g}", *(f"{number:.6g}" for number in numbers)]))
+    return "\n".join(lines) + "\n"

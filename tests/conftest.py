@@ -1,0 +1,54 @@
+"""What several tests share: small photographs with known content, and a project folder to run stages in."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline.params import Params
+
+ROOT = Path(__file__).parent.parent
+
+torch.set_num_threads(2)
+torch.use_deterministic_algorithms(True)
+# A test that itself runs inside `dvc repro` must not see the outer project's root.
+os.environ.pop("DVC_ROOT", None)
+
+
+def _photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Smooth color gradients over textured lightness: uint8 [count, size, size, 3]."""
+    random = np.random.default_rng(seed)
+    ramp = np.linspace(0, 1, size)
+    across, down = np.meshgrid(ramp, ramp)
+    tints = random.uniform(0, 255, (count, 3, 3))
+    planes = np.stack((np.ones_like(across), across, down))
+    colors = np.einsum("nkc,khw->nhwc", tints / np.array([1, 2, 2])[:, None], planes)
+    texture = random.normal(0, 12, (count, size, size, 1))
+    return (colors * 0.6 + 30 + texture).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def photographs() -> Callable[..., np.ndarray]:
+    """A function of (count, size, seed) that gives uint8 [count, size, size, 3]."""
+    return _photographs
+
+
+@pytest.fixture
+def make_params() -> Callable[..., Params]:
+    """The project's params.yaml with changes, given as dotted names: make_params({"crop.size": 32})."""
+
+    def make(changes: dict[str, object] | None = None) -> Params:
+        content = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+        for name, value in (changes or {}).items():
+            *path, last = name.split(".")
+            block = content
+            for part in path:
+                block = block[part]
+            block[last] = value
+        return Params.model_validate(content)
+
+    return make

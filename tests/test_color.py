@@ -1,0 +1,56 @@
+"""sRGB <-> Lab against scikit-image."""
+
+import numpy as np
+import torch
+from skimage.color import lab2rgb, rgb2lab
+
+from colorize.color import grey_rgb, lab_to_rgb, rgb_to_lab
+
+
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.moveaxis(images, -1, -3), dtype=torch.float32)
+
+
+def test_lab_of_many_colors_equals_scikit_image() -> None:
+    """Every 5th level of each channel, to 1e-3."""
+    levels = np.arange(0, 256, 5) / 255
+    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(52, -1, 3)
+    ours = np.moveaxis(rgb_to_lab(channels_first(cube)).numpy(), -3, -1)
+    assert np.abs(ours - rgb2lab(cube)).max() < 1e-3
+
+
+def test_the_way_back_is_exact_in_uint8() -> None:
+    """RGB -> Lab -> RGB gives every level back."""
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3))
+    back = lab_to_rgb(rgb_to_lab(channels_first(rgb / 255)))
+    assert torch.equal((back * 255).round(), channels_first(rgb))
+
+
+def test_colors_outside_the_gamut_are_clipped_as_scikit_image_clips_them() -> None:
+    """Saturated ab that no sRGB color has, to half a level."""
+    random = np.random.default_rng(1)
+    lab = random.uniform([5, -110, -110], [95, 110, 110], (32, 32, 3))
+    ours = np.moveaxis(lab_to_rgb(channels_first(lab)).numpy(), -3, -1)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns about negative Z
+        theirs = lab2rgb(lab)
+    assert np.abs(ours - theirs).max() < 0.5 / 255
+    assert ours.min() >= 0 and ours.max() <= 1
+
+
+def test_conversion_has_finite_gradients_everywhere() -> None:
+    """Black, white and out-of-gamut colors included."""
+    lab = torch.tensor([[0.0, 0, 0], [100, 0, 0], [50, 110, -110], [1, -80, 80]]).T.reshape(3, 4, 1).requires_grad_()
+    lab_to_rgb(lab).sum().backward()
+    rgb = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0.04045, 0.5, 0]]).T.reshape(3, 3, 1).requires_grad_()
+    rgb_to_lab(rgb).sum().backward()
+    assert torch.isfinite(lab.grad).all() and torch.isfinite(rgb.grad).all()
+
+
+def test_grey_photograph_has_equal_channels() -> None:
+    """ab = 0 is grey, and L* = 100 is white."""
+    grey = grey_rgb(torch.tensor([0.0, 50, 100]).reshape(1, 3, 1))
+    assert (grey.amax(0) - grey.amin(0)).max() < 1e-4
+    assert torch.allclose(grey[:, -1], torch.ones(3, 1), atol=1e-4)

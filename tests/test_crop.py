@@ -1,0 +1,135 @@
+"""The crop stage on a hand-made data/photos: every row accounted for, bytes verified, repeatable."""
+
+import hashlib
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from skimage import data
+
+from colorize.files import InputError
+from colorize.images import read_crops
+from colorize.settings import CropRule
+from pipeline import crop, paths
+from pipeline.params import load
+
+DEFAULTS = load(Path(__file__).parents[1] / "params.yaml")
+PARAMS = DEFAULTS.model_copy(
+    update={
+        "crop": CropRule(size=16, workers=1),
+        "data": replace(DEFAULTS.data, source="folder", path="pictures"),
+    }
+)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def contents(tmp_path, monkeypatch) -> dict[str, bytes]:
+    """A working folder with photographs, some in a tar shard and some in place, four of which are no use."""
+    monkeypatch.chdir(tmp_path)
+    picture = data.astronaut()
+    contents = {f"tile{i}": png(picture[40 * i : 40 * i + 30, 90:130]) for i in range(6)}
+    contents |= {
+        "tiny": png(picture[:9, :20]),
+        "text": b"no picture",
+        "cut": png(picture)[:9000],
+        "changed": b"1",
+    }
+    rows = []
+    paths.PHOTOS.mkdir(parents=True)
+    (tmp_path / "pictures").mkdir()
+    with tarfile.open(paths.PHOTOS / "photos-00000.tar", "w") as tar:
+        for name, content in contents.items():
+            in_place = name in ("tile1", "tile4")
+            row = {"photo": name, "group": name, "class": "", "split": "", "status": "ok", "reason": ""}
+            row |= {"retryable": False, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            row |= {"shard": "" if in_place else "photos-00000.tar", "member": name + ".jpg", "url": ""}
+            rows.append(row)
+            if in_place:
+                (tmp_path / "pictures" / row["member"]).write_bytes(content)
+            else:
+                info = tarfile.TarInfo(row["member"])
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(b"2" if name == "changed" else content))
+    rows.append(
+        rows[0] | {"photo": "404", "status": "failed", "reason": "http_404", "shard": "", "member": ""}
+    )
+    rows.append(rows[1] | {"photo": "gone", "member": "gone.jpg"})
+    pd.DataFrame(rows).to_csv(paths.PHOTOS_CSV, index=False, lineterminator="\n")
+    return contents
+
+
+def table() -> pd.DataFrame:
+    return pd.read_csv(paths.CROPS_CSV, dtype=str, keep_default_na=False).set_index("photo")
+
+
+def test_every_fetched_photograph_has_one_row_with_what_became_of_it(contents, capsys):
+    """In the order of photos.csv; those that were not fetched have none."""
+    crop.main(PARAMS)
+    rows = table()
+    assert list(rows.index) == [*contents, "gone"]
+    assert rows.reason.to_dict() == dict.fromkeys(contents, "") | {
+        "text": "not_image",
+        "cut": "truncated",
+        "changed": "hash_mismatch",
+        "gone": "missing",
+    }
+    assert (rows.status == "ok").sum() == 7 and (rows.status[rows.reason != ""] == "failed").all()
+    assert list(rows["index"][rows.status == "ok"]) == [str(i) for i in range(7)]
+    assert (rows["index"][rows.status != "ok"] == "").all()
+    assert rows.loc["tile0", ["width", "height", "small"]].tolist() == ["40", "30", "False"]
+    assert rows.loc["tiny", ["width", "height", "small"]].tolist() == ["20", "9", "True"]
+    assert "7 of 11 photographs at 16 pixels, 1 enlarged" in capsys.readouterr().out
+
+
+def test_crops_lie_at_their_index(contents):
+    """Each is the resampled central square of its photograph, from the shard and from the folder alike."""
+    crop.main(PARAMS)
+    crops = read_crops(paths.CROPS)
+    assert crops.shape == (7, 16, 16, 3) and crops.dtype == np.uint8
+    for i in range(6):
+        source = Image.open(io.BytesIO(contents[f"tile{i}"]))
+        expected = source.resize((16, 16), Image.Resampling.BICUBIC, (5, 0, 35, 30))
+        assert np.array_equal(crops[int(table().loc[f"tile{i}", "index"])], np.asarray(expected))
+
+
+def test_small_photographs_can_be_dropped(contents):
+    """They are skipped, counted, and have no index."""
+    crop.main(PARAMS.model_copy(update={"crop": CropRule(size=16, workers=1, small="drop")}))
+    assert table().loc["tiny", ["status", "reason", "index"]].tolist() == ["skipped", "too_small", ""]
+    assert len(read_crops(paths.CROPS)) == 6
+
+
+def test_a_second_run_and_two_workers_write_the_same_bytes(contents):
+    """What an earlier run left behind, finished or half-written, is gone."""
+    crop.main(PARAMS)
+    first = {path.name: path.read_bytes() for path in paths.CROPS.iterdir()}
+    (paths.CROPS / "crops-00099.npy").write_bytes(b"of a larger data set")
+    (paths.CROPS / ".crops-00000.npy.123.partial").write_bytes(b"half")
+    crop.main(PARAMS.model_copy(update={"crop": CropRule(size=16, workers=2)}))
+    assert {path.name: path.read_bytes() for path in paths.CROPS.iterdir()} == first
+
+
+def test_a_data_set_without_one_readable_photograph_is_refused(contents):
+    """The sentence counts the reasons."""
+    photos = pd.read_csv(paths.PHOTOS_CSV)
+    photos[photos.photo.isin(["text", "cut"])].to_csv(paths.PHOTOS_CSV, index=False)
+    with pytest.raises(InputError, match="none of the 2 photographs .*1 not_image, 1 truncated"):
+        crop.main(PARAMS)
+
+
+def test_missing_photos_csv_is_refused(tmp_path, monkeypatch):
+    """The sentence names the file and the stage that makes it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="photos.csv is missing; run `dvc repro download`"):
+        crop.main(PARAMS)

@@ -1,0 +1,230 @@
+"""The protocol, with colorizers whose scores are known, and the stage on a small made-up project."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from skimage import data
+from skimage.color import lab2rgb, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio
+
+from colorize import files, metrics
+from colorize.bins import Statistics
+from colorize.evaluation import compare, predict, score
+from colorize.files import InputError
+from colorize.models import build_model, describe_block, save_model
+from colorize.settings import EvaluateRule, PriorRule
+from pipeline import evaluate, paths
+from pipeline.params import Params, load
+
+SIDE = 24
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+
+
+class Fake(torch.nn.Module):
+    """Answers with what it was given, whatever the lightness; remembers the lightness."""
+
+    def __init__(self, ab: np.ndarray, rgb: np.ndarray | None = None) -> None:
+        super().__init__()
+        self.ab, self.own = ab, rgb
+
+    def colorize(self, light: torch.Tensor) -> torch.Tensor:
+        self.light = light
+        answer = torch.from_numpy(np.asarray(self.ab, np.float32)).permute(0, 3, 1, 2)
+        return answer.expand(len(light), -1, -1, -1)
+
+    def rgb(self, light: torch.Tensor) -> torch.Tensor | None:
+        if self.own is None:
+            return None
+        return torch.from_numpy(np.asarray(self.own, np.float32)).permute(0, 3, 1, 2)
+
+
+def tiles(count: int) -> np.ndarray:
+    """Pieces of one photograph, uint8 [count, SIDE, SIDE, 3]."""
+    photo = data.astronaut()
+    places = [(SIDE * (3 + i // 8), SIDE * (4 + i % 8)) for i in range(count)]
+    return np.stack([photo[y : y + SIDE, x : x + SIDE] for y, x in places])
+
+
+def photos(count: int) -> pd.DataFrame:
+    return pd.DataFrame({"index": range(count), "photo": [f"p{i}.png" for i in range(count)]})
+
+
+def test_the_truths_own_ab_scores_above_45_db() -> None:
+    """The protocol itself loses next to nothing."""
+    truth = tiles(6)
+    image = predict(Fake(rgb2lab(truth)[..., 1:]), SIDE, truth).image
+    assert (metrics.psnr(truth, image) > 45).all()
+
+
+def test_grey_scores_what_an_independent_loop_finds() -> None:
+    """Grey by scikit-image's conversions and PSNR, photograph by photograph; one level of rounding is allowed."""
+    truth = tiles(5)
+    table, _ = score(
+        "grey", Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, photos(5), lambda i: truth[i], 2, np.array([0])
+    )
+    for i, photo in enumerate(truth):
+        lab = rgb2lab(photo)
+        lab[..., 1:] = 0
+        grey = np.round(lab2rgb(lab) * 255).astype(np.uint8)
+        assert table["psnr"][i] == pytest.approx(peak_signal_noise_ratio(photo, grey), abs=0.02)
+
+
+def test_a_small_model_sees_the_area_resized_lightness() -> None:
+    """At half the side, the lightness is that of the means of 2x2 pixels, rounded to levels."""
+    truth = tiles(2)
+    half = SIDE // 2
+    model = Fake(np.zeros((1, half, half, 2)))
+    predict(model, half, truth)
+    means = truth.reshape(2, half, 2, half, 2, 3).mean((2, 4)).round().astype(np.uint8)
+    np.testing.assert_allclose(model.light[:, 0].numpy(), rgb2lab(means)[..., 0], atol=0.01)
+
+
+def test_a_small_models_ab_is_scaled_bilinearly() -> None:
+    """A step from 0 to 30 between two pixels, four times larger: 0 0 then eighths of the step, pixel centers kept."""
+    ab = np.zeros((1, 2, 2, 2))
+    ab[:, :, 1] = 30
+    found = predict(Fake(ab), 2, tiles(1)[:, :8, :8]).ab
+    expected = 30 * np.array([0, 0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1])
+    np.testing.assert_allclose(found[0], np.broadcast_to(expected[None, :, None], (8, 8, 2)), atol=1e-5)
+
+
+def test_raw_errors_of_an_rgb_system_are_its_own_at_its_own_size() -> None:
+    """Half grey everywhere at half the side, against the area-resized truth."""
+    truth = tiles(3)
+    half = SIDE // 2
+    own = np.full((3, half, half, 3), 0.5)
+    raw = predict(Fake(np.zeros((1, half, half, 2)), own), half, truth).raw
+    error = truth.reshape(3, half, 2, half, 2, 3).mean((2, 4)).round() / 255 - 0.5
+    assert raw["raw_mae"] == pytest.approx(np.abs(error).mean((1, 2, 3)), abs=1e-6)
+    assert raw["raw_mse"] == pytest.approx(4 * (error**2).mean((1, 2, 3)), abs=1e-6)
+
+
+def test_raw_errors_of_a_lab_system_are_those_of_its_picture() -> None:
+    """Without RGB of its own: 4 rmse^2 and mae."""
+    truth = tiles(2)
+    found = predict(Fake(np.full((1, SIDE, SIDE, 2), 10.0)), SIDE, truth)
+    assert found.raw["raw_mse"] == pytest.approx(4 * metrics.rmse(truth, found.image) ** 2)
+    assert found.raw["raw_mae"] == pytest.approx(metrics.mae(truth, found.image))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_with_model_and_photo(wrong: float) -> None:
+    """The sentence names both, also in a later batch."""
+    truth = tiles(4)
+    ab = np.zeros((2, SIDE, SIDE, 2))
+    ab[1, 0, 0, 0] = wrong
+    with pytest.raises(InputError, match=r"model vae predicts NaN or infinity for photo p1\.png"):
+        score("vae", Fake(ab), SIDE, photos(4), lambda i: truth[i], 2, np.array([0]))
+
+
+def test_the_batch_changes_nothing() -> None:
+    """Batches of 2 and of 5 give equal scores and pictures."""
+    truth = tiles(5)
+    model = Fake(np.full((1, SIDE, SIDE, 2), 8.0))
+    shown = np.array([1, 4])
+    (a, pictures_a), (b, pictures_b) = (
+        score("flat", model, SIDE, photos(5), lambda i: truth[i], batch, shown) for batch in (2, 5)
+    )
+    pd.testing.assert_frame_equal(a, b)
+    assert (pictures_a == pictures_b).all()
+    assert (pictures_a == predict(model, SIDE, truth).image[shown]).all()
+
+
+def test_an_empty_test_split_is_refused() -> None:
+    """One sentence that names the parameter."""
+    with pytest.raises(InputError, match="filter.test"):
+        score("m", Fake(np.zeros((1, 1, 1, 2))), SIDE, photos(0), lambda i: tiles(1)[i], 2, np.array([], int))
+
+
+def test_comparison_has_a_row_per_metric_and_system() -> None:
+    """The first system's rows come first and hold no difference; the others hold first minus themselves."""
+    random = np.random.default_rng(0)
+    names = [name for name in metrics.METRICS if name != "psnr_pooled"]
+    base = pd.DataFrame({name: random.uniform(1, 2, 30) for name in names}).assign(grey_truth=False)
+    found = compare({"model": base.assign(psnr=base["psnr"] + 3), "grey": base}, metrics.resamples(30, 50, 1))
+    assert found["metric"].drop_duplicates().to_list() == list(metrics.METRICS)
+    psnr = found[found["metric"] == "psnr"].set_index("system")
+    assert psnr.index.to_list() == ["model", "grey"]
+    assert psnr.loc["grey", ["difference", "difference_low", "difference_high"]].to_list() == pytest.approx([3] * 3)
+    assert np.isnan(psnr.loc["model", "difference"])
+    assert (found["low"] <= found["mean"]).all() and (found["mean"] <= found["high"]).all()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A project of 12 crops, 8 of them the test split, and `mean_color` as its trained model."""
+    monkeypatch.chdir(tmp_path)
+    crops = tiles(12)
+    files.write_array(paths.CROPS / "crops-00000.npy", crops)
+    splits = photos(12).assign(**{"class": "person"}, split=["train"] * 3 + ["test"] * 8 + [""])
+    files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
+    statistics = Statistics.measure(crops[:3], PriorRule())
+    statistics.write(paths.PRIOR)
+    params = load(PARAMS)
+    block = params.block("mean_color")
+    for folder in (paths.MODEL, paths.ZOO / "mean_color"):
+        about = {"name": "mean_color", "block": describe_block(block), "size": SIDE}
+        save_model(folder, build_model(block, SIDE, statistics), about, "epoch,train_loss,val_loss\n")
+    return params.model_copy(
+        update={
+            "crop": replace(params.crop, size=SIDE),
+            "evaluate": EvaluateRule(batch=3, samples=4, bootstrap=50),
+            "train": replace(params.train, device="cpu"),
+        }
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_stage_writes_the_scores_of_model_and_baselines(project: Params) -> None:
+    """A model that is mean_color scores as mean_color does, with a difference of exactly zero."""
+    evaluate.main(project)
+    assert set(contents(paths.METRICS)) == {
+        "metrics.json",
+        "comparison.csv",
+        "per_image.csv",
+        "loss.csv",
+        "samples.png",
+    }
+    numbers = json.loads((paths.METRICS / "metrics.json").read_text())
+    assert list(numbers) == [*metrics.METRICS, "images", "grey_truths"]
+    assert numbers["images"] == 8
+    comparison = pd.read_csv(paths.METRICS / "comparison.csv").set_index(["metric", "system"])
+    assert comparison.loc[("psnr", "mean_color"), "difference"] == 0
+    assert comparison.loc[("psnr", "model"), "mean"] == numbers["psnr"]
+    table = pd.read_csv(paths.METRICS / "per_image.csv")
+    assert table.groupby("system").size().to_dict() == {"model": 8, "grey": 8, "mean_color": 8}
+    assert table["photo"].to_list() == [f"p{i}.png" for i in range(3, 11)] * 3
+
+
+def test_the_same_inputs_give_the_same_bytes(project: Params) -> None:
+    """Twice the stage, all files equal."""
+    evaluate.main(project)
+    first = contents(paths.METRICS)
+    evaluate.main(project)
+    assert contents(paths.METRICS) == first
+
+
+def test_a_model_of_the_zoo_is_scored_into_its_own_folder(project: Params) -> None:
+    """`--model mean_color` writes beside the weights and leaves metrics/ alone."""
+    evaluate.main(project, "mean_color")
+    assert {"metrics.json", "per_image.csv", "samples.npy"} <= set(contents(paths.ZOO / "mean_color"))
+    assert np.load(paths.ZOO / "mean_color" / "samples.npy").shape == (4, SIDE, SIDE, 3)
+    assert not paths.METRICS.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("mean_colour", "did you mean 'mean_color'"), ("cae", "there is no trained model in data/zoo/cae")],
+)
+def test_an_unknown_or_untrained_model_is_refused(project: Params, name: str, sentence: str) -> None:
+    """One sentence each."""
+    with pytest.raises(InputError, match=sentence):
+        evaluate.main(project, name)

@@ -1,0 +1,378 @@
+"""fetch.py against a server that misbehaves on purpose; what is expected is HTTP's and the file's own content."""
+
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from webserver import (
+    Server,
+    chunked,
+    content,
+    cut,
+    cut_chunked,
+    drip,
+    endless,
+    first,
+    jpegs,
+    redirect,
+    silence,
+    status,
+)
+
+from colorize import fetch
+from colorize.fetch import Fetched, fetch_all, retry_after
+from colorize.files import InputError
+from colorize.settings import Source
+from colorize.sources import why_no_image
+
+SETTINGS = Source(source="urls", allow_private=True, timeout_seconds=5, attempts=3, threads=4)
+JPEG = next(jpegs(1))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BACK_OFF_SECONDS", 0.02)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(urls: list[str], folder: Path, settings: Source = SETTINGS) -> dict[str, Fetched]:
+    return {fetched.url: fetched for fetched in fetch_all(urls, folder, settings, why_no_image)}
+
+
+def one(url: str, folder: Path, settings: Source = SETTINGS) -> Fetched:
+    return run([url], folder, settings)[url]
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name != ".lock"]
+
+
+def test_a_photograph_arrives_byte_for_byte(server: Server, tmp_path: Path) -> None:
+    """The file is what was served, and sha256 and size are its own; the agent says who asks."""
+    server.answers["/a.jpg"] = content(JPEG)
+    fetched = one(server.url("/a.jpg"), tmp_path)
+    assert fetched.path.read_bytes() == JPEG
+    assert (fetched.reason, fetched.sha256, fetched.bytes) == (
+        "",
+        hashlib.sha256(JPEG).hexdigest(),
+        len(JPEG),
+    )
+    assert server.agents == {"colorize/0.1"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "retryable", "asked"),
+    [
+        (status(404), "http_404", False, 1),
+        (status(410), "http_410", False, 1),
+        (status(403, b"no"), "http_403", False, 1),
+        (status(204), "http_204", False, 1),
+        (status(500), "http_500", True, 3),
+        (cut(JPEG), "short_body", True, 3),
+        (cut_chunked(JPEG), "short_body", True, 3),
+        (content(b"<html>not found</html>", Content_Type="image/jpeg"), "not_image", False, 1),
+        (content(b""), "empty_file", False, 1),
+        (redirect("/again"), "redirects", False, 6),
+        (redirect("file:///etc/passwd"), "forbidden_url", False, 1),
+        (redirect("ftp://example.org/a.jpg"), "forbidden_url", False, 1),
+    ],
+)
+def test_a_fault_ends_with_its_reason_and_leaves_no_file(
+    server: Server, tmp_path: Path, answer: Any, reason: str, retryable: bool, asked: int
+) -> None:
+    """Each fault has one reason; what may heal is tried `attempts` times, what will not once."""
+    server.answers["/again"] = answer
+    fetched = one(server.url("/again"), tmp_path)
+    assert (fetched.reason, fetched.retryable) == (reason, retryable)
+    assert server.asked.total() == asked
+    assert not fetched.path.exists()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("bad", [status(500), status(503, Retry_After="0"), cut(JPEG), cut_chunked(JPEG)])
+def test_a_fault_that_heals_is_no_fault(server: Server, tmp_path: Path, bad: Any) -> None:
+    """Two bad answers and a good one give the whole photograph."""
+    server.answers["/a.jpg"] = first(2, bad, content(JPEG))
+    assert one(server.url("/a.jpg"), tmp_path).path.read_bytes() == JPEG
+    assert server.asked["/a.jpg"] == 3
+
+
+def test_a_body_in_tiny_chunks_is_judged_by_more_than_its_first(server: Server, tmp_path: Path) -> None:
+    """Chunked transfer may cut anywhere, within the magic bytes too."""
+    server.answers["/a.jpg"] = chunked(JPEG)
+    assert one(server.url("/a.jpg"), tmp_path).path.read_bytes() == JPEG
+
+
+@pytest.mark.parametrize("answer", [drip(JPEG), drip(JPEG, header_too=True), silence])
+def test_a_slow_server_ends_as_timeout_within_the_deadline(
+    server: Server, tmp_path: Path, answer: Any
+) -> None:
+    """A byte every tenth of a second never trips a read timeout; the total deadline does, header or body."""
+    server.answers["/slow"] = answer
+    started = time.monotonic()
+    fetched = one(server.url("/slow"), tmp_path, replace(SETTINGS, timeout_seconds=0.7))
+    assert (fetched.reason, fetched.retryable) == ("timeout", True)
+    assert time.monotonic() - started < 2
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "answer", [content(JPEG + bytes(20_000)), endless(JPEG), chunked(JPEG + bytes(20_000))]
+)
+def test_a_body_above_the_limit_is_too_large(server: Server, tmp_path: Path, answer: Any) -> None:
+    """Declared or not, nothing above the limit is kept; a higher limit in a later run lets it in."""
+    server.answers["/big"] = answer
+    fetched = one(server.url("/big"), tmp_path, replace(SETTINGS, max_megabytes=0.02))
+    assert (fetched.reason, fetched.retryable) == ("too_large", False)
+    assert leftovers(tmp_path) == []
+
+
+def test_retry_after_pauses_the_host_and_lets_others_flow(server: Server, tmp_path: Path) -> None:
+    """After a 429 the host is left alone for the second it asks for; another host is served meanwhile."""
+    served = content(JPEG)
+    server.answers = {f"/{n}": served for n in range(8)}
+    server.answers["/0"] = first(1, status(429, Retry_After="1"), served)
+    with Server() as other:
+        other.answers = {f"/{n}": served for n in range(8)}
+        limited = [server.url(f"/{n}") for n in range(8)]
+        free = [other.url(f"/{n}") for n in range(8)]
+        results = run([*limited, *free], tmp_path, replace(SETTINGS, threads=1))
+        answered = server.times[0][1]
+        assert {fetched.reason for fetched in results.values()} == {""}
+        assert all(moment - answered >= 0.99 for _, moment in server.times[1:])
+        assert all(moment - answered < 0.9 for _, moment in other.times)
+    assert server.asked["/0"] == 2
+
+
+def test_waiting_for_retry_after_is_not_charged_to_the_deadline(server: Server, tmp_path: Path) -> None:
+    """A deadline shorter than the pause that a server asks for does not end the item."""
+    server.answers["/a"] = first(1, status(503, Retry_After="1"), content(JPEG))
+    assert one(server.url("/a"), tmp_path, replace(SETTINGS, timeout_seconds=0.5)).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0),
+        ("", 0),
+        ("7", 7),
+        (" 7 ", 7),
+        ("-5", 0),
+        ("86400", 60),
+        ("9" * 400, 60),
+        ("soon", 0),
+        (formatdate(1_000_000_020, usegmt=True), 20),
+        (formatdate(1_000_086_400, usegmt=True), 60),
+        (formatdate(999_999_000, usegmt=True), 0),
+        ("Fri, 99 Foo 99999 00:00:00 GMT", 0),
+    ],
+)
+def test_retry_after_is_understood_and_bounded(header: str | None, seconds: float) -> None:
+    """Seconds or a date, never below 0 nor above a minute, whatever a server writes."""
+    assert retry_after(header, 1_000_000_000) == seconds
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{port}/a",
+        "http://localhost:{port}/a",
+        "http://127.1:{port}/a",
+        "http://2130706433:{port}/a",
+        "http://[::1]:{port}/a",
+        "http://[::ffff:127.0.0.1]:{port}/a",
+        "http://0.0.0.0:{port}/a",
+        "http://10.0.0.1/a",
+        "http://192.168.1.1/a",
+        "http://169.254.169.254/latest/meta-data",
+        "http://user:secret@example.org/a",
+        "file:///etc/passwd",
+        "ftp://example.org/a",
+        "data:image/png;base64,AAAA",
+        "javascript:alert(1)",
+        "//example.org/a",
+        "no address",
+        "",
+        "http://",
+        "http://[",
+        "http://example.org:99999/a",
+        "http://" + "a" * 64 + ".example/",
+    ],
+)
+def test_an_address_that_must_not_be_asked_is_refused(server: Server, tmp_path: Path, url: str) -> None:
+    """Only http and https, without credentials, to public addresses however they are spelled."""
+    server.answers["/a"] = content(JPEG)
+    url = url.format(port=server.server_port)
+    fetched = one(url, tmp_path, replace(SETTINGS, allow_private=False))
+    assert (fetched.reason, fetched.retryable) == ("forbidden_url", False)
+    assert server.connections == 0
+
+
+def test_every_redirect_is_checked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A public host that redirects to a private one is refused at the second hop, and the target never asked."""
+    genuine = socket.getaddrinfo
+
+    def resolve(host: str, port: int, *args: Any, **kwargs: Any) -> object:
+        public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", port))]
+        in_check = sys._getframe(1).f_code.co_name == "_host_of"
+        return public if host == "public.test" and in_check else genuine("127.0.0.1", port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    server.answers["/hop"] = redirect(server.url("/secret"))
+    server.answers["/secret"] = content(JPEG)
+    url = server.url("/hop", "public.test")
+    assert one(url, tmp_path, replace(SETTINGS, allow_private=False)).reason == "forbidden_url"
+    assert server.asked == {"/hop": 1}
+
+
+def test_relative_redirects_are_followed(server: Server, tmp_path: Path) -> None:
+    """Five hops are allowed."""
+    for hop in range(5):
+        server.answers[f"/x/{hop}"] = redirect(f"{hop + 1}")
+    server.answers["/x/5"] = content(JPEG)
+    assert one(server.url("/x/0"), tmp_path).path.read_bytes() == JPEG
+
+
+def test_a_closed_port_is_a_connection_failure(tmp_path: Path) -> None:
+    """Nobody listens: retryable."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a"
+        fetched = one(url, tmp_path)
+    assert (fetched.reason, fetched.retryable) == ("connection", True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_a_self_signed_certificate_is_refused(server: Server, tmp_path: Path) -> None:
+    """A certificate that nobody vouches for ends the item, without another attempt."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url("/a").replace("http:", "https:")
+    fetched = one(url, tmp_path / "cache")
+    assert (fetched.reason, fetched.retryable) == ("tls", False)
+
+
+def test_nothing_is_fetched_twice(server: Server, tmp_path: Path) -> None:
+    """A second run asks only for what may have healed: not for what arrived, nor for what is gone."""
+    bodies = dict(zip(["/a", "/b"], jpegs(2), strict=True))
+    server.answers = {path: content(body) for path, body in bodies.items()}
+    server.answers |= {"/html": content(b"<html>"), "/500": status(500)}
+    urls = [server.url(path) for path in ("/a", "/b", "/gone", "/html", "/500")]
+    before = run(urls, tmp_path)
+    asked = server.asked.copy()
+    assert run(urls, tmp_path) == before
+    assert server.asked - asked == {"/500": 3}
+
+
+def test_rotten_bytes_in_the_cache_are_fetched_again(server: Server, tmp_path: Path) -> None:
+    """The cache is believed only as far as its sha256 holds; a broken note is no news either."""
+    server.answers["/a"] = content(JPEG)
+    path = one(server.url("/a"), tmp_path).path
+    path.write_bytes(JPEG[:-1] + b"!")
+    assert one(server.url("/a"), tmp_path).path.read_bytes() == JPEG
+    path.with_suffix(".json").write_text("[1, ")
+    assert one(server.url("/a"), tmp_path).reason == ""
+    assert server.asked["/a"] == 3
+
+
+def test_connections_are_used_again(server: Server, tmp_path: Path) -> None:
+    """Forty photographs through four threads need few connections, not forty."""
+    server.answers = {f"/{n}": content(JPEG) for n in range(40)}
+    results = run([server.url(f"/{n}") for n in range(40)], tmp_path)
+    assert {fetched.reason for fetched in results.values()} == {""}
+    assert server.connections <= 8
+
+
+def test_no_more_requests_at_a_time_than_threads(server: Server, tmp_path: Path) -> None:
+    """The server never sees more than `threads` requests at once."""
+    active, peak, lock = 0, 0, threading.Lock()
+
+    def answer(request: Any) -> None:
+        nonlocal active, peak
+        with lock:
+            active += 1
+            peak = max(peak, active)
+        time.sleep(0.02)
+        with lock:
+            active -= 1
+        content(JPEG)(request)
+
+    server.answers = {f"/{n}": answer for n in range(24)}
+    run([server.url(f"/{n}") for n in range(24)], tmp_path, replace(SETTINGS, threads=3))
+    assert peak == 3
+
+
+def test_stopping_early_ends_soon(server: Server, tmp_path: Path) -> None:
+    """Whoever has seen enough closes the iterator and is not kept waiting."""
+    server.answers = {"/a": content(JPEG), "/slow": drip(JPEG)}
+    started = time.monotonic()
+    results = fetch_all([server.url("/a"), server.url("/slow")], tmp_path, SETTINGS, why_no_image)
+    assert next(results).reason == ""
+    results.close()
+    assert time.monotonic() - started < 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(server: Server, tmp_path: Path) -> None:
+    """The cache folder's place is taken by a file."""
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(InputError, match="cache"):
+        one(server.url("/a"), tmp_path / "cache")
+
+
+def test_killed_fetch_leaves_whole_files_only_and_goes_on(server: Server, tmp_path: Path) -> None:
+    """After SIGKILL every file that has a note is whole, and the next run asks for the rest only."""
+    bodies = list(jpegs(30))
+
+    def slowly(body: bytes) -> Any:
+        def answer(request: Any) -> None:
+            time.sleep(0.05)
+            content(body)(request)
+
+        return answer
+
+    server.answers = {f"/{n}": slowly(body) for n, body in enumerate(bodies)}
+    urls = [server.url(f"/{n}") for n in range(30)]
+    program = (
+        "import sys; from pathlib import Path; from colorize.fetch import fetch_all;"
+        "from colorize.settings import Source;"
+        "settings = Source(allow_private=True, threads=2);"
+        "print(*fetch_all(sys.argv[2:], Path(sys.argv[1]), settings, lambda head: ''))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path), *urls], stdout=subprocess.DEVNULL
+    )
+    while server.asked.total() < 10 and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = len(list(tmp_path.glob("*.json")))
+    asked = server.asked.total()
+    assert 0 < kept < 30
+    results = run(urls, tmp_path)
+    assert [results[url].path.read_bytes() for url in urls] == bodies
+    assert server.asked.total() - asked == 30 - kept
+    assert not list(tmp_path.glob(".*.partial"))

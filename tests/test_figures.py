@@ -1,0 +1,108 @@
+"""Pictures: their geometry and that equal inputs give equal bytes."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from colorize import figures
+from colorize.bins import centers
+
+
+def history(epochs: int, first: float = 1.0) -> pd.DataFrame:
+    """Losses that fall by a tenth per epoch."""
+    losses = first * 0.9 ** np.arange(epochs)
+    columns = {name + suffix: losses for name in figures.CURVES for suffix in ("", "_ma20")}
+    return pd.DataFrame({"epoch": np.arange(1, epochs + 1)} | columns)
+
+
+def arrays(*names: str) -> dict[str, np.ndarray]:
+    """A prior that lives in one bin, and flat weights, under each name."""
+    one = np.zeros(313)
+    one[150] = 1
+    weights = {f"weights_{name}": np.ones(313) for name in names}
+    return {"bins": centers()} | {name: one for name in names} | weights
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def test_shown_photographs_are_spread_from_the_first_to_the_last() -> None:
+    """Four of ten; all of three where eight are asked for."""
+    assert figures.spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert figures.spread(3, 8).tolist() == [0, 1, 2]
+
+
+def test_a_sheet_shows_each_photograph_in_its_column_and_row() -> None:
+    """Flat photographs are found again by their colors in the middle of their cells."""
+    colors = np.array([[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [100, 110, 120]]], np.uint8)
+    columns = {name: np.broadcast_to(c[:, None, None], (2, 128, 128, 3)) for name, c in zip("ab", colors, strict=True)}
+    picture = np.asarray(figures.sheet(columns))
+    step = 128 + figures.GAP
+    top = picture.shape[0] - 2 * step + figures.GAP
+    for column in range(2):
+        for row in range(2):
+            found = picture[top + row * step + 64, column * step + 64]
+            assert found.tolist() == [*colors[column, row], 255]
+
+
+@pytest.mark.parametrize(("side", "cell"), [(32, 96), (128, 128), (512, 160)])
+def test_a_sheets_cells_are_neither_tiny_nor_huge(side: int, cell: int) -> None:
+    """Small photographs are enlarged and large ones reduced."""
+    picture = figures.sheet({"a": np.zeros((1, side, side, 3), np.uint8)})
+    assert picture.width == cell
+
+
+def test_long_model_names_break_at_underscores_and_stay_in_their_column() -> None:
+    """The label of the first column leaves the second column's strip of labels empty."""
+    black = np.zeros((1, 96, 96, 3), np.uint8)
+    picture = figures.sheet({"zhang_rebalanced_smoothed_final": black, " ": black})
+    labels = np.asarray(picture)[: picture.height - 96 - figures.GAP, :, 3]
+    assert labels[:, :96].any() and not labels[:, 96:].any()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.loss_curves(history(40), averaged=True),
+        lambda: figures.loss_curves(history(1), averaged=False),
+        lambda: figures.prior(arrays("empirical", "smoothed")),
+        lambda: figures.prior_panels(arrays("empirical"))["Empirical"],
+        lambda: figures.encode(figures.sheet({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "webp"),
+    ],
+)
+def test_pictures_have_the_same_bytes_twice(draw: Callable[[], bytes]) -> None:
+    """No date, version or random number gets in."""
+    first = draw()
+    assert first == draw()
+    assert b"Software" not in first and b"matplotlib" not in first
+
+
+def test_the_prior_has_a_panel_for_each_distribution_and_its_weights() -> None:
+    """Four with two priors, eight with the released ones."""
+    assert list(figures.prior_panels(arrays("empirical", "smoothed"))) == [
+        "Empirical",
+        "Smoothed",
+        "Empirical: weights",
+        "Smoothed: weights",
+    ]
+    assert len(figures.prior_panels(arrays(*figures.PRIORS))) == 8
+
+
+def test_a_bins_square_has_the_bins_own_color() -> None:
+    """All weights equal: the panel's reddest color is far redder than its greenest, and the ground is transparent."""
+    panel = pixels(figures.prior_panels(arrays("empirical"))["Empirical: weights"]).astype(int)
+    opaque = panel[panel[..., 3] == 255]
+    redness = opaque[:, 0] - opaque[:, 1]
+    assert redness.max() > 150 and redness.min() < -100
+    assert (panel[0, 0] == [panel[0, 0, 0]] * 3 + [0]).all()
+
+
+def test_losses_over_many_decades_and_negative_ones_can_be_drawn() -> None:
+    """A steep fall turns the axis logarithmic; values below zero keep it linear; neither warns."""
+    figures.loss_curves(history(80, first=100.0), averaged=False)
+    figures.loss_curves(history(10, first=-1.0), averaged=False)

@@ -1,0 +1,95 @@
+"""Writing is atomic and reading is checked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from colorize import files
+from colorize.files import InputError
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rubbish(tmp_path: Path) -> None:
+    """The block raises half-way: the old file stands, nothing else does."""
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.atomic(path) as file:
+        file.write(b"new, but half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_write_leaves_the_old_content(tmp_path: Path) -> None:
+    """SIGKILL inside the block; the next run sweeps the partial file away."""
+    path = tmp_path / "a.bin"
+    files.write_bytes(path, b"old")
+    code = f"""
+import pathlib, time
+from colorize import files
+with files.atomic(pathlib.Path({str(path)!r})) as file:
+    file.write(b"x" * 100000); file.flush(); print("inside", flush=True); time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "inside\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+    files.remove_partial(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_state_comes_back_and_damage_is_noticed(tmp_path: Path) -> None:
+    """One flipped byte, which torch.load alone does not notice, is refused by name."""
+    path = tmp_path / "state.pt"
+    files.write_state(path, {"weights": torch.arange(1000.0), "epoch": 3})
+    assert files.read_state(path)["weights"].sum() == 499500
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="state.pt is damaged"):
+        files.read_state(path)
+
+
+def test_json_refuses_what_is_not_a_number(tmp_path: Path) -> None:
+    """NaN never reaches a metrics file."""
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a.json", {"psnr": float("nan")})
+    files.write_json(tmp_path / "a.json", {"psnr": 1.5})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"psnr": 1.5}
+    assert (tmp_path / "a.json").read_bytes().endswith(b"\n")
+
+
+def test_arrays_written_twice_have_equal_bytes(tmp_path: Path) -> None:
+    """Also seconds later: no time stamp is inside."""
+    arrays = {"a": np.arange(5), "b": np.ones((2, 3))}
+    files.write_arrays(tmp_path / "one.npz", arrays)
+    time.sleep(2.1)  # zip time stamps have a resolution of two seconds
+    files.write_arrays(tmp_path / "two.npz", arrays)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self").exists(), reason="needs /proc to fail as root")
+def test_a_folder_that_cannot_be_written_is_named() -> None:
+    """One sentence with the path, whoever runs it: nobody can create files in /proc."""
+    with pytest.raises(InputError, match=r"cannot write /proc/nowhere/a.txt"):
+        files.write_text(Path("/proc/nowhere/a.txt"), "x")
+
+
+def test_sha256_of_a_folder_names_every_file_in_order(tmp_path: Path) -> None:
+    """Against hashlib; order does not depend on creation."""
+    import hashlib
+
+    for name in ("b", "a", "sub/c"):
+        files.write_text(tmp_path / name, name)
+    found = files.sha256_of([tmp_path])
+    assert list(found) == [str(tmp_path / name) for name in ("a", "b", "sub/c")]
+    assert found[str(tmp_path / "a")] == hashlib.sha256(b"a").hexdigest()

@@ -1,0 +1,199 @@
+"""The filter stage on hand-made crops: reasons, splits, the contact sheet, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from skimage.color import rgb2lab
+
+from colorize.files import InputError, write_array
+from colorize.settings import FilterRule
+from pipeline import filter as stage
+from pipeline import paths
+from pipeline.params import load
+
+DEFAULTS = load(Path(__file__).parents[1] / "params.yaml")
+SIZE = 16
+RULE = FilterRule(dark=1, bright=1, train=0.6, val=0.2, test=0.2)
+
+
+def run(**rule) -> pd.DataFrame:
+    """Run the stage and read splits.csv."""
+    crop = replace(DEFAULTS.crop, size=SIZE)
+    stage.main(DEFAULTS.model_copy(update={"crop": crop, "filter": replace(RULE, **rule)}))
+    return pd.read_csv(paths.SPLITS_CSV, dtype=str, keep_default_na=False).set_index("photo")
+
+
+def lay_out(crops: dict[str, np.ndarray], **columns: list[str]) -> None:
+    """Write photos.csv, crops.csv and two shards; photographs that could not be cropped are among the rows."""
+    names = list(crops)
+    table = {
+        "photo": names,
+        "group": names,
+        "class": ["x"] * len(names),
+        "split": [""] * len(names),
+    } | columns
+    photos = pd.DataFrame(table)
+    photos["status"] = "ok"
+    rows = pd.DataFrame({"photo": ["unreadable", *names], "status": ["failed"] + ["ok"] * len(names)})
+    rows["index"] = ["", *map(str, range(len(names)))]
+    paths.PHOTOS.mkdir(parents=True)
+    paths.CROPS.mkdir()
+    photos.to_csv(paths.PHOTOS_CSV, index=False)
+    rows.to_csv(paths.CROPS_CSV, index=False)
+    pixels = np.stack(list(crops.values()))
+    write_array(paths.CROPS / "crops-00000.npy", pixels[:3])
+    write_array(paths.CROPS / "crops-00001.npy", pixels[3:])
+
+
+def colorful(seed: int) -> np.ndarray:
+    """Blocks of five saturated colors: kept by every rule."""
+    rng = np.random.default_rng(seed)
+    colors = np.array([(200, 40, 40), *rng.choice([40, 120, 200], (4, 3))])
+    return np.kron(colors[rng.integers(0, 5, (4, 4))], np.ones((SIZE // 4, SIZE // 4, 1))).astype(np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> dict[str, np.ndarray]:
+    """Twenty colorful photographs and one for each rule."""
+    monkeypatch.chdir(tmp_path)
+    photos = {f"photo{i}": colorful(i) for i in range(20)}
+    photos["black"] = np.zeros((SIZE, SIZE, 3), np.uint8)
+    photos["white"] = np.random.default_rng(0).integers(235, 256, (SIZE, SIZE, 3), np.uint8)
+    photos["blue"] = np.full((SIZE, SIZE, 3), (30, 60, 190), np.uint8)
+    photos["grey"] = colorful(99)[..., :1].repeat(3, axis=2)
+    lay_out(photos)
+    return photos
+
+
+def test_every_crop_has_one_row_with_its_split_or_its_reasons(photos, capsys):
+    """Reasons are joined, the kept ones have a split, unreadable photographs have no row."""
+    rows = run()
+    assert list(rows.index) == list(photos) and list(rows["index"]) == [str(i) for i in range(len(photos))]
+    assert rows.reason[20:].to_dict() == {
+        "black": "dark+monotone+grey",
+        "white": "bright",
+        "blue": "monotone",
+        "grey": "grey",
+    }
+    assert (rows.reason[:20] == "").all() and (rows.split[20:] == "").all()
+    assert rows.split[:20].value_counts().to_dict() == {"train": 12, "val": 4, "test": 4}
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed[:4]] == [
+        ["removed", "because", "count"],
+        ["dark", "1"],
+        ["bright", "1"],
+        ["monotone", "2"],
+    ]
+    assert printed[-1] == "filter: kept 12 train, 4 val, 4 test"
+
+
+def test_lightness_and_coverage_are_those_of_the_pixels(photos):
+    """One color: its own L*, coverage 1. Few colors: the mean L* of all pixels, to a quantizer's precision."""
+    rows = run()
+    lightness = {name: rgb2lab(pixels)[..., 0].mean() for name, pixels in photos.items()}
+    assert float(rows.weighted_lightness["blue"]) == pytest.approx(lightness["blue"], abs=1e-4)
+    assert rows.coverage["blue"] == rows.coverage["black"] == "1.0000"
+    assert rows.weighted_lightness["black"] == "0.0000"
+    for name in list(photos)[:20]:
+        assert float(rows.weighted_lightness[name]) == pytest.approx(lightness[name], abs=3)
+
+
+def test_colors_of_the_data_set_take_precedence(photos):
+    """A photograph listed as white is bright whatever its pixels; the others are measured."""
+    listing = pd.DataFrame(
+        {"photo": ["photo7"], "red": [255], "green": [255], "blue": [255], "coverage": [0.99]}
+    )
+    listing.to_csv(paths.COLORS_CSV, index=False)
+    rows = run()
+    assert rows.reason["photo7"] == "bright+monotone"
+    assert rows.weighted_lightness["photo7"] == "99.0000" and rows.coverage["photo7"] == "0.9900"
+    assert rows.reason["white"] == ""
+
+
+def test_groups_and_hints_come_from_photos_csv(tmp_path, monkeypatch):
+    """Tiles of one photograph share a split; rows that the source marks test are test."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"photo{i}" for i in range(24)]
+    hints = ["test"] * 4 + ["train"] * 20
+    lay_out(
+        {name: colorful(i) for i, name in enumerate(names)},
+        group=[f"g{i // 4}" for i in range(24)],
+        split=hints,
+    )
+    rows = run(rules=())
+    assert (rows.groupby("group").split.nunique() == 1).all()
+    assert set(rows.split[:4]) == {"test"} and set(rows.split[4:]) == {"train", "val"}
+
+
+def test_near_duplicates_across_splits_are_removed_from_val_and_test(tmp_path, monkeypatch):
+    """Ten of thirty photographs are there twice, almost: none of them is left on two sides."""
+    monkeypatch.chdir(tmp_path)
+    lay_out({f"{copy}{i}": colorful(i) + copy for copy, count in ((0, 30), (1, 10)) for i in range(count)})
+    rows = run(rules=("duplicates",))
+    removed = rows[rows.reason == "duplicate"]
+    assert 0 < len(removed) < 10 and (removed.split == "").all()
+    kept = rows[rows.reason == ""]
+    assert (kept.groupby(kept.index.str[1:]).split.nunique() == 1).all()
+    assert (run(rules=()).reason == "").all()
+
+
+def test_photographs_beyond_the_counts_are_unused(photos):
+    """Counts that sum to less than there is."""
+    rows = run(train=5, val=2, test=3)
+    assert rows.split.value_counts().to_dict() == {"": 14, "train": 5, "test": 3, "val": 2}
+    assert (rows.reason == "unused").sum() == 10
+
+
+def test_the_same_inputs_give_the_same_bytes_and_the_seed_changes_the_split(photos):
+    """splits.csv and removed.png."""
+    run()
+    first = paths.SPLITS_CSV.read_bytes(), paths.REMOVED_PNG.read_bytes()
+    run()
+    assert (paths.SPLITS_CSV.read_bytes(), paths.REMOVED_PNG.read_bytes()) == first
+    crop = replace(DEFAULTS.crop, size=SIZE)
+    stage.main(DEFAULTS.model_copy(update={"crop": crop, "filter": RULE, "seed": 9}))
+    assert paths.SPLITS_CSV.read_bytes() != first[0]
+
+
+def test_the_contact_sheet_shows_examples_of_every_reason(photos):
+    """The blue photograph is on it; without anything removed it is a line of text."""
+    run()
+    sheet = np.asarray(Image.open(paths.REMOVED_PNG))
+    assert (sheet == (30, 60, 190)).all(axis=2).sum() >= 90 * 90
+    run(rules=())
+    assert Image.open(paths.REMOVED_PNG).height < 40
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        (
+            {"monotone": 0},
+            "removes all 24 photographs, 24 of them by the rule 'monotone'; raise filter.monotone",
+        ),
+        ({"dark": 30}, "removes all 24 photographs, 24 of them by the rule 'dark'; lower filter.dark"),
+        ({"dark": 22, "rules": ("dark",)}, "only 2 photographs in 2 groups survive"),
+        ({"train": 100}, "ask for 100 .* only 20 survive"),
+        ({"duplicates": 300}, "near-duplicates .* lower filter.duplicates"),
+    ],
+)
+def test_a_filter_that_leaves_too_little_is_refused(photos, rule, sentence):
+    """The sentence names the rule and the parameter, and nothing is written."""
+    with pytest.raises(InputError, match=sentence):
+        run(**rule)
+    assert not paths.SPLITS_CSV.exists()
+
+
+def test_missing_files_are_refused_by_name(tmp_path, monkeypatch):
+    """With the stage that makes them."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="photos.csv is missing; run `dvc repro download`"):
+        run()
+    paths.PHOTOS.mkdir(parents=True)
+    paths.PHOTOS_CSV.write_text("photo,group,class,split\n")
+    with pytest.raises(InputError, match="crops.csv is missing; run `dvc repro crop`"):
+        run()

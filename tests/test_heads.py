@@ -1,0 +1,110 @@
+"""Losses and decodings of the heads against dense, slow and hand-written references."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+from torch.nn import functional as F
+
+from colorize import bins
+from colorize.batches import to_light_ab
+from colorize.bins import Statistics
+from colorize.heads import Classification, Regression, Rgb, build_head
+from colorize.settings import HeadRule, PriorRule
+
+
+@pytest.fixture
+def truth(photographs) -> tuple[torch.Tensor, torch.Tensor]:
+    return to_light_ab(torch.tensor(photographs(4, 32)))
+
+
+@pytest.fixture
+def head(photographs) -> Classification:
+    statistics = Statistics.measure(photographs(8, 32, 5), PriorRule())
+    return build_head(HeadRule("classification", weights="empirical"), statistics)
+
+
+def dense_encoding(ab: torch.Tensor, neighbors: int = 5, sigma: float = 5) -> torch.Tensor:
+    """Zhang et al.'s encoding by KD-tree: [B, 2, h, w] to [B, 313, h, w]."""
+    points = ab.permute(0, 2, 3, 1).reshape(-1, 2).double().numpy()
+    distance, index = cKDTree(bins.centers()).query(points, neighbors)
+    weights = np.exp(-(distance**2) / (2 * sigma**2))
+    dense = np.zeros((len(points), 313))
+    np.put_along_axis(dense, index, weights / weights.sum(1, keepdims=True), axis=1)
+    b, _, h, w = ab.shape
+    return torch.tensor(dense.reshape(b, h, w, 313)).permute(0, 3, 1, 2)
+
+
+def test_soft_encoding_equals_the_kd_tree(head, truth) -> None:
+    """Five nearest bins, Gaussian weights, sum 1, nearest first."""
+    _, ab = truth
+    index, weight = head.encode(ab)
+    dense = torch.zeros(4, 313, 32, 32, dtype=torch.float64).scatter_(1, index, weight.double())
+    assert (dense - dense_encoding(ab)).abs().max() < 1e-4
+    assert (weight[:, 0] >= weight[:, 1]).all()
+
+
+def test_rebalanced_loss_and_gradient_equal_the_dense_form(head, truth) -> None:
+    """Sum over pixels, mean over photographs, each pixel weighted by its nearest bin (Zhang et al., equations 2, 3)."""
+    light, ab = truth
+    logits = torch.randn(4, 313, 8, 8, requires_grad=True)
+    losses = head.losses(logits, light, ab)
+    losses["loss"].backward()
+    ours, logits.grad = logits.grad.clone(), None
+
+    target = dense_encoding(F.avg_pool2d(ab, 4)).float()
+    rebalance = head.class_weights[target.argmax(1)]
+    dense = -(rebalance * (target * F.log_softmax(logits, 1)).sum(1)).sum() / 4
+    dense.backward()
+    assert losses["loss"].item() == pytest.approx(dense.item(), rel=1e-5)
+    assert losses["cross_entropy"].item() == pytest.approx(dense.item() / 64, rel=1e-5)
+    assert (ours - logits.grad).abs().max() < 1e-5
+
+
+def test_annealed_mean_runs_from_the_mode_to_the_mean(truth) -> None:
+    """Temperature 1 is the expectation, towards 0 the likeliest bin (Zhang et al., equation 5)."""
+    light, _ = truth
+    logits = torch.randn(4, 313, 8, 8)
+    logits.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones(4, 1, 8, 8))  # no near-ties for the mode
+    centers = torch.tensor(bins.centers(), dtype=torch.float32)
+    share = logits.softmax(1)
+    for temperature, expected in (
+        (1.0, torch.einsum("bqhw,qc->bchw", share, centers)),
+        (0.02, centers[share.argmax(1)].permute(0, 3, 1, 2)),
+    ):
+        decoded = Classification(5, 5, temperature, torch.ones(313)).decode(logits, light[..., :8, :8])
+        assert (decoded - expected).abs().max() < 0.1
+    annealed = share**(1 / 0.38) / (share ** (1 / 0.38)).sum(1, keepdim=True)
+    decoded = Classification(5, 5, 0.38, torch.ones(313)).decode(logits, light[..., :8, :8])
+    assert (decoded - torch.einsum("bqhw,qc->bchw", annealed, centers)).abs().max() < 1e-3
+
+
+def test_encoding_then_decoding_returns_the_color_nearly(truth) -> None:
+    """Soft encoding at full size and its mean lose under 2 ab units on average."""
+    light, ab = truth
+    head = Classification(5, 5, 1.0, torch.ones(313))
+    index, weight = head.encode(ab)
+    logits = torch.full((4, 313, 32, 32), -30.0).scatter_(1, index, weight.log())
+    assert (head.decode(logits, light) - ab).abs().mean() < 2
+
+
+def test_regression_speaks_lab_units_and_averages_targets_for_small_outputs(truth) -> None:
+    """An output at half size is compared with the area mean of ab."""
+    light, ab = truth
+    head = Regression(128)
+    target = F.avg_pool2d(ab, 2)
+    out = torch.atanh(target / 128)
+    assert head.losses(out, light, ab)["loss"].item() < 1e-10
+    assert head.decode(out, light).shape == ab.shape
+    assert torch.allclose(head.decode(torch.atanh(ab / 128), light), ab, atol=1e-3)
+
+
+def test_rgb_head_returns_the_truth_for_the_truth(photographs) -> None:
+    """Its target is the photograph in -1..1, its ab that of the photograph."""
+    images = torch.tensor(photographs(3, 16))
+    light, ab = to_light_ab(images)
+    head = Rgb()
+    rgb = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert head.losses(rgb, light, ab)["loss"].item() < 1e-6
+    assert (head.decode(rgb, light) - ab).abs().max() < 1e-2
+    assert torch.allclose(head.rgb(rgb * 3), (rgb * 3).clamp(-1, 1) / 2 + 0.5)

@@ -1,0 +1,181 @@
+"""Every block of params.yaml: builds, learns, saves and loads, trains in bf16. New blocks are picked up by themselves."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from colorize.batches import Photos
+from colorize.bins import Statistics
+from colorize.files import InputError
+from colorize.models import build_baseline, build_model, describe_block, load_model, save_model
+from colorize.models._base import Colorizer, parameter_count
+from colorize.models.cgan import DISCRIMINATOR_STRIDES, discriminator
+from colorize.settings import HeadRule, ModelBlock, PriorRule
+from colorize.training import make_optimizer
+from pipeline.params import load
+
+BLOCKS = load(ROOT / "params.yaml").models
+TRAINED = [name for name, block in BLOCKS.items() if block.arch != "constant"]
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def statistics() -> Statistics:
+    import numpy as np
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    return Statistics.measure(images, PriorRule())
+
+
+def built(name: str, statistics: Statistics, size: int = SIZE, **network: object) -> Colorizer:
+    torch.manual_seed(0)
+    block = BLOCKS[name]
+    return build_model(replace(block, network=block.network | network), size, statistics)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("zhang_rebalanced_ours", 32_235_385), ("zhang_simplified", 15_387_513), ("mlp1", 12_601_344)],
+)
+def test_parameter_counts_are_those_of_the_documents(name: str, count: int, statistics: Statistics) -> None:
+    """Document 001, section 4.1; for mlp1 1024 x 3072 + 3072 x 3072, biases and two affine batch norms."""
+    assert parameter_count(built(name, statistics)) == count
+
+
+def test_discriminator_sees_patches_of_34_pixels() -> None:
+    """Document 002: measured by which input pixels one logit's gradient reaches, and by the strides."""
+    network = discriminator(8).eval()
+    picture = torch.randn(1, 4, 96, 96, requires_grad=True)
+    logits = network(picture)
+    middle = logits.shape[-1] // 2
+    logits[0, 0, middle, middle].backward()
+    reached = picture.grad.abs().sum((0, 1)).nonzero()
+    extent = reached.amax(0) - reached.amin(0) + 1
+    assert extent.tolist() == [34, 34]
+    assert DISCRIMINATOR_STRIDES == (2, 2, 1, 1)
+    assert network(torch.randn(1, 4, 144, 144)).shape[-2:] == (34, 34)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics) -> None:
+    """ab has the lightness's size, is finite and in Lab units; black and white photographs included."""
+    model = built(name, statistics).eval()
+    light = torch.stack([torch.zeros(1, SIZE, SIZE), torch.full((1, SIZE, SIZE), 100.0), torch.rand(1, SIZE, SIZE) * 100])
+    with torch.no_grad():
+        ab = model.colorize(light)
+    assert ab.shape == (3, 2, SIZE, SIZE) and ab.dtype == torch.float32
+    assert torch.isfinite(ab).all() and ab.abs().max() <= 128
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_model_learns_one_batch(name: str, statistics: Statistics, photographs) -> None:
+    """The loss it watches falls far below where it started, each phase with its own optimizer."""
+    plain = {"l1": 0} if "l1" in BLOCKS[name].network else {}
+    plain |= {"dropout": 0} if "dropout" in BLOCKS[name].network else {}
+    model = built(name, statistics, 16, **plain)
+    light, ab = next(Photos(photographs(3, 16), 16).batches(3))
+    parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
+    optimizers = {p: make_optimizer(parameters[p], BLOCKS[name].train, 1e-3) for p in model.phases}
+    watched = []
+    for _ in range(40):
+        for phase, optimizer in optimizers.items():
+            losses = model.losses(phase, light, ab)
+            optimizer.zero_grad()
+            losses["loss"].backward(inputs=parameters[phase])
+            optimizer.step()
+            if phase == model.phases[0]:
+                watched.append(float(losses[model.monitor].detach()))
+    # A soft target's cross-entropy cannot fall below the target's own entropy.
+    share = 0.5 if model.monitor == "cross_entropy" else 0.25
+    assert watched[-1] < share * watched[0]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_saved_model_colors_the_same(name: str, statistics: Statistics, tmp_path: Path) -> None:
+    """A model folder is all that is needed, and holds equal bytes when written twice."""
+    model = built(name, statistics).eval()
+    description = {"name": name, "block": describe_block(BLOCKS[name]), "size": SIZE}
+    for folder in ("a", "b"):
+        save_model(tmp_path / folder, model, description, "epoch\n")
+    light = torch.rand(2, 1, SIZE, SIZE) * 100
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "a").colorize(light), model.colorize(light))
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs) -> None:
+    """Finite losses and gradients for every parameter of every phase."""
+    model = built(name, statistics)
+    light, ab = next(Photos(photographs(4, SIZE), SIZE).batches(4))
+    for phase in model.phases:
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model.losses(phase, light, ab)
+        gradients = torch.autograd.grad(losses["loss"], list(getattr(model, phase).parameters()))
+        assert all(torch.isfinite(value).all() for value in [*losses.values(), *gradients])
+        assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_batch_norm_and_l1_are_switches(statistics: Statistics) -> None:
+    """Document 000 tried both: off and on differ in layers and in the loss."""
+    light, ab = torch.rand(2, 1, SIZE, SIZE) * 100, torch.zeros(2, 2, SIZE, SIZE)
+    plain, normed = built("cae", statistics, l1=0), built("cae", statistics, l1=0.001, batch_norm=True)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in normed.modules())
+    losses = normed.losses("net", light, ab)
+    encoder = sum(p.abs().sum() for n, p in normed.net[0].named_parameters() if n.endswith("weight"))
+    assert losses["loss"].item() == pytest.approx((losses["reconstruction"] + 0.001 * encoder).item(), rel=1e-6)
+    assert "l1" not in plain.losses("net", light, ab)
+
+
+def test_vae_penalty_is_the_kl_divergence(statistics: Statistics) -> None:
+    """Against torch.distributions, summed over the 64 latent dimensions; a vae samples only while it trains."""
+    model = built("vae", statistics)
+    light, ab = torch.rand(2, 1, SIZE, SIZE) * 100, torch.zeros(2, 2, SIZE, SIZE)
+    losses = model.losses("net", light, ab)
+    posterior = torch.distributions.Normal(model.net.mean, (model.net.log_variance / 2).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0, 1))
+    assert expected.shape == (2, 64)
+    assert losses["kl"].item() == pytest.approx(expected.sum(1).mean().item(), rel=1e-4)
+    with torch.no_grad():
+        assert not torch.equal(model.colorize(light), model.colorize(light))
+        assert torch.equal(model.eval().colorize(light), model.colorize(light))
+
+
+def test_baselines_return_their_constant(statistics: Statistics) -> None:
+    """grey is ab = 0, mean_color the training split's mean."""
+    light = torch.rand(2, 1, 8, 8)
+    assert build_baseline("grey", statistics).colorize(light).abs().max() == 0
+    mean = build_baseline("mean_color", statistics).colorize(light)
+    assert mean[1, :, 3, 3].tolist() == pytest.approx(statistics.arrays["mean_ab"].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (ModelBlock("ceva"), "no architecture 'ceva'"),
+        (ModelBlock("cae", network={"chanels": [8]}), "network takes channels, batch_norm, l1"),
+        (ModelBlock("cgan", head=HeadRule("regression")), "head.kind rgb"),
+    ],
+)
+def test_a_block_that_cannot_be_built_is_refused_with_what_to_do(block: ModelBlock, words: str) -> None:
+    """One sentence, not a traceback."""
+    with pytest.raises(InputError, match=words):
+        build_model(block, SIZE)
+
+
+def test_damaged_weights_are_refused(statistics: Statistics, tmp_path: Path) -> None:
+    """A cut file and a folder without a model are named."""
+    with pytest.raises(InputError, match="no trained model"):
+        load_model(tmp_path)
+    description = {"name": "cae", "block": describe_block(BLOCKS["cae"]), "size": SIZE}
+    save_model(tmp_path, built("cae", statistics), description, "")
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="weights.safetensors"):
+        load_model(tmp_path)

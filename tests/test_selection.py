@@ -1,0 +1,270 @@
+"""The rules of document 000 against an independent computation, group-exclusive splits, near-duplicates."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+from skimage import data
+from skimage.color import rgb2lab
+from skimage.transform import downscale_local_mean
+
+from colorize.files import InputError
+from colorize.palette import weighted_lightness
+from colorize.selection import duplicates, near_any, split, thumbnails, tone_rules
+from colorize.settings import FilterRule
+
+PHOTOS = 24_996
+
+
+@functools.cache
+def unsplash() -> tuple[np.ndarray, np.ndarray]:
+    """Main colors and coverage of as many photographs as document 000 has; the three rules overlap."""
+    rng = np.random.default_rng(2021)
+    base = rng.integers(0, 256, (PHOTOS, 1, 1)) + rng.integers(-60, 61, (PHOTOS, 10, 3))
+    coverage = rng.dirichlet(np.full(10, 2), PHOTOS)
+    flat = rng.choice(PHOTOS, 700, replace=False)
+    coverage[flat] = [0.901, *[0.011] * 9]
+    coverage[flat[:50]] = [0.9, *[0.1 / 9] * 9]
+    extreme = rng.choice(PHOTOS, 900, replace=False)
+    base[extreme] = rng.choice([2, 253], (900, 1, 1))
+    return np.clip(base, 0, 255).astype(np.uint8), coverage
+
+
+@functools.cache
+def independent() -> pd.DataFrame:
+    """Weighted L* by scikit-image over the distinct colors, summed photograph by photograph."""
+    colors, coverage = unsplash()
+    distinct, inverse = np.unique(colors.reshape(-1, 3), axis=0, return_inverse=True)
+    lightness = rgb2lab(distinct[:, None])[:, 0, 0].tolist()
+    table = inverse.reshape(PHOTOS, 10).tolist()
+    rows = [
+        (sum(lightness[color] * share for color, share in zip(row, shares, strict=True)), max(shares))
+        for row, shares in zip(table, coverage.tolist(), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["lightness", "coverage"])
+
+
+@pytest.mark.parametrize(
+    ("dark", "bright"), [(1000, 500), ("1000/24996", "500/24996"), (1000 / 24996, 500 / 24996)]
+)
+def test_the_three_rules_of_document_000_on_24996_photographs(dark, bright):
+    """The 1,000 darkest, the 500 brightest, coverage over 0.9: as pandas picks them, by count and by fraction."""
+    colors, coverage = unsplash()
+    reference = independent()
+    everything = np.full(PHOTOS, 99.0)
+    masks = tone_rules(
+        weighted_lightness(colors, coverage),
+        coverage.max(axis=1),
+        everything,
+        everything,
+        FilterRule(dark=dark, bright=bright),
+    )
+    expected = {
+        "dark": set(reference.lightness.nsmallest(1000).index),
+        "bright": set(reference.lightness.nlargest(500).index),
+        "monotone": {i for i, share in enumerate(reference.coverage) if share > 0.9},
+        "grey": set(),
+    }
+    assert {name: set(np.flatnonzero(mask)) for name, mask in masks.items()} == expected
+    assert [len(chosen) for chosen in expected.values()] == [1000, 500, 650, 0]
+    removed = set().union(*expected.values())
+    assert len(removed) < 1000 + 500 + 650, "the rules overlap, each is evaluated on the full set"
+    assert np.logical_or.reduce(list(masks.values())).sum() == len(removed)
+
+
+def test_ties_go_to_the_lower_index():
+    """Equal lightness: the first ones are removed, at both ends."""
+    n = 10
+    masks = tone_rules(
+        np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterRule(dark=2, bright=0.3)
+    )
+    assert np.flatnonzero(masks["dark"]).tolist() == [0, 1]
+    assert np.flatnonzero(masks["bright"]).tolist() == [0, 1, 2]
+
+
+def test_thresholds_are_strict():
+    """Exactly 0.9 is not over 0.9; exactly 5 and 2 are not below."""
+    coverage, extreme, mean = np.array([0.9, 0.9001]), np.array([5, 4.999]), np.array([2, 2.0])
+    rule = FilterRule(rules=("monotone", "grey"))
+    masks = tone_rules(np.zeros(2), coverage, extreme, mean, rule)
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "monotone": [False, True],
+        "grey": [False, True],
+    }
+    assert tone_rules(np.zeros(1), np.zeros(1), np.array([9]), np.array([1.999]), rule)["grey"].all()
+
+
+@pytest.mark.parametrize("rules", [(), ("dark",), ("grey", "bright")])
+def test_rules_can_be_switched_off(rules):
+    """Only those named are evaluated."""
+    zeros = np.zeros(5)
+    assert set(tone_rules(zeros, zeros, zeros, zeros, FilterRule(rules=rules))) == set(rules)
+
+
+# ---- splits ----
+
+
+def sizes(drawn: np.ndarray) -> dict[str, int]:
+    return {name: int((drawn == name).sum()) for name in ("train", "val", "test", "")}
+
+
+def alone(n: int) -> np.ndarray:
+    return np.array([f"photo{i:05d}" for i in range(n)])
+
+
+def no_hints(n: int) -> np.ndarray:
+    return np.full(n, "")
+
+
+@pytest.mark.parametrize(
+    ("n", "amounts", "expected"),
+    [
+        (1000, (0.8, 0.1, 0.1), (800, 100, 100, 0)),
+        (999, (0.8, 0.1, 0.1), (799, 100, 100, 0)),
+        (3, (0.8, 0.1, 0.1), (1, 1, 1, 0)),
+        (7, (0.333, 0.333, 0.333), (3, 2, 2, 0)),
+        (9000, (5000, 500, 1000), (5000, 500, 1000, 2500)),
+        (6500, (5000, 500, 1000), (5000, 500, 1000, 0)),
+        (2048, (0.9, 0.1, 0), (1843, 205, 0, 0)),
+        (100, ("1/2", "1/4", 10), (50, 25, 10, 15)),
+        (100, (0.5, 0.1, 0.1), (50, 10, 10, 30)),
+    ],
+)
+def test_single_photographs_give_exact_counts(n, amounts, expected):
+    """Counts and shares; shares that add up to 1 leave nothing unused."""
+    rule = FilterRule(train=amounts[0], val=amounts[1], test=amounts[2])
+    assert tuple(sizes(split(alone(n), no_hints(n), rule, 1)).values()) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("largest", [2, 40, 400])
+def test_no_group_is_in_two_splits_and_every_split_has_one(seed, largest):
+    """Random groups of 1 to 400 photographs in random order."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, largest + 1, max(3, 600 // largest))
+    groups = rng.permutation(np.repeat([f"g{i}" for i in range(len(counts))], counts))
+    drawn = split(groups, no_hints(len(groups)), FilterRule(), seed)
+    assert (pd.Series(drawn).groupby(groups).nunique() == 1).all()
+    assert all(sizes(drawn)[name] for name in ("train", "val", "test")) and not sizes(drawn)[""]
+
+
+def test_three_groups_give_one_to_each_split():
+    """However unequal they are, nothing is left out and train gets the largest."""
+    groups = np.repeat(["a", "b", "c"], [100, 1, 2])
+    for seed in range(10):
+        drawn = split(groups, no_hints(103), FilterRule(), seed)
+        assert sorted({*zip(groups, drawn, strict=True)})[0] == ("a", "train")
+        assert len(set(drawn)) == 3
+
+
+def test_the_split_follows_the_seed_and_not_the_order_of_the_rows():
+    """Same seed, same split, also for shuffled rows; another seed, another split."""
+    groups = alone(200)
+    first = split(groups, no_hints(200), FilterRule(), 1)
+    assert np.array_equal(first, split(groups, no_hints(200), FilterRule(), 1))
+    assert not np.array_equal(first, split(groups, no_hints(200), FilterRule(), 2))
+    order = np.random.default_rng(0).permutation(200)
+    assert np.array_equal(first[order], split(groups[order], no_hints(200), FilterRule(), 1))
+
+
+@pytest.mark.parametrize("amounts", [(50, 5, 10), (0.8, 0.1, 0.1)])
+def test_the_sources_own_split_is_kept(amounts):
+    """Rows marked test are only ever test, rows marked train only train or val."""
+    hints = np.array(["train"] * 80 + ["test"] * 20)
+    drawn = split(alone(100), hints, FilterRule(train=amounts[0], val=amounts[1], test=amounts[2]), 3)
+    assert set(drawn[hints == "test"]) <= {"test", ""} and set(drawn[hints == "train"]) <= {
+        "train",
+        "val",
+        "",
+    }
+    if amounts[0] == 50:
+        assert sizes(drawn) == {"train": 50, "val": 5, "test": 10, "": 35}
+    else:
+        assert sizes(drawn) == {"train": 70, "val": 10, "test": 20, "": 0}
+
+
+def test_unmarked_photographs_fill_what_the_marked_ones_leave():
+    """5 marked test and 95 unmarked: test takes all the marked ones first."""
+    hints = np.array(["test"] * 5 + [""] * 95)
+    drawn = split(alone(100), hints, FilterRule(), 1)
+    assert (drawn[:5] == "test").all() and sizes(drawn) == {"train": 80, "val": 10, "test": 10, "": 0}
+
+
+@pytest.mark.parametrize(
+    ("groups", "hints", "rule", "sentence"),
+    [
+        (alone(2), no_hints(2), FilterRule(), "only 2 photographs in 2 groups .* at least 3"),
+        (np.array(["a"] * 50), no_hints(50), FilterRule(), "only 50 photographs in 1 groups"),
+        (
+            alone(90),
+            no_hints(90),
+            FilterRule(train=80, val=10, test=10),
+            r"80 \+ 10 \+ 10 .* only 90 survive",
+        ),
+        (alone(90), no_hints(90), FilterRule(train=100, val=0, test=0), "100 .* only 90"),
+        (alone(90), no_hints(90), FilterRule(train=0.8, val=0.2, test=0.2), "only 90 survive"),
+        (alone(90), no_hints(90), FilterRule(train=0), "filter.train asks for no photographs"),
+        (alone(90), np.array(["train"] * 90), FilterRule(), "filter.test asks for 9 .* leaves 0"),
+        (alone(90), np.array(["test"] * 90), FilterRule(), "filter.val asks for 9 .* leaves 0"),
+        (
+            alone(90),
+            np.array(["test"] * 5 + ["train"] * 85),
+            FilterRule(train=9, val=9, test=9),
+            "asks for 9 .* leaves 5",
+        ),
+        (
+            np.array(["a", "a", "b", "c"]),
+            np.array(["train", "test", "", ""]),
+            FilterRule(),
+            "group 'a' into more",
+        ),
+    ],
+)
+def test_what_cannot_be_split_is_refused_with_the_numbers(groups, hints, rule, sentence):
+    """One sentence that says what survives and what was asked for."""
+    with pytest.raises(InputError, match=sentence):
+        split(groups, hints, rule, 1)
+
+
+# ---- near-duplicates ----
+
+
+def test_thumbnails_are_area_means():
+    """Against scikit-image's block means, to one level (Pillow rounds after each direction)."""
+    crops = np.stack([data.astronaut()[i * 60 : i * 60 + 64, 100:164] for i in range(4)])
+    expected = np.stack([downscale_local_mean(crop, (8, 8, 1)) for crop in crops])
+    assert np.abs(thumbnails(crops) - expected.reshape(4, -1)).max() <= 1
+
+
+def test_nearness_is_the_rms_difference_below_the_threshold():
+    """Exact against float64 distances, over more rows than one block and down to the strict bound."""
+    rng = np.random.default_rng(8)
+    candidates = rng.integers(0, 256, (30, 192), np.uint8)
+    others = rng.integers(0, 256, (5000, 192), np.uint8)
+    others[4999] = np.clip(candidates[3].astype(int) + rng.integers(-3, 4, 192), 0, 255)
+    others[10] = np.where(candidates[20] < 128, candidates[20] + 4, candidates[20] - 4)
+    distance = np.sqrt(((candidates[:, None].astype(float) - others[None, ::4999]) ** 2).mean(axis=2)).min(
+        axis=1
+    )
+    assert np.flatnonzero(distance < 4).tolist() == [3]
+    assert np.flatnonzero(near_any(candidates, others, 4)).tolist() == [3]
+    assert np.flatnonzero(near_any(candidates, others, 4.001)).tolist() == [3, 20]
+
+
+def test_duplicates_across_splits_are_found_and_those_within_one_stay():
+    """val against train, then test against train and what is left of val."""
+    base = np.random.default_rng(9).integers(0, 200, (6, 192), np.uint8)
+    small = np.concatenate([base, base + 1])
+    splits = np.array(
+        ["train", "train", "val", "test", "val", ""] + ["train", "val", "test", "test", "val", "test"]
+    )
+    expected = [7, 8]
+    assert np.flatnonzero(duplicates(small, splits, 2)).tolist() == expected
+    assert not duplicates(small, splits, 0.5).any()
+
+
+def test_a_removed_val_photograph_does_not_remove_test_photographs():
+    """train - val - test in a chain of small steps: val goes, so test is no longer near anything."""
+    small = np.stack([np.full(192, level, np.uint8) for level in (100, 103, 106)])
+    assert duplicates(small, np.array(["train", "val", "test"]), 4).tolist() == [False, True, False]
