@@ -16,11 +16,6 @@ from pipeline import paths
 from pipeline.params import Params, stage
 
 
-def working_size(params: Params, name: str) -> int:
-    """The side in pixels at which a model works: its own, at most the crops'."""
-    return min(params.block(name).size or params.crop.size, params.crop.size)
-
-
 def main(params: Params) -> None:
     params.block(params.model)
     select_device(params.train)
@@ -31,7 +26,7 @@ def main(params: Params) -> None:
     for name in params.models:
         with torch.device("meta"):
             try:
-                build_model(params.block(name), working_size(params, name))
+                build_model(params.block(name), params.working_size(name))
             except InputError as error:
                 raise InputError(f"{paths.PARAMS}: models.{name}: {error}") from error
     files.write_text(paths.CHECKED, "params.yaml, the source and the device were found in order.\n")

@@ -34,8 +34,9 @@ def _measure(indices: np.ndarray, method: str) -> tuple[np.ndarray, ...]:
     return *main_colors(crops, method), *chroma(crops), thumbnails(crops)
 
 
-def _measure_all(count: int, size: int, method: str) -> list[np.ndarray]:
+def _measure_all(count: int, method: str) -> list[np.ndarray]:
     """Colors, coverage, largest |a*| or |b*|, mean chroma and thumbnails of all crops."""
+    size = read_crops(paths.CROPS, np.arange(1)).shape[1]
     chunks = np.array_split(np.arange(count), -(-count * size**2 // PIXELS_AT_ONCE))
     measured = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
         delayed(_measure)(chunk, method) for chunk in chunks
@@ -81,7 +82,7 @@ def _sheet(table: pd.DataFrame, reasons: dict[str, np.ndarray]) -> bytes:
     rows = []
     for name, mask in reasons.items():
         removed = np.flatnonzero(mask)
-        examples = removed[:: -(-len(removed) // EXAMPLES)]
+        examples = removed[np.linspace(0, len(removed) - 1, min(EXAMPLES, len(removed))).astype(int)]
         rows.append((f"{name}: {len(removed)} of {len(table)}", read_crops(paths.CROPS, examples)))
     buffer = io.BytesIO()
     sheet = contact_sheet(rows or [("nothing was removed", np.empty(0))], columns=EXAMPLES)
@@ -105,11 +106,10 @@ def main(params: Params) -> None:
     hints = table.split.to_numpy(str)
     rule = params.filter
 
-    colors, coverage, extreme, mean, small = _measure_all(len(table), params.crop.size, rule.palette)
+    colors, coverage, extreme, mean, small = _measure_all(len(table), rule.palette)
     if paths.COLORS_CSV.exists():
-        listed, listed_coverage = listed_colors(
-            pd.read_csv(paths.COLORS_CSV, dtype={"photo": str}), table.photo
-        )
+        listing = pd.read_csv(paths.COLORS_CSV, dtype=str, keep_default_na=False)
+        listed, listed_coverage = listed_colors(listing, table.photo)
         known = listed_coverage.any(axis=1)
         colors[known], coverage[known] = listed[known], listed_coverage[known]
     table["weighted_lightness"] = weighted_lightness(colors, coverage)

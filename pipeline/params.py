@@ -56,6 +56,10 @@ class Params(BaseModel):
             return self.models[name]
         raise InputError(f"there is no model {name!r} in {paths.PARAMS}; {suggest(name, list(self.models))}")
 
+    def working_size(self, name: str) -> int:
+        """The side in pixels at which a model works: its own, at most the crops'."""
+        return min(self.block(name).size or self.crop.size, self.crop.size)
+
 
 def suggest(name: str, known: list[str]) -> str:
     """A clause that points from a name nobody knows to the nearest known ones."""

@@ -29,7 +29,6 @@ from colorize.models import build_model, describe_block, save_model
 from colorize.models._base import parameter_count
 from colorize.training import Progress, Row, fit, history_csv
 from pipeline import paths
-from pipeline.check import working_size
 from pipeline.params import Params, stage
 
 STATE = "state.pt"
@@ -50,7 +49,7 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
         "block": describe_block(block),
         "train": rule,
         "seed": params.seed,
-        "size": working_size(params, name),
+        "size": params.working_size(name),
         "device": device.type,
         "torch": torch.__version__,
         "sources": {path.name: files.sha256(path) for path in sources},
@@ -87,7 +86,7 @@ def train(params: Params, name: str, out: Path) -> Progress:
         InputError: there is too little data, or another process is training this very model.
     """
     device = select_device(params.train)
-    block, size = params.block(name), working_size(params, name)
+    block, size = params.block(name), params.working_size(name)
     splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
     sets = {
         split: Photos(

@@ -1,7 +1,7 @@
 """The protocol, with colorizers whose scores are known, and the stage on a small made-up project."""
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,11 @@ from colorize.bins import Statistics
 from colorize.evaluation import compare, predict, score
 from colorize.files import InputError
 from colorize.models import build_model, describe_block, save_model
-from colorize.settings import EvaluateRule, PriorRule
+from colorize.settings import PriorRule
 from pipeline import evaluate, paths
-from pipeline.params import Params, load
+from pipeline.params import Params
 
 SIDE = 24
-PARAMS = Path(__file__).parents[1] / "params.yaml"
 
 
 class Fake(torch.nn.Module):
@@ -64,9 +63,7 @@ def test_the_truths_own_ab_scores_above_45_db() -> None:
 def test_grey_scores_what_an_independent_loop_finds() -> None:
     """Grey by scikit-image's conversions and PSNR, photograph by photograph; one level of rounding is allowed."""
     truth = tiles(5)
-    table, _ = score(
-        "grey", Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, photos(5), lambda i: truth[i], 2, np.array([0])
-    )
+    table, _ = score("grey", Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, photos(5), lambda i: truth[i], 2, np.array([0]))
     for i, photo in enumerate(truth):
         lab = rgb2lab(photo)
         lab[..., 1:] = 0
@@ -156,7 +153,7 @@ def test_comparison_has_a_row_per_metric_and_system() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
     """A project of 12 crops, 8 of them the test split, and `mean_color` as its trained model."""
     monkeypatch.chdir(tmp_path)
     crops = tiles(12)
@@ -165,18 +162,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
     statistics = Statistics.measure(crops[:3], PriorRule())
     statistics.write(paths.PRIOR)
-    params = load(PARAMS)
+    rule = {"batch": 3, "samples": 4, "bootstrap": 50}
+    params = make_params({"crop.size": SIDE, "train.device": "cpu", "evaluate": rule})
     block = params.block("mean_color")
     for folder in (paths.MODEL, paths.ZOO / "mean_color"):
         about = {"name": "mean_color", "block": describe_block(block), "size": SIDE}
         save_model(folder, build_model(block, SIDE, statistics), about, "epoch,train_loss,val_loss\n")
-    return params.model_copy(
-        update={
-            "crop": replace(params.crop, size=SIDE),
-            "evaluate": EvaluateRule(batch=3, samples=4, bootstrap=50),
-            "train": replace(params.train, device="cpu"),
-        }
-    )
+    return params
 
 
 def contents(folder: Path) -> dict[str, bytes]:

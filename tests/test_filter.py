@@ -22,8 +22,7 @@ RULE = FilterRule(dark=1, bright=1, train=0.6, val=0.2, test=0.2)
 
 def run(**rule) -> pd.DataFrame:
     """Run the stage and read splits.csv."""
-    crop = replace(DEFAULTS.crop, size=SIZE)
-    stage.main(DEFAULTS.model_copy(update={"crop": crop, "filter": replace(RULE, **rule)}))
+    stage.main(DEFAULTS.model_copy(update={"filter": replace(RULE, **rule)}))
     return pd.read_csv(paths.SPLITS_CSV, dtype=str, keep_default_na=False).set_index("photo")
 
 
@@ -154,8 +153,7 @@ def test_the_same_inputs_give_the_same_bytes_and_the_seed_changes_the_split(phot
     first = paths.SPLITS_CSV.read_bytes(), paths.REMOVED_PNG.read_bytes()
     run()
     assert (paths.SPLITS_CSV.read_bytes(), paths.REMOVED_PNG.read_bytes()) == first
-    crop = replace(DEFAULTS.crop, size=SIZE)
-    stage.main(DEFAULTS.model_copy(update={"crop": crop, "filter": RULE, "seed": 9}))
+    stage.main(DEFAULTS.model_copy(update={"filter": RULE, "seed": 9}))
     assert paths.SPLITS_CSV.read_bytes() != first[0]
 
 

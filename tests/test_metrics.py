@@ -48,9 +48,7 @@ def test_figures_agree_with_scikit_image(pair) -> None:
     for i, (a, b) in enumerate(zip(truth, prediction, strict=True)):
         assert table["psnr"][i] == pytest.approx(peak_signal_noise_ratio(a, b))
         channels = [
-            structural_similarity(
-                a[..., c], b[..., c], gaussian_weights=True, use_sample_covariance=False, data_range=255
-            )
+            structural_similarity(a[..., c], b[..., c], gaussian_weights=True, use_sample_covariance=False, data_range=255)
             for c in range(3)
         ]
         assert table["ssim"][i] == pytest.approx(np.mean(channels))
@@ -117,9 +115,7 @@ def test_threads_change_nothing(pair) -> None:
     """One thread and three give equal tables."""
     truth, prediction = pair
     ab = np.zeros((4, 48, 48, 2))
-    pd.testing.assert_frame_equal(
-        metrics.per_image(truth, prediction, ab, 1), metrics.per_image(truth, prediction, ab, 3)
-    )
+    pd.testing.assert_frame_equal(metrics.per_image(truth, prediction, ab, 1), metrics.per_image(truth, prediction, ab, 3))
 
 
 def test_psnr_averages_leave_out_grey_truths_and_perfect_predictions() -> None:
@@ -170,10 +166,7 @@ def test_paired_difference_sees_what_separate_intervals_hide() -> None:
     better, worse = scores(ssim=base + 0.01), scores(ssim=base)
     row = metrics.paired_difference(better, worse, draws).loc["ssim"]
     assert row.to_list() == pytest.approx([0.01] * 3)
-    assert (
-        metrics.summarize(better, draws).loc["ssim", "low"]
-        < metrics.summarize(worse, draws).loc["ssim", "high"]
-    )
+    assert metrics.summarize(better, draws).loc["ssim", "low"] < metrics.summarize(worse, draws).loc["ssim", "high"]
 
 
 def test_resamples_are_seeded_and_keep_their_size() -> None:

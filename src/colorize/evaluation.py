@@ -100,9 +100,7 @@ def score(
         InputError: there is no photograph, they are too small for SSIM, or the model predicts something not finite.
     """
     if photos.empty:
-        raise InputError(
-            "there is no test photograph to score on; raise filter.test or give more photographs"
-        )
+        raise InputError("there is no test photograph to score on; raise filter.test or give more photographs")
     model = model.to(device)
     tables, pictures = [], []
     for start in tqdm(range(0, len(photos), batch), desc=f"score {name}", file=sys.stderr, disable=None):

@@ -121,9 +121,10 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}; make the folder writable") from error
-    with lock:
-        lock.release()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def retry_after(value: str | None, now: float) -> float:

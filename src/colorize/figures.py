@@ -67,7 +67,7 @@ def spread(photos: int, count: int) -> np.ndarray:
 def encode(image: Image.Image, kind: str) -> bytes:
     """A picture as PNG, or as WebP, which keeps a page of photographs small."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 85, "method": 6} if kind == "webp" else {"optimize": True}))
+    image.save(buffer, kind, **({"quality": 85} if kind == "webp" else {"optimize": True}))
     return buffer.getvalue()
 
 

@@ -57,9 +57,7 @@ METRICS = {
         "Structural similarity: Gaussian window of 11 pixels, sigma 1.5, population covariance, mean of the channels.",
     ),
     "rmse": Metric("", 4, "lower", "Root mean squared error over RGB in 0 to 1."),
-    "rmse_ab": Metric(
-        "Lab", 2, "lower", "Root mean squared error over a* and b*, before the gamut clips them."
-    ),
+    "rmse_ab": Metric("Lab", 2, "lower", "Root mean squared error over a* and b*, before the gamut clips them."),
     "mae": Metric("", 4, "lower", "Mean absolute error over RGB in 0 to 1."),
     "colorfulness": Metric(
         "",
@@ -122,9 +120,7 @@ def ssim(truth: np.ndarray, prediction: np.ndarray) -> float:
         InputError: they are smaller than the window.
     """
     if min(truth.shape[:2]) < WINDOW:
-        raise InputError(
-            f"SSIM needs photographs of at least {WINDOW} pixels, not {min(truth.shape[:2])}; raise crop.size"
-        )
+        raise InputError(f"SSIM needs photographs of at least {WINDOW} pixels, not {min(truth.shape[:2])}; raise crop.size")
     return structural_similarity(
         truth,
         prediction,
@@ -216,9 +212,7 @@ def averages(table: pd.DataFrame, draws: np.ndarray | None = None) -> dict[str, 
 
     def mean(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
         total = weights @ kept
-        return np.divide(
-            weights @ np.where(kept, values, 0), total, np.full(len(total), np.nan), where=total > 0
-        )
+        return np.divide(weights @ np.where(kept, values, 0), total, np.full(len(total), np.nan), where=total > 0)
 
     everything = np.ones(len(table), bool)
     found = {name: mean(table[name].to_numpy(), everything) for name in METRICS if name != "psnr_pooled"}
@@ -258,7 +252,6 @@ def paired_difference(table: pd.DataFrame, other: pd.DataFrame, draws: np.ndarra
     means, other_means = averages(table), averages(other)
     drawn, other_drawn = averages(table, draws), averages(other, draws)
     rows = {
-        name: (float(means[name][0] - other_means[name][0]), *_interval(drawn[name] - other_drawn[name]))
-        for name in METRICS
+        name: (float(means[name][0] - other_means[name][0]), *_interval(drawn[name] - other_drawn[name])) for name in METRICS
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])

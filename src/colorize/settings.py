@@ -80,7 +80,7 @@ class FilterRule:
     """Grey if max(|a*|, |b*|) over all pixels is below this, in Lab units ..."""
     grey_mean: Annotated[float, Ge(0)] = 2
     """... or if the mean chroma is below this, in Lab units."""
-    duplicates: Annotated[float, Ge(0)] = 4
+    duplicates: Annotated[float, Ge(0)] = 6
     """RMS difference of 8x8 RGB thumbnails, in levels of 0..255, below which two photographs are near-duplicates."""
     palette: Literal["fastoctree", "mediancut"] = "fastoctree"
     """Pillow's quantizer for the ten main colors of photographs whose source does not list them."""

@@ -3,7 +3,8 @@
 "Colourising Greyscale Images with Autoencoders", 2022, section 2.4. The document gives 5 encoder layers, 3x3 kernels,
 channels that are powers of two and a decoder of convolution + upsampling; it gives neither the channel numbers nor the
 strides. Ours: 32 to 512, every encoder layer strided, decoder mirrored. L1 on the encoder's weights is added to the
-loss (lambda 1e-3 in the document); batch norm is a switch, off as in the document.
+loss (lambda 1e-3 in the document, which drives the encoder to nothing: see LOG.md); batch norm is a switch, off as in the
+document.
 """
 
 from collections.abc import Sequence

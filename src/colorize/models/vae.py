@@ -57,7 +57,7 @@ class Model(Colorizer):
     net: Latent
 
     def __init__(
-        self, head: Head, setup: Setup, latent: int = 64, batch_norm: bool = False, kl: float = 1e-4
+        self, head: Head, setup: Setup, latent: int = 64, batch_norm: bool = False, kl: float = 1e-5
     ) -> None:
         super().__init__(head, setup)
         self.kl = kl

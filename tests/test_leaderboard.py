@@ -1,0 +1,125 @@
+"""The leaderboard, from a made-up zoo."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from colorize import files
+from colorize.files import InputError
+from colorize.metrics import METRICS
+from pipeline import leaderboard, paths
+from pipeline.params import Params
+
+PSNR = {"grey": 20.0, "cae": 19.0, "vae": 23.0, "mean_color": 21.0}
+IMAGES = 10
+FINGERPRINT = "0123456789abcdef"
+
+
+def add_model(name: str, psnr: float) -> None:
+    """A model of the zoo whose scores rise by 1 dB from one photograph to the next, `psnr` on average."""
+    folder = paths.ZOO / name
+    about = {"name": name, "parameters": 1234567, "epochs": 15, "fingerprint": FINGERPRINT}
+    files.write_json(folder / "model.json", about)
+    table = pd.DataFrame({"index": range(IMAGES), "photo": [f"{i}.png" for i in range(IMAGES)], "grey_truth": False})
+    for metric in METRICS:
+        if metric != "psnr_pooled":
+            table[metric] = 0.5
+    table["psnr"] = psnr + np.arange(IMAGES) - (IMAGES - 1) / 2
+    files.write_text(folder / "per_image.csv", table.to_csv(index=False))
+    files.write_array(folder / "samples.npy", np.full((3, 16, 16, 3), int(psnr), np.uint8))
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
+    """A zoo of four models."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "RUNS", Path("runs"))
+    files.write_array(paths.CROPS / "crops-00000.npy", np.zeros((IMAGES, 16, 16, 3), np.uint8))
+    for name, psnr in PSNR.items():
+        add_model(name, psnr)
+    whole = make_params({"crop.size": 16, "evaluate": {"samples": 3, "bootstrap": 100}})
+    return make_params(
+        {
+            "crop.size": 16,
+            "evaluate": {"samples": 3, "bootstrap": 100},
+            "models": {name: whole.models[name] for name in PSNR},
+        }
+    )
+
+
+def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: Params) -> None:
+    """vae 23, mean_color 21, grey 20, cae 19, in the CSV, the JSON and the markdown alike."""
+    leaderboard.main(params)
+    expected = ["vae", "mean_color", "grey", "cae"]
+    board = pd.read_csv(paths.METRICS / "leaderboard.csv")
+    assert board["model"].to_list() == expected
+    assert board["psnr"].to_list() == [23, 21, 20, 19]
+    records = json.loads((paths.METRICS / "leaderboard.json").read_text())
+    assert [record["model"] for record in records] == expected
+    lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:]] == expected
+
+
+def test_differences_from_the_baselines_are_paired(params: Params) -> None:
+    """Every photograph gains exactly 3 dB over grey, so the interval has no width, unlike that of the mean."""
+    leaderboard.main(params)
+    vae = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model").loc["vae"]
+    keys = ["psnr_over_grey", "psnr_over_grey_low", "psnr_over_grey_high"]
+    assert vae[keys].to_list() == pytest.approx([3, 3, 3])
+    assert vae["psnr_over_mean_color"] == pytest.approx(2)
+    assert vae["psnr_low"] < 22.5 and vae["psnr_high"] > 23.5
+
+
+def test_the_same_zoo_gives_the_same_bytes(params: Params) -> None:
+    """Twice, and with the models in another order."""
+    names = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "png")]
+    leaderboard.main(params)
+    first = [(paths.METRICS / name).read_bytes() for name in names]
+    reordered = params.model_copy(update={"models": dict(reversed(params.models.items()))})
+    leaderboard.main(reordered)
+    assert [(paths.METRICS / name).read_bytes() for name in names] == first
+
+
+def test_the_cost_is_printed_and_written_nowhere(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds are summed over the epochs; "-" where there is no timing."""
+    files.write_text(paths.RUNS / f"vae-{FINGERPRINT[:12]}" / "timing.csv", "epoch,seconds\n1,2.5\n2,3.75\n")
+    leaderboard.main(params, cost=True)
+    cells = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines()}
+    assert cells["model"] == "training s"
+    assert (cells["vae"], cells["cae"]) == ("6.2", "-")
+    assert not paths.METRICS.exists()
+
+
+@pytest.mark.parametrize("missing", ["model.json", "per_image.csv", "samples.npy"])
+def test_a_model_without_results_asks_for_the_zoo(params: Params, missing: str) -> None:
+    """The sentence names the file and `make zoo`, and nothing is written."""
+    (paths.ZOO / "cae" / missing).unlink()
+    with pytest.raises(InputError, match=f"data/zoo/cae/{missing} is missing.*make zoo"):
+        leaderboard.main(params)
+    assert not paths.METRICS.exists()
+
+
+def test_scores_of_other_photographs_are_refused(params: Params) -> None:
+    """A model scored on an older test split cannot be compared."""
+    path = paths.ZOO / "vae" / "per_image.csv"
+    path.write_text(path.read_text().replace("3.png", "other.png"))
+    with pytest.raises(InputError, match="holds other photographs than grey's; run `make zoo`"):
+        leaderboard.main(params)
+
+
+def test_pictures_of_other_photographs_are_refused(params: Params) -> None:
+    """As many as evaluate.samples asks for, or the zoo has to be run again."""
+    files.write_array(paths.ZOO / "vae" / "samples.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    with pytest.raises(InputError, match="evaluate.samples"):
+        leaderboard.main(params)
+
+
+def test_a_board_without_a_baseline_is_refused(params: Params) -> None:
+    """The sentence names the block that is missing."""
+    models = {name: block for name, block in params.models.items() if name != "grey"}
+    with pytest.raises(InputError, match=r"models\.grey is missing"):
+        leaderboard.main(params.model_copy(update={"models": models}))

@@ -1,0 +1,195 @@
+"""The report page, from made-up results."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from colorize import files
+from colorize.bins import centers
+from colorize.files import InputError
+from colorize.metrics import METRICS
+from pipeline import paths, report
+from pipeline.params import Params
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Balanced tags, the text, and every address the page refers to."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.text += " "
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
+    """A folder with everything the stage reads. The model gains 1 [0.5, 1.5] over grey, 0.1 [-0.2, 0.4] over mean."""
+    monkeypatch.chdir(tmp_path)
+    gains = {"model": (np.nan,) * 3, "grey": (1, 0.5, 1.5), "mean_color": (0.1, -0.2, 0.4)}
+    rows = [
+        (metric, system, 20.125 + i, 19.5 + i, 21.5 + i, *gains[system])
+        for i, metric in enumerate(METRICS)
+        for system in gains
+    ]
+    columns = ["metric", "system", "mean", "low", "high", "difference", "difference_low", "difference_high"]
+    files.write_text(paths.METRICS / "comparison.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
+    files.write_json(paths.METRICS / "metrics.json", {"images": 12, "grey_truths": 3})
+    losses = ["train_loss", "train_eval_loss", "val_loss"]
+    names = ["epoch", *losses, *(f"{name}_ma20" for name in losses)]
+    history = pd.DataFrame([[epoch, *[1 / epoch] * 6] for epoch in range(1, 6)], columns=names)
+    files.write_text(paths.METRICS / "loss.csv", history.to_csv(index=False))
+    block = {"arch": "zhang", "network": {"variant": "<b>bold</b>"}, "train": {"lr": 3.16e-05}}
+    about = {
+        "name": "some_model",
+        "seed": 1,
+        "size": 48,
+        "parameters": 15387513,
+        "epochs": 5,
+        "best_epoch": 4,
+    }
+    files.write_json(paths.MODEL / "model.json", about | {"block": block})
+    splits = [("train", "")] * 40 + [("val", "")] * 5 + [("test", "")] * 12
+    splits += [("", "dark")] * 2 + [("", "dark+grey")] + [("", "duplicate")]
+    files.write_text(paths.SPLITS_CSV, pd.DataFrame(splits, columns=["split", "reason"]).to_csv(index=False))
+    flat = {name: np.full(313, 1 / 313) for name in ("empirical", "smoothed")}
+    weights = {f"weights_{name}": np.ones(313) for name in flat}
+    mean = np.array([-1.5, 8.25])
+    files.write_arrays(paths.PRIOR, {"bins": centers(), "mean_ab": mean} | flat | weights)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 50, 4), np.uint8)
+    Image.fromarray(noise).save(paths.METRICS / "samples.png")
+    Image.fromarray(noise[..., :3]).save(paths.REMOVED_PNG)
+    return make_params()
+
+
+@pytest.fixture
+def page(params: Params) -> Page:
+    report.main(params)
+    return Page((paths.METRICS / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_balanced_html_without_scripts(page: Page) -> None:
+    """Every tag is closed, in order; no script, style sheet or frame is loaded."""
+    assert page.open == []
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+
+
+def test_the_page_refers_to_nothing_outside_itself(page: Page) -> None:
+    """Every address is a data: address, in tags and in styles, and no http address occurs anywhere."""
+    html = (paths.METRICS / "report.html").read_text(encoding="utf-8")
+    assert len(page.addresses) == 8 and all(address.startswith("data:image/") for address in page.addresses)
+    assert not re.search(r"https?://|@import|url\(", html)
+
+
+def test_the_page_holds_the_numbers(page: Page) -> None:
+    """Means, intervals, splits, reasons, parameters and the mean color, as a reader sees them."""
+    text = " ".join(page.text.split())
+    for expected in (
+        "On 12 test photographs",
+        "it reaches 20.12 dB PSNR, 95 % interval 19.50 to 21.50",
+        "better than that of grey (+1.00 dB, +0.50 to +1.50)",
+        "not distinguishable from that of mean_color (+0.10 dB, −0.20 to +0.40)",
+        "left out of both PSNR rows: 3",
+        "15,387,513",
+        "3.16e-05",
+        "a* −1.50, b* 8.25",
+    ):
+        assert expected in text
+    for row in (
+        r"train\s+40",
+        r"val\s+5",
+        r"test\s+12",
+        r"removed\s+4",
+        r"dark\s+3",
+        r"grey\s+1",
+        r"duplicate\s+1",
+    ):
+        assert re.search(row, page.text)
+
+
+def test_every_metric_is_defined_on_the_page(page: Page) -> None:
+    """One sentence each, ending in a full stop."""
+    for metric in METRICS.values():
+        assert metric.definition in page.text and metric.definition.count(". ") == 0
+        assert metric.definition.endswith(".")
+
+
+def test_parameters_are_text_not_markup(page: Page) -> None:
+    """A parameter that looks like HTML is shown, not obeyed."""
+    assert "<b>bold</b>" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "expected"),
+    [
+        ("psnr", 0.1, 0.9, "better"),
+        ("psnr", -0.9, -0.1, "worse"),
+        ("rmse", 0.1, 0.9, "worse"),
+        ("rmse", -0.9, -0.1, "better"),
+        ("rmse", -0.1, 0.1, ""),
+        ("colorfulness", 0.1, 0.9, ""),
+    ],
+)
+def test_a_difference_is_judged_by_its_interval_and_direction(name: str, low: float, high: float, expected: str) -> None:
+    """Zero inside the interval is no judgement; lower errors are better; more color is neither."""
+    assert report.mark(METRICS[name], low, high) == expected
+
+
+def test_the_same_inputs_give_the_same_bytes(params: Params) -> None:
+    """Twice the stage: the page and prior.png are equal."""
+    written = []
+    for _ in range(2):
+        report.main(params)
+        written.append([(paths.METRICS / name).read_bytes() for name in ("report.html", "prior.png")])
+    assert written[0] == written[1]
+
+
+def test_a_model_without_training_has_no_curves(params: Params) -> None:
+    """A history that is only a header is said in words."""
+    files.write_text(paths.METRICS / "loss.csv", "epoch,train_loss,train_eval_loss,val_loss\n")
+    report.main(params)
+    assert "This model is not trained." in (paths.METRICS / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_stage_ends_with_the_scores_and_where_the_pictures_are(
+    params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three systems, three metrics with intervals, two files."""
+    report.main(params)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["psnr", "dB", "ssim", "rmse"]
+    assert [line.split()[0] for line in lines[1:4]] == ["some_model", "grey", "mean_color"]
+    assert "20.12 [19.50, 21.50]" in lines[1]
+    assert lines[4] == "pictures: metrics/samples.png, metrics/report.html"
+
+
+@pytest.mark.parametrize("path", ["metrics/comparison.csv", "data/prior.npz", "data/removed.png"])
+def test_a_missing_result_is_one_sentence(params: Params, path: str) -> None:
+    """It names the file and the command."""
+    Path(path).unlink()
+    with pytest.raises(InputError, match=f"{path} is missing; run `dvc repro`"):
+        report.main(params)
