@@ -20,9 +20,7 @@ def main(params: Params) -> None:
     params.block(params.model)
     select_device(params.train)
     if not Path(params.data.path).exists():
-        raise InputError(
-            f"data.path: {params.data.path} does not exist; give the {params.data.source} source's path"
-        )
+        raise InputError(f"data.path: {params.data.path} does not exist; give the {params.data.source} source's path")
     for name in params.models:
         with torch.device("meta"):
             try:

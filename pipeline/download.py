@@ -41,9 +41,7 @@ def _clear() -> None:
             old.unlink(missing_ok=True)
         files.remove_partial(paths.PHOTOS)
     except OSError as error:
-        raise InputError(
-            f"cannot clear {paths.PHOTOS} ({error.strerror}); make the folder writable"
-        ) from error
+        raise InputError(f"cannot clear {paths.PHOTOS} ({error.strerror}); make the folder writable") from error
 
 
 def _fetch(photos: list[Photo], data: Source) -> None:
@@ -71,9 +69,7 @@ def _check(photos: list[Photo], data: Source) -> None:
     tried = sum(photo.status != "skipped" for photo in photos)
     failed = Counter(photo.reason for photo in photos if photo.status == "failed")
     if failed.total() == tried:
-        raise InputError(
-            f"not one photograph of {data.path} can be used: {_summary(photos)}; choose another data.path"
-        )
+        raise InputError(f"not one photograph of {data.path} can be used: {_summary(photos)}; choose another data.path")
     if failed.total() > data.max_failed * tried:
         reason, count = failed.most_common(1)[0]
         again = f"run this again (what arrived and what is gone for good is kept in {paths.DOWNLOADS}/), or "

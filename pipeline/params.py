@@ -8,9 +8,9 @@ sentence and exit status 1.
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -68,21 +68,25 @@ def suggest(name: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}? Or {listed}" if near else listed
 
 
+def _fields(loc: Sequence[int | str]) -> list[str]:
+    """The parameters that exist beside the one at `loc`, by walking the types down to it."""
+    owner: Any = Params
+    for part in loc[:-1]:
+        hints = get_type_hints(owner) if isinstance(owner, type) else {}
+        owner = hints.get(str(part)) if hints else get_args(owner)[-1]  # a dict's value type
+    return [name for name in get_type_hints(owner) if name != "model_config"]
+
+
 def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    # A misspelt name also leaves the right one missing; the misspelling is the one to tell.
+    first = min(error.errors(), key=lambda each: each["type"] not in unknown)
     where = ".".join(str(part) for part in first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        owner: Any = Params
-        for part in first["loc"][:-1]:
-            annotation = owner.model_fields[part].annotation if owner is Params else None
-            owner = (
-                annotation if annotation is not None and hasattr(annotation, "__dataclass_fields__") else None
-            )
-        known = (
-            list(Params.model_fields) if owner is Params else list(getattr(owner, "__dataclass_fields__", {}))
-        )
-        hint = suggest(str(first["loc"][-1]), known) if known else "remove it or mend its name"
-        return f"{paths.PARAMS}: there is no parameter {where!r}; {hint}"
+    if first["type"] in unknown:
+        hint = suggest(str(first["loc"][-1]), _fields(first["loc"]))
+        return f"{paths.PARAMS}: there is no parameter {where}; {hint}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{paths.PARAMS}: {where} is missing; `git diff {paths.PARAMS}` shows what was there"
     what = first["msg"][0].lower() + first["msg"][1:]
     return f"{paths.PARAMS}: {where}: {what}, but it is {first['input']!r}"
 
@@ -110,7 +114,7 @@ def load(path: Path = paths.PARAMS) -> Params:
         amount = getattr(params.filter, name)
         try:
             count_of(amount, 1)
-        except (ValueError, ZeroDivisionError) as error:
+        except ValueError as error:
             raise InputError(f"{path}: filter.{name}: {error}, but it is {amount!r}") from error
     return params
 

@@ -31,12 +31,10 @@ def read_released(rule: PriorRule) -> np.ndarray | None:
         else:
             content = Path(rule.released).read_bytes()
     except (OSError, requests.RequestException) as error:
-        raise InputError(
-            f"prior.released: cannot read {rule.released}; give a path or URL of prior_probs.npy"
-        ) from error
+        raise InputError(f"prior.released: cannot read {rule.released}; give a path or URL of prior_probs.npy") from error
     found = sha256_bytes(content)
-    if found != rule.released_sha256:
-        raise InputError(f"prior.released: {rule.released} has sha256 {found}, not prior.released_sha256")
+    if found != rule.sha256:
+        raise InputError(f"prior.released: {rule.released} has sha256 {found}, not prior.sha256")
     prior = np.load(io.BytesIO(content), allow_pickle=False)
     if prior.shape != (Q,):
         raise InputError(f"prior.released: {rule.released} has shape {prior.shape}, not ({Q},)")
@@ -51,9 +49,7 @@ def main(params: Params) -> None:
     statistics.write(paths.PRIOR)
     counts = statistics.arrays["counts"]
     a, b = statistics.arrays["mean_ab"]
-    print(
-        f"prior: {counts.sum():,} pixels of {len(training):,} photographs in {(counts > 0).sum()} of {Q} bins"
-    )
+    print(f"prior: {counts.sum():,} pixels of {len(training):,} photographs in {(counts > 0).sum()} of {Q} bins")
     print(f"mean color: a* {a:.2f}, b* {b:.2f}")
 
 

@@ -65,9 +65,7 @@ def run_folder(name: str, digits: str) -> Path:
 
 def prune(keep: Path, gigabytes: float) -> None:
     """Delete the oldest other run folders until all together are below `gigabytes`; running ones are left alone."""
-    folders = sorted(
-        (f for f in paths.RUNS.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True
-    )
+    folders = sorted((f for f in paths.RUNS.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
     total = 0
     for folder in [keep, *(f for f in folders if f != keep)]:
         total += sum(file.stat().st_size for file in folder.iterdir())
@@ -89,9 +87,7 @@ def train(params: Params, name: str, out: Path) -> Progress:
     block, size = params.block(name), params.working_size(name)
     splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
     sets = {
-        split: Photos(
-            read_crops(paths.CROPS, splits.loc[splits["split"] == split, "index"].to_numpy()), size, device
-        )
+        split: Photos(read_crops(paths.CROPS, splits.loc[splits["split"] == split, "index"].to_numpy()), size, device)
         for split in ("train", "val")
     }
     if len(sets["train"]) < 2 or len(sets["val"]) < 1:
@@ -143,9 +139,7 @@ def train(params: Params, name: str, out: Path) -> Progress:
 
 def main(params: Params) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model"
-    )
+    parser.add_argument("--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model")
     arguments = parser.parse_args()
     name = arguments.model or params.model
     progress = train(params, name, paths.ZOO / name if arguments.model else paths.MODEL)

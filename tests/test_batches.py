@@ -70,9 +70,7 @@ def test_random_crops_are_windows_of_their_photograph() -> None:
     whole = torch.cat(to_light_ab(torch.tensor(image[None])), 1)[0]
     corners = set()
     for crop in epoch_images(photos, seed=1, size=20, crop=0.6875):
-        matches = [
-            (i, j) for i in range(17) for j in range(17) if torch.equal(whole[:, i : i + 48, j : j + 48], crop)
-        ]
+        matches = [(i, j) for i in range(17) for j in range(17) if torch.equal(whole[:, i : i + 48, j : j + 48], crop)]
         assert len(matches) == 1
         corners.add(matches[0])
     assert len(corners) > 10

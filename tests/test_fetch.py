@@ -124,9 +124,7 @@ def test_a_body_in_tiny_chunks_is_judged_by_more_than_its_first(server: Server, 
 
 
 @pytest.mark.parametrize("answer", [drip(JPEG), drip(JPEG, header_too=True), silence])
-def test_a_slow_server_ends_as_timeout_within_the_deadline(
-    server: Server, tmp_path: Path, answer: Any
-) -> None:
+def test_a_slow_server_ends_as_timeout_within_the_deadline(server: Server, tmp_path: Path, answer: Any) -> None:
     """A byte every tenth of a second never trips a read timeout; the total deadline does, header or body."""
     server.answers["/slow"] = answer
     started = time.monotonic()
@@ -136,9 +134,7 @@ def test_a_slow_server_ends_as_timeout_within_the_deadline(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "answer", [content(JPEG + bytes(20_000)), endless(JPEG), chunked(JPEG + bytes(20_000))]
-)
+@pytest.mark.parametrize("answer", [content(JPEG + bytes(20_000)), endless(JPEG), chunked(JPEG + bytes(20_000))])
 def test_a_body_above_the_limit_is_too_large(server: Server, tmp_path: Path, answer: Any) -> None:
     """Declared or not, nothing above the limit is kept; a higher limit in a later run lets it in."""
     server.answers["/big"] = answer
@@ -362,9 +358,7 @@ def test_killed_fetch_leaves_whole_files_only_and_goes_on(server: Server, tmp_pa
         "settings = Source(allow_private=True, threads=2);"
         "print(*fetch_all(sys.argv[2:], Path(sys.argv[1]), settings, lambda head: ''))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path), *urls], stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), *urls], stdout=subprocess.DEVNULL)
     while server.asked.total() < 10 and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

@@ -103,9 +103,7 @@ def test_lightness_and_coverage_are_those_of_the_pixels(photos):
 
 def test_colors_of_the_data_set_take_precedence(photos):
     """A photograph listed as white is bright whatever its pixels; the others are measured."""
-    listing = pd.DataFrame(
-        {"photo": ["photo7"], "red": [255], "green": [255], "blue": [255], "coverage": [0.99]}
-    )
+    listing = pd.DataFrame({"photo": ["photo7"], "red": [255], "green": [255], "blue": [255], "coverage": [0.99]})
     listing.to_csv(paths.COLORS_CSV, index=False)
     rows = run()
     assert rows.reason["photo7"] == "bright+monotone"

@@ -74,7 +74,7 @@ def test_annealed_mean_runs_from_the_mode_to_the_mean(truth) -> None:
     ):
         decoded = Classification(5, 5, temperature, torch.ones(313)).decode(logits, light[..., :8, :8])
         assert (decoded - expected).abs().max() < 0.1
-    annealed = share**(1 / 0.38) / (share ** (1 / 0.38)).sum(1, keepdim=True)
+    annealed = share ** (1 / 0.38) / (share ** (1 / 0.38)).sum(1, keepdim=True)
     decoded = Classification(5, 5, 0.38, torch.ones(313)).decode(logits, light[..., :8, :8])
     assert (decoded - torch.einsum("bqhw,qc->bchw", annealed, centers)).abs().max() < 1e-3
 

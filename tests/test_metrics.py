@@ -131,6 +131,14 @@ def test_psnr_averages_leave_out_grey_truths_and_perfect_predictions() -> None:
     assert found["rmse"] == pytest.approx([np.mean([0.1, 10**-1.5, 10**-4.5, 0.0])])
 
 
+def test_a_perfect_prediction_leaves_the_intervals_finite() -> None:
+    """An infinite PSNR among the photographs enters no draw, and nothing warns."""
+    table = scores(psnr=[20.0, 30.0, np.inf], rmse=[0.1, 10**-1.5, 0.0])
+    summary = metrics.summarize(table, metrics.resamples(3, 100, seed=1))
+    assert np.isfinite(summary.to_numpy()).all()
+    assert summary.loc["psnr", ["low", "high"]].between(20, 30).all()
+
+
 def test_a_set_without_anything_for_psnr_is_refused() -> None:
     """All truths grey: a sentence with the counts."""
     table = scores(psnr=[40.0, 50.0], grey_truth=[True, True])

@@ -159,7 +159,8 @@ def test_baselines_return_their_constant(statistics: Statistics) -> None:
     ("block", "words"),
     [
         (ModelBlock("ceva"), "no architecture 'ceva'"),
-        (ModelBlock("cae", network={"chanels": [8]}), "network takes channels, batch_norm, l1"),
+        (ModelBlock("cae", network={"chanels": [8]}), "does not take chanels; its network takes channels, batch_norm, l1"),
+        (ModelBlock("cae"), "needs channels"),
         (ModelBlock("cgan", head=HeadRule("regression")), "head.kind rgb"),
     ],
 )

@@ -45,9 +45,7 @@ def independent() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["lightness", "coverage"])
 
 
-@pytest.mark.parametrize(
-    ("dark", "bright"), [(1000, 500), ("1000/24996", "500/24996"), (1000 / 24996, 500 / 24996)]
-)
+@pytest.mark.parametrize(("dark", "bright"), [(1000, 500), ("1000/24996", "500/24996"), (1000 / 24996, 500 / 24996)])
 def test_the_three_rules_of_document_000_on_24996_photographs(dark, bright):
     """The 1,000 darkest, the 500 brightest, coverage over 0.9: as pandas picks them, by count and by fraction."""
     colors, coverage = unsplash()
@@ -76,9 +74,7 @@ def test_the_three_rules_of_document_000_on_24996_photographs(dark, bright):
 def test_ties_go_to_the_lower_index():
     """Equal lightness: the first ones are removed, at both ends."""
     n = 10
-    masks = tone_rules(
-        np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterRule(dark=2, bright=0.3)
-    )
+    masks = tone_rules(np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterRule(dark=2, bright=0.3))
     assert np.flatnonzero(masks["dark"]).tolist() == [0, 1]
     assert np.flatnonzero(masks["bright"]).tolist() == [0, 1, 2]
 
@@ -244,9 +240,7 @@ def test_nearness_is_the_rms_difference_below_the_threshold():
     others = rng.integers(0, 256, (5000, 192), np.uint8)
     others[4999] = np.clip(candidates[3].astype(int) + rng.integers(-3, 4, 192), 0, 255)
     others[10] = np.where(candidates[20] < 128, candidates[20] + 4, candidates[20] - 4)
-    distance = np.sqrt(((candidates[:, None].astype(float) - others[None, ::4999]) ** 2).mean(axis=2)).min(
-        axis=1
-    )
+    distance = np.sqrt(((candidates[:, None].astype(float) - others[None, ::4999]) ** 2).mean(axis=2)).min(axis=1)
     assert np.flatnonzero(distance < 4).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4)).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4.001)).tolist() == [3, 20]
@@ -256,9 +250,7 @@ def test_duplicates_across_splits_are_found_and_those_within_one_stay():
     """val against train, then test against train and what is left of val."""
     base = np.random.default_rng(9).integers(0, 200, (6, 192), np.uint8)
     small = np.concatenate([base, base + 1])
-    splits = np.array(
-        ["train", "train", "val", "test", "val", ""] + ["train", "val", "test", "test", "val", "test"]
-    )
+    splits = np.array(["train", "train", "val", "test", "val", ""] + ["train", "val", "test", "test", "val", "test"])
     expected = [7, 8]
     assert np.flatnonzero(duplicates(small, splits, 2)).tolist() == expected
     assert not duplicates(small, splits, 0.5).any()

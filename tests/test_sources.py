@@ -93,9 +93,7 @@ def test_sample_tiles_are_the_photographs_own_pixels(tmp_path: Path) -> None:
     assert {photo.group for photo in photos} == {"chelsea", "coffee"}
     content = photos[ids.index("chelsea/r1c2")].content
     assert content is not None
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(io.BytesIO(content()))), data.chelsea()[100:200, 200:300]
-    )
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content()))), data.chelsea()[100:200, 200:300])
     content = photos[ids.index("coffee/r0c0")].content
     assert content is not None
     tile = np.asarray(Image.open(io.BytesIO(content())), float)
@@ -419,9 +417,7 @@ def test_cifar_images_keep_their_pixels_order_and_split(
     assert image[5, 7].tolist() == [flat[5 * 32 + 7], flat[1024 + 5 * 32 + 7], flat[2048 + 5 * 32 + 7]]
 
 
-def test_cifar_binary_version_and_archive_give_the_same(
-    in_folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_cifar_binary_version_and_archive_give_the_same(in_folder: Callable[..., Path], tmp_path: Path) -> None:
     """Records of one label and 3072 pixels, from a .tar.gz: the same images as from the pickles."""
     contents: dict[str, bytes] = {"batches.meta.txt": b"airplane\ncar\n\n"}
     for name, rows in [
@@ -511,9 +507,7 @@ def test_limit_draws_usable_items_with_the_seed_and_keeps_their_order(in_folder:
     assert len(drawn(0, 1)) == 31
 
 
-def test_packed_bytes_come_back_and_tell_nothing_about_who_packed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_bytes_come_back_and_tell_nothing_about_who_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of a set number of items; every byte, sha256 and size as it was; neither owner nor time."""
     monkeypatch.setattr(sources, "SHARD_ITEMS", 4)
     bodies = list(jpegs(10))
@@ -559,9 +553,7 @@ def test_reader_reads_in_place_and_stays_there(in_folder: Callable[..., Path], t
         reader.read("photos-00000.tar", "b.jpg")
 
 
-def test_an_item_that_vanishes_before_packing_is_one_sentence(
-    in_folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_item_that_vanishes_before_packing_is_one_sentence(in_folder: Callable[..., Path], tmp_path: Path) -> None:
     """The photograph is named, and no shard remains."""
     root = in_folder({"a.jpg": JPEG})
     photos = listed("folder", root)

@@ -201,9 +201,7 @@ def test_losses_are_measured_in_both_modes(photographs, tmp_path: Path) -> None:
 
 def test_history_averages_over_twenty_epochs() -> None:
     """By hand: with loss = epoch, the mean at 30 is that of 11 to 30, at 3 that of 1 to 3."""
-    rows = [
-        {"epoch": e, "train_loss": e, "train_eval_loss": 2 * e, "val_loss": 3 * e, "val_kl": 0.5} for e in range(1, 31)
-    ]
+    rows = [{"epoch": e, "train_loss": e, "train_eval_loss": 2 * e, "val_loss": 3 * e, "val_kl": 0.5} for e in range(1, 31)]
     lines = history_csv(rows).splitlines()
     header = lines[0].split(",")
     assert header[:4] == ["epoch", "train_loss", "train_eval_loss", "val_loss"] and header[-1] == "val_kl"

@@ -26,14 +26,10 @@ def area_resize(images: Tensor, size: int) -> Tensor:
     if size > side:
         raise ValueError(f"area resizing only shrinks: {side} to {size}")
     parts = [
-        F.interpolate(part.permute(0, 3, 1, 2).float(), size=(size, size), mode="area")
-        .round()
-        .to(torch.uint8)
+        F.interpolate(part.permute(0, 3, 1, 2).float(), size=(size, size), mode="area").round().to(torch.uint8)
         for part in images.split(256)
     ]
-    return (
-        torch.cat(parts).permute(0, 2, 3, 1).contiguous() if parts else images.new_zeros((0, size, size, 3))
-    )
+    return torch.cat(parts).permute(0, 2, 3, 1).contiguous() if parts else images.new_zeros((0, size, size, 3))
 
 
 def to_light_ab(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,9 +61,7 @@ class Photos:
         for part in self.images.split(size):
             yield to_light_ab(part)
 
-    def epoch(
-        self, seed: int, size: int, flip: bool = False, crop: float = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, seed: int, size: int, flip: bool = False, crop: float = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Every photograph once, in an order, at crop positions and mirrored as `seed` says.
 
         The last batch is never a crumb: an epoch is cut into equal batches of at most `size`, their lengths at most
@@ -87,7 +81,5 @@ class Photos:
         rows = tops[:, None] + steps
         columns = lefts[:, None] + torch.where(mirrored[:, None], steps.flip(0), steps)
         order, rows, columns = (t.to(device) for t in (order, rows, columns))
-        for photos, i, j in zip(
-            *(t.tensor_split(-(-count // size)) for t in (order, rows, columns)), strict=True
-        ):
+        for photos, i, j in zip(*(t.tensor_split(-(-count // size)) for t in (order, rows, columns)), strict=True):
             yield to_light_ab(self.images[photos[:, None, None], i[:, :, None], j[:, None, :]])

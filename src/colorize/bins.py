@@ -122,12 +122,9 @@ class Statistics:
             for name, prior in priors.items()
         }
         weights = {
-            f"weights_{name}": rebalancing_weights(prior, rule.uniform_mix)
-            for name, prior in (priors | smoothed).items()
+            f"weights_{name}": rebalancing_weights(prior, rule.uniform_mix) for name, prior in (priors | smoothed).items()
         }
-        return Statistics(
-            {"bins": centers(), "mean_ab": mean_ab, "counts": bins} | priors | smoothed | weights
-        )
+        return Statistics({"bins": centers(), "mean_ab": mean_ab, "counts": bins} | priors | smoothed | weights)
 
     @staticmethod
     def read(path: Path) -> "Statistics":

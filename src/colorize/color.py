@@ -61,9 +61,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     f = torch.stack((y + a / 500, y, (y - b / 200).clamp_min(0)), dim=-3)
     xyz = torch.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
     linear = _mix(_matrices(lab.device, lab.dtype)[1], xyz)
-    rgb = torch.where(
-        linear > 0.0031308, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear
-    )
+    rgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear)
     return rgb.clamp(0, 1)
 
 

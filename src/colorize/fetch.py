@@ -65,9 +65,7 @@ class Fetched:
     bytes: int = 0
 
 
-def fetch_all(
-    urls: Iterable[str], folder: Path, settings: Source, judge: Judge
-) -> Generator[Fetched, None, None]:
+def fetch_all(urls: Iterable[str], folder: Path, settings: Source, judge: Judge) -> Generator[Fetched, None, None]:
     """Fetch distinct addresses into `folder`, at most `settings.threads` at a time; results come as they complete.
 
     Reasons: http_<status>, timeout, connection, short_body, tls, redirects, too_large, forbidden_url, and those of
@@ -265,9 +263,7 @@ class _Fetcher:
             # The others depend on our limits or on this machine, and so may change with the next run.
             if failure.retryable or reason in ("too_large", "forbidden_url", "tls", "redirects"):
                 return fetched
-        files.write_json(
-            note, {k: v for k, v in asdict(fetched).items() if k in ("reason", "sha256", "bytes")}
-        )
+        files.write_json(note, {k: v for k, v in asdict(fetched).items() if k in ("reason", "sha256", "bytes")})
         return fetched
 
     def _get(self, job: _Job, path: Path, deadline: float) -> Fetched:
@@ -305,9 +301,7 @@ class _Fetcher:
     def _check_status(self, response: requests.Response, host: str) -> None:
         status = response.status_code
         if status in (408, 425, 429) or status >= 500:
-            pause = (
-                retry_after(response.headers.get("Retry-After"), time.time()) if status in (429, 503) else 0.0
-            )
+            pause = retry_after(response.headers.get("Retry-After"), time.time()) if status in (429, 503) else 0.0
             if pause:
                 self.paused[host] = time.monotonic() + pause
             raise _Failure(f"http_{status}", retryable=True, wait=pause)

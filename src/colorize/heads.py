@@ -19,6 +19,11 @@ from colorize.color import lab_to_rgb, rgb_to_lab
 from colorize.settings import HeadRule
 
 
+def average_to(maps: Tensor, like: Tensor) -> Tensor:
+    """Average maps [B, C, H, W] over areas to the smaller height and width of `like`."""
+    return F.adaptive_avg_pool2d(maps, (like.shape[-2], like.shape[-1]))
+
+
 def scale_to(maps: Tensor, like: Tensor) -> Tensor:
     """Scale maps [B, C, h, w] bilinearly to the height and width of `like`."""
     if maps.shape[-2:] == like.shape[-2:]:
@@ -57,8 +62,7 @@ class Regression(Head):
         self.scale = scale
 
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        target = F.adaptive_avg_pool2d(ab, out.shape[-2:]) if out.shape[-2:] != ab.shape[-2:] else ab
-        return {"loss": F.mse_loss(torch.tanh(out.float()), target / self.scale)}
+        return {"loss": F.mse_loss(torch.tanh(out.float()), average_to(ab, out) / self.scale)}
 
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
         return scale_to(torch.tanh(out.float()) * self.scale, light)
@@ -115,7 +119,7 @@ class Classification(Head):
 
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
         with torch.autocast(ab.device.type, enabled=False):
-            index, target = self.encode(F.adaptive_avg_pool2d(ab, out.shape[-2:]))
+            index, target = self.encode(average_to(ab, out))
             target = target * self.class_weights[index[:, :1]]
             total = _SoftCrossEntropy.apply(out, index, target)
         photos, pixels = len(out), out.shape[-2] * out.shape[-1]

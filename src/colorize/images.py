@@ -111,9 +111,7 @@ def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
     except Exception:  # broken metadata is no reason to lose the photograph
         turn = None
         notes.append("exif_ignored")
-    square = _plain(image).resize(
-        (rule.size, rule.size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
-    )
+    square = _plain(image).resize((rule.size, rule.size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
     if profile := image.info.get("icc_profile"):
         try:
             square = _to_srgb(profile, square.mode).apply(square)
@@ -189,9 +187,7 @@ def _crop_shard(
     return records
 
 
-def crop_shards(
-    rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule
-) -> Iterator[list[Record]]:
+def crop_shards(rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule) -> Iterator[list[Record]]:
     """Crop photographs into `folder`/crops-00000.npy and following, on every core, in the order of `rows`.
 
     Each row has photo, shard, member and sha256. Shards depend on the rows and the size alone, so they are the same
@@ -210,9 +206,7 @@ def crop_shards(
     done = 0
     while done < len(jobs):
         try:
-            for records in Parallel(workers, return_as="generator")(
-                delayed(_crop_shard)(*job) for job in jobs[done:]
-            ):
+            for records in Parallel(workers, return_as="generator")(delayed(_crop_shard)(*job) for job in jobs[done:]):
                 done += 1
                 yield records
         except BrokenProcessPool:  # by some photograph of the shards in flight: this one is taken apart
@@ -241,9 +235,7 @@ def read_crops(folder: Path, indices: np.ndarray | None = None) -> np.ndarray:
     ends = np.cumsum([len(shard) for shard in shards])
     wanted = np.arange(ends[-1]) if indices is None else np.asarray(indices)
     if len(wanted) and not 0 <= wanted.min() <= wanted.max() < ends[-1]:
-        raise InputError(
-            f"{folder} holds {ends[-1]} crops, but number {wanted.max()} is asked for; run the filter stage"
-        )
+        raise InputError(f"{folder} holds {ends[-1]} crops, but number {wanted.max()} is asked for; run the filter stage")
     crops = np.empty((len(wanted), *shards[0].shape[1:]), np.uint8)
     shard_of = np.searchsorted(ends, wanted, side="right")
     for number in np.unique(shard_of):

@@ -215,7 +215,8 @@ def averages(table: pd.DataFrame, draws: np.ndarray | None = None) -> dict[str, 
         return np.divide(weights @ np.where(kept, values, 0), total, np.full(len(total), np.nan), where=total > 0)
 
     everything = np.ones(len(table), bool)
-    found = {name: mean(table[name].to_numpy(), everything) for name in METRICS if name != "psnr_pooled"}
+    names = [name for name in METRICS if name not in ("psnr", "psnr_pooled")]
+    found = {name: mean(table[name].to_numpy(), everything) for name in names}
     found["psnr"] = mean(table["psnr"].to_numpy(), counted)
     found["psnr_pooled"] = -10 * np.log10(mean(np.square(table["rmse"].to_numpy()), counted))
     return {name: found[name] for name in METRICS}

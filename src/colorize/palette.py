@@ -96,6 +96,4 @@ def chroma(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     # float32 is twice as fast as float64 here and differs by less than 1e-4.
     ab = rgb2lab(crops.astype(np.float32) / np.float32(255))[..., 1:]
-    return np.abs(ab).max(axis=(1, 2, 3)), np.hypot(ab[..., 0], ab[..., 1]).mean(
-        axis=(1, 2), dtype=np.float64
-    )
+    return np.abs(ab).max(axis=(1, 2, 3)), np.hypot(ab[..., 0], ab[..., 1]).mean(axis=(1, 2), dtype=np.float64)

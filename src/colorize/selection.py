@@ -61,9 +61,7 @@ def split(groups: np.ndarray, hints: np.ndarray, rule: FilterRule, seed: int) ->
     Raises:
         InputError: there are too few photographs or groups, or the hints contradict what is asked for.
     """
-    names, first, group_of, sizes = np.unique(
-        groups, return_index=True, return_inverse=True, return_counts=True
-    )
+    names, first, group_of, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     hint = np.asarray(hints)[first]
     if (torn := hint[group_of] != hints).any():
         raise InputError(
@@ -154,9 +152,7 @@ def near_any(candidates: np.ndarray, others: np.ndarray, threshold: float) -> np
         left = candidates[start : start + _BLOCK].astype(np.float32)
         for other in range(0, len(others), _BLOCK):
             right = others[other : other + _BLOCK].astype(np.float32)
-            squared = (left**2).sum(axis=1, dtype=np.float64)[:, None] + (right**2).sum(
-                axis=1, dtype=np.float64
-            )
+            squared = (left**2).sum(axis=1, dtype=np.float64)[:, None] + (right**2).sum(axis=1, dtype=np.float64)
             squared -= 2 * (left @ right.T).astype(np.float64)
             near[start : start + _BLOCK] |= (squared < limit).any(axis=1)
     return near

@@ -21,7 +21,10 @@ def count_of(amount: str | int | float, total: int) -> int:
     Raises:
         ValueError: it is neither a share below 1 nor a whole number.
     """
-    exact = Fraction(str(amount))
+    try:
+        exact = Fraction(str(amount))
+    except (ValueError, ZeroDivisionError):
+        exact = Fraction(-1)
     if exact < 0 or (exact > 1 and exact.denominator != 1):
         raise ValueError("give a whole number, a share below 1, or a fraction such as 1000/24996")
     return min(total, int(exact) if exact >= 1 else round(exact * total))
@@ -99,7 +102,8 @@ class PriorRule:
     """lambda: the share of the uniform distribution in the weights' denominator."""
     released: str = ""
     """Path or URL of the released ImageNet prior, prior_probs.npy; empty for none."""
-    released_sha256: str = ""
+    sha256: str = ""
+    """Of the released prior: another file of that name is about, with its largest value elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,7 @@ def _contents(photos: Iterable[Photo]) -> Iterator[tuple[Photo, bytes]]:
         try:
             content = photo.content()
         except OSError as error:
-            raise InputError(
-                f"photo {photo.photo} cannot be read ({error.strerror}); run this again"
-            ) from error
+            raise InputError(f"photo {photo.photo} cannot be read ({error.strerror}); run this again") from error
         photo.sha256, photo.size = hashlib.sha256(content).hexdigest(), len(content)
         if not photo.member:
             yield photo, content
@@ -238,9 +236,7 @@ def _sample(path: Path) -> list[Photo]:
     for number, row in _table(_content(path), str(path), ["photo", "reduce", "tile"]):
         name, where = row["photo"], f"{path}, row {number}"
         if name not in os.listdir(shipped) or Path(name).suffix not in IMAGE_SUFFIXES:
-            raise InputError(
-                f"{where}: scikit-image ships no photograph {name!r}; choose one from {shipped.name}/"
-            )
+            raise InputError(f"{where}: scikit-image ships no photograph {name!r}; choose one from {shipped.name}/")
         if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", f"{row['reduce']},{row['tile']}"):
             raise InputError(f"{where}: reduce and tile must be whole numbers above 0")
         side, group = int(row["tile"]), Path(name).stem
@@ -249,9 +245,7 @@ def _sample(path: Path) -> list[Photo]:
         with Image.open(shipped / name) as image:
             pixels = np.asarray(image.convert("RGB").reduce(int(row["reduce"])))
         if min(pixels.shape[:2]) < side:
-            raise InputError(
-                f"{where}: {name} is smaller than one tile of {side} pixels; lower reduce or tile"
-            )
+            raise InputError(f"{where}: {name} is smaller than one tile of {side} pixels; lower reduce or tile")
         for r, c in np.ndindex(pixels.shape[0] // side, pixels.shape[1] // side):
             tile = pixels[r * side : (r + 1) * side, c * side : (c + 1) * side]
             photos.append(Photo(f"{group}/r{r}c{c}", group, content=partial(_png, tile)))
@@ -358,17 +352,13 @@ def _unsplash(path: Path, size: int) -> tuple[list[Photo], pd.DataFrame]:
             for number, row in _table(content, where, ["photo_id", "photo_image_url"], "\t"):
                 if not re.fullmatch(r"[A-Za-z0-9_-]{11}", row["photo_id"]):
                     bad = row["photo_id"]
-                    raise InputError(
-                        f"{where}, row {number}: {bad!r} is no photo_id of 11 characters; mend it"
-                    )
+                    raise InputError(f"{where}, row {number}: {bad!r} is no photo_id of 11 characters; mend it")
                 rows.append((row["photo_id"], _cropped(row["photo_image_url"], size), ""))
         else:
             colors.append(_colors(content, where))
     if not rows:
         raise InputError(f"{path} lists no photo; download the archive again")
-    return _addresses(rows), pd.concat(colors, ignore_index=True) if colors else pd.DataFrame(
-        columns=COLOR_COLUMNS
-    )
+    return _addresses(rows), pd.concat(colors, ignore_index=True) if colors else pd.DataFrame(columns=COLOR_COLUMNS)
 
 
 def _cropped(url: str, size: int) -> str:
@@ -391,9 +381,7 @@ def _colors(content: bytes, where: str) -> pd.DataFrame:
     try:
         frame = frame.astype({"red": np.uint8, "green": np.uint8, "blue": np.uint8, "coverage": float})
     except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"{where}: red, green, blue (0..255) and coverage must be numbers: {error}"
-        ) from error
+        raise InputError(f"{where}: red, green, blue (0..255) and coverage must be numbers: {error}") from error
     # Unsplash gives shares; a table in percent gives itself away.
     if frame["coverage"].max() > 1.5:
         frame["coverage"] /= 100
@@ -504,9 +492,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); data.path must be a readable file"
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); data.path must be a readable file") from error
 
 
 def _text(content: bytes, where: str) -> str:
@@ -521,9 +507,7 @@ def _lines(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _table(
-    content: bytes, where: str, needed: list[str], delimiter: str = ","
-) -> Iterator[tuple[int, dict[str, str]]]:
+def _table(content: bytes, where: str, needed: list[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a CSV with a header, numbered from 1, as column -> text without surrounding blanks.
 
     A comma separated file may hold comments; in a tab separated one, Unsplash's, "#" may open a line of a description.
@@ -560,9 +544,7 @@ def _members(path: Path, wanted: re.Pattern[str]) -> dict[str, bytes]:
             with open_member() as file:
                 found[own] = file.read(MEMBER_BYTES + 1)
             if len(found[own]) > MEMBER_BYTES:
-                raise InputError(
-                    f"{path}: {own} is larger than {MEMBER_BYTES} bytes and so not what it should be"
-                )
+                raise InputError(f"{path}: {own} is larger than {MEMBER_BYTES} bytes and so not what it should be")
     # RuntimeError: an encrypted zip.
     except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is neither a folder nor a sound zip or tar archive: {error}") from error

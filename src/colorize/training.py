@@ -54,9 +54,7 @@ def seed_of(seed: int, epoch: int) -> int:
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
     """The optimizer of one phase."""
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-        )
+        return torch.optim.Adam(parameters, rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, rate, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=recipe.weight_decay)
@@ -159,7 +157,7 @@ def fit(
                 optimizer.step()
                 means.add(phase == model.phases[0], losses, len(light))
             bar.update()
-        row = {"epoch": progress.epoch + 1}
+        row: Row = {"epoch": progress.epoch + 1}
         for prefix, values in (
             ("train", means.result()),
             ("train_eval", evaluate_losses(model, watched, bf16)),

@@ -34,15 +34,14 @@ def build_model(block: ModelBlock, size: int, statistics: Statistics | None = No
         InputError: there is no such architecture, or it does not take these arguments.
     """
     if block.arch not in architectures():
-        raise InputError(
-            f"there is no architecture {block.arch!r}; choose among {', '.join(architectures())}"
-        )
+        raise InputError(f"there is no architecture {block.arch!r}; choose among {', '.join(architectures())}")
     model = import_module(f"{__name__}.{block.arch}").Model
-    try:
-        inspect.signature(model).bind(None, None, **block.network)
-    except TypeError as error:
-        takes = [name for name in inspect.signature(model).parameters if name not in ("head", "setup")]
-        raise InputError(f"architecture {block.arch!r}: {error}; network takes {', '.join(takes)}") from error
+    takes = {n: p for n, p in inspect.signature(model).parameters.items() if n not in ("head", "setup")}
+    unknown = [name for name in block.network if name not in takes]
+    missing = [n for n, p in takes.items() if p.default is p.empty and n not in block.network]
+    if unknown or missing:
+        what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+        raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
     return model(build_head(block.head, statistics), Setup(size, statistics), **block.network)
 
 

@@ -66,6 +66,4 @@ def parameter_count(model: nn.Module) -> int:
 
 def l1_norm(module: nn.Module) -> Tensor:
     """Sum of |w| over all weights of a module, biases left out (document 000, section 2.5.8)."""
-    return torch.stack(
-        [p.abs().sum() for name, p in module.named_parameters() if name.endswith("weight")]
-    ).sum()
+    return torch.stack([p.abs().sum() for name, p in module.named_parameters() if name.endswith("weight")]).sum()

@@ -3,9 +3,7 @@
 from torch import nn
 
 
-def conv(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, batch_norm: bool = False
-) -> nn.Sequential:
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, batch_norm: bool = False) -> nn.Sequential:
     """Convolution that keeps the size (divides it by the stride), optional batch norm, ReLU."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)]
     if batch_norm:

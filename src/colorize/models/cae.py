@@ -19,10 +19,9 @@ from colorize.models._blocks import conv, kaiming_
 
 class Model(Colorizer):
     monitor = "reconstruction"
+    net: nn.Sequential
 
-    def __init__(
-        self, head: Head, setup: Setup, channels: Sequence[int], batch_norm: bool = False, l1: float = 0
-    ) -> None:
+    def __init__(self, head: Head, setup: Setup, channels: Sequence[int], batch_norm: bool = False, l1: float = 0) -> None:
         super().__init__(head, setup)
         self.l1 = l1
         encoder = nn.Sequential(*(conv(i, o, 3, 2, batch_norm) for i, o in pairwise((1, *channels))))

@@ -56,9 +56,7 @@ class Model(Colorizer):
     monitor = "reconstruction"
     net: Latent
 
-    def __init__(
-        self, head: Head, setup: Setup, latent: int = 64, batch_norm: bool = False, kl: float = 1e-5
-    ) -> None:
+    def __init__(self, head: Head, setup: Setup, latent: int = 64, batch_norm: bool = False, kl: float = 1e-5) -> None:
         super().__init__(head, setup)
         self.kl = kl
         self.net = Latent(head.channels, setup.size, latent, batch_norm)

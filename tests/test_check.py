@@ -1,0 +1,48 @@
+"""The first stage refuses before anything is deleted."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from colorize.files import InputError
+from pipeline import check, paths
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sample.csv").write_text("photo,reduce,tile\n")
+
+
+def test_what_it_writes_never_changes(make_params) -> None:
+    """Other parameters, same bytes: no later stage runs because of it."""
+    check.main(make_params())
+    first = paths.CHECKED.read_bytes()
+    check.main(make_params({"seed": 2, "model": "vae", "crop.size": 32}))
+    assert paths.CHECKED.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "vea"}, "no model 'vea'.*did you mean 'vae'"),
+        ({"data.path": "no/where", "data.source": "folder"}, "data.path: no/where does not exist"),
+        ({"models.cae.network": {"chanels": [8]}}, "models.cae: architecture 'cae'.*chanels"),
+        ({"models.cae.arch": "cea"}, "models.cae: there is no architecture 'cea'"),
+        ({"models.cgan.size": 40, "crop.size": 64}, "models.cgan: .*divides by 16"),
+    ],
+)
+def test_what_cannot_work_is_refused(make_params, changes: dict, words: str) -> None:
+    """Names the parameter and leaves nothing behind."""
+    with pytest.raises(InputError, match=words):
+        check.main(make_params(changes))
+    assert not paths.CHECKED.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is demanded")
+def test_a_gpu_that_is_demanded_and_missing_is_refused(make_params) -> None:
+    """It says what to set instead."""
+    with pytest.raises(InputError, match=r"train.device is cuda but no usable GPU.*auto or cpu"):
+        check.main(make_params({"train.device": "cuda"}))

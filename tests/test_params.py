@@ -1,0 +1,109 @@
+"""The door: what params.yaml may hold, and what it says when it does not."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from colorize.files import InputError
+from colorize.settings import count_of
+from pipeline.params import Params, load, stage
+
+TEXT = (ROOT / "params.yaml").read_text()
+
+
+def changed(tmp_path: Path, old: str, new: str) -> Path:
+    assert TEXT.count(old) >= 1
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seed: 1", "sed: 1", "no parameter sed; did you mean 'seed'"),
+        ("  size: 64 ", "  sizee: 64 ", "no parameter crop.sizee; did you mean 'size'"),
+        ("lr: 2.5e-04", "lrr: 2.5e-04", "no parameter models.cgan.train.lrr; did you mean 'lr'"),
+        ("arch: cgan", "archh: cgan", "no parameter models.cgan.archh; did you mean 'arch'"),
+        ("seed: 1", "seed: -1", "seed: input should be greater than or equal to 0, but it is -1"),
+        ("seed: 1\n", "", "seed is missing"),
+        ("  size: 64 ", "  size: big ", "crop.size: .*integer.*'big'"),
+        ("source: sample", "source: smple", "data.source: input should be 'sample'.*'smple'"),
+        ("patience: 10", "patience: 1.5", "models.cae.train.patience: .*1.5"),
+        ("dark: 1000/24996", "dark: many", "filter.dark: give a whole number.*'many'"),
+        ("bright: 500/24996", "bright: 1.5", "filter.bright: give a whole number.*1.5"),
+        ("rules: [dark,", "rules: [darc,", "filter.rules.0: .*'darc'"),
+        ("seed: 1", "seed: [1", "not valid YAML"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, new: str, words: str) -> None:
+    """One sentence: the parameter, what it should be, what it is."""
+    with pytest.raises(InputError, match=words) as caught:
+        load(changed(tmp_path, old, new))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    """Most likely the wrong folder."""
+    with pytest.raises(InputError, match="run this from the project's folder"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(InputError, match="holds no parameters"):
+        load(tmp_path / "params.yaml")
+
+
+def test_an_unknown_model_is_answered_with_the_nearest_name(make_params) -> None:
+    """`vea` is `vae`."""
+    with pytest.raises(InputError, match="no model 'vea'.*did you mean 'vae'"):
+        make_params().block("vea")
+
+
+def test_scientific_notation_is_a_number() -> None:
+    """1e-5 as DVC writes it back, and 1.0e-05 as the file holds it: PyYAML would read the first as a string."""
+    assert load(ROOT / "params.yaml").models["cae"].train.lr == 1e-5
+
+
+def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path) -> None:
+    """DVC rewrites the file with ruamel; comments, spacing and flow maps must survive."""
+    from dvc.utils.serialize import modify_yaml
+
+    path = tmp_path / "params.yaml"
+    for name, value in (("model", "vae"), ("crop", {"size": 128}), ("models", {"cae": {"train": {"lr": 0.5}}})):
+        path.write_text(TEXT)
+        with modify_yaml(str(path)) as content:
+            block, key, new = content, name, value
+            while isinstance(new, dict):
+                block, (key, new) = block[key], next(iter(new.items()))
+            block[key] = new
+        before, after = TEXT.splitlines(), path.read_text().splitlines()
+        assert len(before) == len(after)
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("amount", "total", "count"),
+    [
+        ("1000/24996", 24996, 1000), ("500/24996", 24996, 500), (1000, 24996, 1000), (0.25, 8, 2), (0, 5, 0),
+        (1000, 10, 10), (1, 10, 1), ("0.5", 4, 2),
+    ],
+)  # fmt: skip
+def test_amounts_are_counts_or_shares(amount: str | float, total: int, count: int) -> None:
+    """Below 1 a share, from 1 on a whole number; never more than there are."""
+    assert count_of(amount, total) == count
+
+
+def test_a_stage_ends_with_one_sentence_and_status_one(monkeypatch, tmp_path: Path, capsys) -> None:
+    """No traceback for what a user can mend."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        stage(lambda params: None)
+    assert str(caught.value).startswith("error: params.yaml is missing")
+
+    def fail(params: Params) -> None:
+        raise InputError("the folder x is empty; add photographs")
+
+    (tmp_path / "params.yaml").write_text(TEXT)
+    with pytest.raises(SystemExit) as caught:
+        stage(fail)
+    assert caught.value.code == "error: the folder x is empty; add photographs"
