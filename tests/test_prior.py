@@ -34,7 +34,7 @@ def test_only_the_training_split_is_counted(crops, make_params) -> None:
 
 def test_a_released_prior_is_taken_by_its_checksum(crops, make_params) -> None:
     """The right file joins the others; another file of the same name is refused."""
-    np.save("prior_probs.npy", np.full(313, 1 / 313))
+    files.write_array(Path("prior_probs.npy"), np.full(313, 1 / 313))
     digits = hashlib.sha256(Path("prior_probs.npy").read_bytes()).hexdigest()
     prior.main(make_params({"prior.released": "prior_probs.npy", "prior.sha256": digits}))
     assert np.allclose(Statistics.read(paths.PRIOR).weights("released"), 1)

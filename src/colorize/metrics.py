@@ -19,6 +19,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
 
 from colorize.files import InputError
+from colorize.palette import chroma
 
 PIXELS = (-3, -2, -1)
 BASELINES = ("grey", "mean_color")
@@ -150,10 +151,9 @@ def ciede2000(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def is_grey(truth: np.ndarray) -> np.ndarray:
-    """Whether photographs have no color to predict: bool, by `GREY_MAX` and `GREY_MEAN`."""
-    ab = rgb2lab(truth)[..., 1:]
-    chroma = np.sqrt(np.square(ab).sum(-1)).mean((-2, -1))
-    return (np.abs(ab).max(PIXELS) < GREY_MAX) | (chroma < GREY_MEAN)
+    """Whether photographs [N, S, S, 3] have no color to predict: bool [N], by `GREY_MAX` and `GREY_MEAN`."""
+    largest, mean = chroma(truth)
+    return (largest < GREY_MAX) | (mean < GREY_MEAN)
 
 
 def raw_errors(truth: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
@@ -178,7 +178,7 @@ def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads
         pair = truth[index], prediction[index]
         predicted = colorfulness(pair[1])
         return {
-            "grey_truth": bool(is_grey(pair[0])),
+            "grey_truth": bool(is_grey(pair[0][None])[0]),
             "psnr": psnr(*pair),
             "ssim": ssim(*pair),
             "rmse": rmse(*pair),
