@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def make_params() -> Callable[..., Params]:
             block = content
             for part in path:
                 block = block[part]
-            block[last] = value
+            block[last] = deepcopy(value)
         return Params.model_validate(content)
 
     return make

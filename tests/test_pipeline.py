@@ -1,0 +1,199 @@
+"""The whole graph under DVC, on a clone of this project with a few small photographs: what a user does, and gets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, _photographs
+from PIL import Image
+from ruamel.yaml import YAML
+
+from colorize import files
+
+STEPS_ASIDE = ("DVC_ROOT", "PYTHONPATH")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """This interpreter first on the path, no network services, DVC's caches inside the temporary folder."""
+    kept = {name: value for name, value in os.environ.items() if name not in STEPS_ASIDE}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "src"),
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "site-cache"),
+        "DVC_GLOBAL_CONFIG_DIR": str(folder.parent / "config"),
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@example.org",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@example.org",
+        "CI": "1",
+    }
+
+
+def run(folder: Path, *command: str, status: int | None = 0) -> str:
+    """A command's output, standard error included."""
+    result = subprocess.run(
+        command, cwd=folder, env=environment(folder), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if status is not None:
+        assert result.returncode == status, result.stdout
+    return result.stdout
+
+
+def clone(folder: Path, photos: Path) -> Path:
+    """The project's tracked and new files, a git repository of its own, small parameters, 30 photographs."""
+    listing = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").split("\n")
+    for name in filter(None, listing):
+        if not name.startswith(("metrics/", "tests/", "benchmarks/")) and name != "dvc.lock" and (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    yaml = YAML()
+    params = yaml.load((folder / "params.yaml").read_text())
+    params["model"] = "cae"
+    params["data"].update(source="folder", path=str(photos))
+    params["crop"].update(size=16, workers=1)
+    params["train"].update(max_epochs=2)
+    params["evaluate"].update(samples=3, bootstrap=50)
+    params["models"] = {name: params["models"][name] for name in ("grey", "mean_color", "cae", "vae")}
+    params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "start")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, image in enumerate(_photographs(30, 40)):
+        Image.fromarray(image).save(folder / f"{index:02}.png")
+    files.write_text(folder / "broken.jpg", "this is text, not a photograph")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A clone in which `dvc repro` has run and its results are committed."""
+    folder = clone(tmp_path_factory.mktemp("work") / "project", photos)
+    run(folder, "dvc", "repro")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "results")
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    return files.sha256_of([folder / "dvc.lock", folder / "metrics"])
+
+
+def test_repro_writes_metrics_curves_pictures_and_a_page(project: Path) -> None:
+    """Flat numbers for DVC; the broken photograph is a row, not a crash."""
+    metrics = json.loads((project / "metrics/metrics.json").read_text())
+    assert {"psnr", "ssim", "rmse", "images"} <= metrics.keys()
+    for name in ("loss.csv", "comparison.csv", "per_image.csv", "samples.png", "prior.png", "report.html"):
+        assert (project / "metrics" / name).stat().st_size > 0
+    row = next(line for line in (project / "data/photos/photos.csv").read_text().splitlines() if "broken.jpg" in line)
+    assert "failed" in row and "not_image" in row
+    assert run(project, "git", "status", "--porcelain") == ""
+
+
+def test_a_second_repro_does_nothing(project: Path) -> None:
+    """And says so."""
+    before = snapshot(project)
+    assert "Data and pipelines are up to date" in run(project, "dvc", "repro")
+    assert snapshot(project) == before
+
+
+def test_another_clone_gives_identical_lock_and_metrics(project: Path, photos: Path, tmp_path: Path) -> None:
+    """Byte for byte, in a path with spaces and umlauts."""
+    other = clone(tmp_path / "ein anderer Weg für Bilder", photos)
+    run(other, "dvc", "repro")
+    ours, theirs = snapshot(project), snapshot(other)
+    assert list(ours.values()) == list(theirs.values())
+
+
+def test_an_experiment_changes_the_metrics_line_by_line(project: Path) -> None:
+    """`dvc exp run -S model=vae`: one line of params.yaml, the same metric files, a readable diff; and back again."""
+    before = (project / "params.yaml").read_text().splitlines()
+    run(project, "dvc", "exp", "run", "-S", "model=vae")
+    after = (project / "params.yaml").read_text().splitlines()
+    assert [new for old, new in zip(before, after, strict=True) if old != new] == ["model: vae"]
+    diff = run(project, "dvc", "metrics", "diff")
+    assert all(metric in diff for metric in ("psnr", "ssim", "rmse")) and "metrics/metrics.json" in diff
+    assert "vae" in run(project, "dvc", "exp", "show", "--no-pager", "--md")
+    run(project, "dvc", "plots", "diff", "HEAD")
+    assert (project / "dvc_plots/index.html").stat().st_size > 0
+    run(project, "git", "reset", "-q", "--hard")
+    run(project, "dvc", "checkout")
+    assert "up to date" in run(project, "dvc", "repro")
+
+
+def test_a_new_photograph_is_noticed(project: Path, photos: Path) -> None:
+    """The source folder is a dependency."""
+    extra = photos / "new.png"
+    Image.fromarray(_photographs(1, 40, seed=9)[0]).save(extra)
+    try:
+        assert "download" in run(project, "dvc", "status")
+    finally:
+        extra.unlink()
+    assert "up to date" in run(project, "dvc", "status")
+
+
+def test_the_zoo_trains_every_model_and_ranks_them(project: Path) -> None:
+    """One row per block, the baselines among them; the chosen model is not trained twice."""
+    run(project, "dvc", "repro", "pipeline/zoo/dvc.yaml")
+    rows = (project / "metrics/leaderboard.csv").read_text().splitlines()
+    assert {row.split(",")[0] for row in rows[1:]} == {"grey", "mean_color", "cae", "vae"}
+    psnr = [float(row.split(",")[rows[0].split(",").index("psnr")]) for row in rows[1:]]
+    assert psnr == sorted(psnr, reverse=True)
+    assert (project / "metrics/leaderboard.md").exists() and (project / "metrics/leaderboard.png").exists()
+    assert len(list((project / "runs").glob("cae-*"))) == 1
+    cost = run(project, sys.executable, "-m", "pipeline.leaderboard", "--cost")
+    assert "training s" in cost and "cae" in cost
+    run(project, "git", "clean", "-qfd", "metrics")
+    run(project, "git", "checkout", "-q", ".")
+
+
+def test_ci_shows_what_a_changed_parameter_changed(project: Path) -> None:
+    """The script that CI calls, in the clone, after `train.max_epochs` went from 2 to 1."""
+    params = project / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("max_epochs: 2", "max_epochs: 1"))
+    (project / ".venv/bin").mkdir(parents=True, exist_ok=True)
+    output = run(project, ".ci/pipeline", "HEAD")
+    assert "### Metrics, compared with HEAD" in output
+    assert "| metrics/metrics.json | psnr" in output
+    run(project, "git", "checkout", "-q", ".")
+    run(project, "dvc", "checkout")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model=vea", "there is no model 'vea' in params.yaml; did you mean 'vae'?"),
+        ("+crop.sise=64", "params.yaml: there is no parameter crop.sise; did you mean 'size'?"),
+        ("filter.train=1000", "1000"),
+        ("data.path=EMPTY", "EMPTY"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_and_keeps_what_was_made(
+    project: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    """Through DVC: a typo, an unknown parameter, too few photographs, an empty folder; the trained model stays."""
+    (tmp_path / "EMPTY").mkdir()
+    text = (project / "params.yaml").read_text()
+    try:
+        output = run(project, "dvc", "exp", "run", "-S", change.replace("EMPTY", str(tmp_path / "EMPTY")), status=255)
+    finally:
+        (project / "params.yaml").write_text(text)
+        run(project, "git", "reset", "-q", "--hard")
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0], output
+    assert "Traceback" not in output
+    assert (project / "data/model/weights.safetensors").exists() and (project / "metrics/metrics.json").exists()
