@@ -80,3 +80,10 @@ def test_two_photographs_never_make_a_batch_of_one() -> None:
     """Batch norm needs two: 17 photographs in batches of 16 become 9 + 8."""
     photos = Photos(np.zeros((17, 8, 8, 3), np.uint8), 8)
     assert sorted(len(light) for light, _ in photos.epoch(1, 16)) == [8, 9]
+
+
+def test_a_spread_sample_is_not_the_first_ones() -> None:
+    """Sets are sorted by source: 4 of 10 are numbers 0, 3, 6 and 9; asking for more than there are gives all."""
+    photos = Photos(np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(3, 3), 1)
+    assert photos.spread(4).images.flatten()[::3].tolist() == [0, 3, 6, 9]
+    assert len(photos.spread(99)) == 10

@@ -52,9 +52,10 @@ class Photos:
     def __len__(self) -> int:
         return len(self.images)
 
-    def head(self, count: int) -> "Photos":
-        """The first `count` photographs, sharing memory with this set."""
-        return Photos(self.images[:count], self.images.shape[1], self.images.device)
+    def spread(self, count: int) -> "Photos":
+        """`count` photographs (all, if there are fewer), evenly spaced: the first ones may all be of one kind."""
+        chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).round().long()
+        return Photos(self.images[chosen.to(self.images.device)], self.images.shape[1], self.images.device)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every photograph once, in order, whole: (light, ab) of at most `size` each."""

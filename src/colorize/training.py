@@ -134,7 +134,7 @@ def fit(
         for phase, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][phase])
 
-    watched = train.head(len(val))
+    watched = train.spread(len(val))
     steps = -(-len(train) // recipe.batch)
     bar = tqdm(total=epochs * steps, initial=progress.epoch * steps, unit="batch", disable=None, leave=False)
     saved_at = time.monotonic()
