@@ -125,6 +125,10 @@ def stage(function: Callable[[Params], None]) -> None:
         function(load())
     except InputError as error:
         sys.exit(f"error: {error}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename} is missing; `dvc repro` makes it")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror or error}; make it writable or free some space")
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         os._exit(130)

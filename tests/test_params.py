@@ -1,5 +1,8 @@
 """The door: what params.yaml may hold, and what it says when it does not."""
 
+import errno
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,24 @@ def test_a_stage_ends_with_one_sentence_and_status_one(monkeypatch, tmp_path: Pa
     with pytest.raises(SystemExit) as caught:
         stage(fail)
     assert caught.value.code == "error: the folder x is empty; add photographs"
+
+
+def refuse(number: int, path: str) -> None:
+    raise OSError(number, os.strerror(number), path)
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda: refuse(errno.EACCES, "runs/a"), "error: runs/a: Permission denied; make it writable or free some space"),
+        (lambda: refuse(errno.ENOSPC, "data/b"), "error: data/b: No space left on device; make it writable or .*"),
+        (lambda: Path("data/splits.csv").read_text(), "error: data/splits.csv is missing; `dvc repro` makes it"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named(monkeypatch, tmp_path: Path, use, words: str) -> None:
+    """Also where no code expected it: a read-only folder, a full disk, a stage run before its time."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(TEXT)
+    with pytest.raises(SystemExit) as caught:
+        stage(lambda params: use())
+    assert re.fullmatch(words, str(caught.value.code))

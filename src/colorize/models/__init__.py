@@ -23,6 +23,24 @@ def architectures() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
+def model_class(block: ModelBlock) -> type[Colorizer]:
+    """The class that a params block names.
+
+    Raises:
+        InputError: there is no such architecture, or its network does not take these arguments.
+    """
+    if block.arch not in architectures():
+        raise InputError(f"there is no architecture {block.arch!r}; choose among {', '.join(architectures())}")
+    model: type[Colorizer] = import_module(f"{__name__}.{block.arch}").Model
+    takes = {n: p for n, p in inspect.signature(model).parameters.items() if n not in ("head", "setup")}
+    unknown = [name for name in block.network if name not in takes]
+    missing = [n for n, p in takes.items() if p.default is p.empty and n not in block.network]
+    if unknown or missing:
+        what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+        raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
+    return model
+
+
 def build_model(block: ModelBlock, size: int, statistics: Statistics | None = None) -> Colorizer:
     """Build the model that a params block describes, with fresh weights.
 
@@ -31,18 +49,9 @@ def build_model(block: ModelBlock, size: int, statistics: Statistics | None = No
         statistics: the training split's colors; None where saved weights will be loaded over them.
 
     Raises:
-        InputError: there is no such architecture, or it does not take these arguments.
+        InputError: it cannot be built, because of its arguments, its head or the size.
     """
-    if block.arch not in architectures():
-        raise InputError(f"there is no architecture {block.arch!r}; choose among {', '.join(architectures())}")
-    model = import_module(f"{__name__}.{block.arch}").Model
-    takes = {n: p for n, p in inspect.signature(model).parameters.items() if n not in ("head", "setup")}
-    unknown = [name for name in block.network if name not in takes]
-    missing = [n for n, p in takes.items() if p.default is p.empty and n not in block.network]
-    if unknown or missing:
-        what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
-        raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
-    return model(build_head(block.head, statistics), Setup(size, statistics), **block.network)
+    return model_class(block)(build_head(block.head, statistics), Setup(size, statistics), **block.network)
 
 
 def build_baseline(name: str, statistics: Statistics) -> Colorizer:
