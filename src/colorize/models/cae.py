@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from colorize.heads import Head
 from colorize.models._base import Colorizer, Setup, l1_norm
-from colorize.models._blocks import conv, kaiming_
+from colorize.models._blocks import conv, fitting, kaiming_
 
 
 class Model(Colorizer):
@@ -24,7 +24,11 @@ class Model(Colorizer):
     def __init__(self, head: Head, setup: Setup, channels: Sequence[int], batch_norm: bool = False, l1: float = 0) -> None:
         super().__init__(head, setup)
         self.l1 = l1
-        encoder = nn.Sequential(*(conv(i, o, 3, 2, batch_norm) for i, o in pairwise((1, *channels))))
+        encoder = nn.Sequential()
+        side = setup.size
+        for i, o in pairwise((1, *channels)):
+            encoder.append(conv(i, o, fitting(3, side), 2, batch_norm))
+            side = -(-side // 2)
         decoder = nn.Sequential()
         for i, o in pairwise((*reversed(channels), channels[0])):
             decoder.append(nn.Upsample(scale_factor=2)).append(conv(i, o, 3, 1, batch_norm))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from colorize.heads import Head
 from colorize.models._base import Colorizer, Setup
-from colorize.models._blocks import conv, kaiming_
+from colorize.models._blocks import conv, fitting, kaiming_
 
 ENCODER = (  # channels, kernel, stride
     (32, 5, 2), (32, 3, 1), (64, 5, 2), (64, 3, 1), (128, 5, 2), (128, 3, 1),
@@ -27,7 +27,7 @@ class Latent(nn.Module):
         super().__init__()
         layers, inputs, sides = [], 1, [size]
         for channels, kernel, stride in ENCODER:
-            layers.append(conv(inputs, channels, kernel, stride, batch_norm))
+            layers.append(conv(inputs, channels, fitting(kernel, sides[-1]), stride, batch_norm))
             inputs = channels
             if stride == 2:
                 sides.append(-(-sides[-1] // 2))
