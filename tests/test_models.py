@@ -73,15 +73,18 @@ def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics) 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_model_learns_one_batch(name: str, statistics: Statistics, photographs) -> None:
-    """The loss it watches falls far below where it started, each phase with its own optimizer."""
+    """The loss it watches falls far below where it started within 200 steps, each phase with its own optimizer."""
     plain = {"l1": 0} if "l1" in BLOCKS[name].network else {}
     plain |= {"dropout": 0} if "dropout" in BLOCKS[name].network else {}
     model = built(name, statistics, 16, **plain)
     light, ab = next(Photos(photographs(3, 16), 16).batches(3))
     parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
-    optimizers = {p: make_optimizer(parameters[p], BLOCKS[name].train, 1e-3) for p in model.phases}
-    watched = []
-    for _ in range(40):
+    rate = 1e-2 if BLOCKS[name].arch == "mlp" else 1e-3  # its output batch norm starts with a gain of 1 and must shrink
+    optimizers = {p: make_optimizer(parameters[p], BLOCKS[name].train, rate) for p in model.phases}
+    # A soft target's cross-entropy cannot fall below the target's own entropy.
+    share = 0.5 if model.monitor == "cross_entropy" else 0.25
+    watched: list[float] = []
+    while len(watched) < 200 and not (watched and watched[-1] < share * watched[0]):
         for phase, optimizer in optimizers.items():
             losses = model.losses(phase, light, ab)
             optimizer.zero_grad()
@@ -89,8 +92,6 @@ def test_model_learns_one_batch(name: str, statistics: Statistics, photographs) 
             optimizer.step()
             if phase == model.phases[0]:
                 watched.append(float(losses[model.monitor].detach()))
-    # A soft target's cross-entropy cannot fall below the target's own entropy.
-    share = 0.5 if model.monitor == "cross_entropy" else 0.25
     assert watched[-1] < share * watched[0]
 
 
