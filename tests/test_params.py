@@ -82,6 +82,17 @@ def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: s
     assert len(changes) == 1 and override.split("=")[1] in changes[0]
 
 
+def test_all_rules_can_be_switched_off_through_dvc(tmp_path: Path) -> None:
+    """An empty list: ruamel once dropped a line break behind it, and with that the file."""
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT)
+    apply_overrides(path, ["filter.rules=[]"])
+    assert load(path).filter.rules == ()
+    assert load(path).model_copy(update={"filter": load(ROOT / "params.yaml").filter}) == load(ROOT / "params.yaml")
+
+
 @pytest.mark.parametrize(
     ("amount", "total", "count"),
     [

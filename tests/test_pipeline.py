@@ -139,10 +139,10 @@ def test_a_new_photograph_is_noticed(project: Path, photos: Path) -> None:
     extra = photos / "new.png"
     Image.fromarray(_photographs(1, 40, seed=9)[0]).save(extra)
     try:
-        assert "download" in run(project, "dvc", "status")
+        assert "download" in run(project, "dvc", "status", "dvc.yaml")
     finally:
         extra.unlink()
-    assert "up to date" in run(project, "dvc", "status")
+    assert "up to date" in run(project, "dvc", "status", "dvc.yaml")
 
 
 def test_the_zoo_trains_every_model_and_ranks_them(project: Path) -> None:
