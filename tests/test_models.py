@@ -164,6 +164,17 @@ def test_vae_penalty_is_the_kl_divergence(statistics: Statistics) -> None:
         assert torch.equal(model.eval().colorize(light), model.colorize(light))
 
 
+def test_only_models_that_predict_rgb_give_rgb_and_the_others_do_no_work_for_it(statistics: Statistics) -> None:
+    """cgan and mlp1 give 0..1; a cae is not run a second time to say that it has none."""
+    light = torch.rand(2, 1, SIZE, SIZE) * 100
+    for name in ("cgan", "mlp1"):
+        rgb = built(name, statistics).rgb(light)
+        assert rgb.shape == (2, 3, SIZE, SIZE) and rgb.min() >= 0 and rgb.max() <= 1
+    model = built("cae", statistics)
+    model.net.register_forward_hook(lambda *_: pytest.fail("the network ran"))
+    assert model.rgb(light) is None
+
+
 def test_baselines_return_their_constant(statistics: Statistics) -> None:
     """grey is ab = 0, mean_color the training split's mean."""
     light = torch.rand(2, 1, 8, 8)

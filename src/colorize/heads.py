@@ -7,6 +7,7 @@ averaging areas; predictions are brought back bilinearly.
 Source: Zhang et al. 2016, sections 2.1 to 2.3; document 000, section 2 (regression); documents 002 and 003 (RGB).
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def scale_to(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """What every head promises."""
 
     channels: int
@@ -39,17 +40,13 @@ class Head(nn.Module):
     monitor: str = "loss"
     """Which of the losses early stopping and the loss curves watch."""
 
+    @abstractmethod
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
         """Scalars from the trunk's output [B, channels, h, w] and the truth; "loss" is minimized."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
         """ab [B, 2, H, W] in Lab units at light's size."""
-        raise NotImplementedError
-
-    def rgb(self, out: Tensor) -> Tensor | None:
-        """The prediction as RGB [B, 3, h, w] in 0 to 1, if RGB is what is predicted."""
-        return None
 
 
 class Regression(Head):
@@ -146,6 +143,7 @@ class Rgb(Head):
         return scale_to(rgb_to_lab(self.rgb(out))[:, 1:], light)
 
     def rgb(self, out: Tensor) -> Tensor:
+        """The prediction as RGB [B, 3, h, w] in 0 to 1."""
         return (out.float().clamp(-1, 1) + 1) / 2
 
 

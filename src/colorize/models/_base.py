@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from colorize.bins import Statistics
-from colorize.heads import Head
+from colorize.heads import Head, Rgb
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Colorizer(nn.Module):
 
     def rgb(self, light: Tensor) -> Tensor | None:
         """The model's own RGB prediction [B, 3, h, w] in 0 to 1, where RGB is what it predicts."""
-        return self.head.rgb(self.out(light))
+        return self.head.rgb(self.out(light)) if isinstance(self.head, Rgb) else None
 
 
 def parameter_count(model: nn.Module) -> int:

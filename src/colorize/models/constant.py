@@ -23,6 +23,3 @@ class Model(Colorizer):
 
     def colorize(self, light: Tensor) -> Tensor:
         return self.ab[:, None, None].expand(len(light), 2, *light.shape[-2:])
-
-    def rgb(self, light: Tensor) -> None:
-        return None
