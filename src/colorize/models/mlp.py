@@ -1,9 +1,11 @@
-"""Multilayer perceptron: document 003, on CIFAR-10.
+"""Multilayer perceptrons and fully connected autoencoders: document 003, on CIFAR-10.
 
 "Image Colorization with Neural Networks", Xia and Salhi, sections 4.1 and 5.2: 32x32 grey in -1..1, fully connected
-layers, RGB in -1..1, mean squared error. Its best, `mlp1`: 1024 -> 3072 -> batch norm -> sigmoid -> 3072 -> batch norm. The
-input is the grey photograph of the L*, not the luma that the document's grey images probably are. Weights start as PyTorch's
-linear layers do: the document does not say.
+layers, RGB in -1..1, mean squared error. Its best, `mlp1`: 1024 -> 3072 -> batch norm -> sigmoid -> 3072 -> batch norm. Its
+autoencoders narrow towards a code: `fcae1` is 1024 -> 512 -> 3072. The document gives no widths for more layers: ours stay
+at 3072 (`mlp2`, `mlp3`) and narrow as its Figure 4 does (`fcae2` 512, 256; `fcae3` 512, 256, 512; `fcae5` 512, 256, 128,
+256, 512). The input is the grey photograph of the L*, not the luma that the document's grey images probably are. Weights
+start as PyTorch's linear layers do: the document does not say.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from colorize.color import grey_rgb
 from colorize.heads import Head
 from colorize.models._base import Colorizer, Setup
 
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "none": nn.Identity}
 
 
 class Model(Colorizer):
@@ -24,7 +26,7 @@ class Model(Colorizer):
         head: Head,
         setup: Setup,
         hidden: Sequence[int],
-        activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid",
+        activation: Literal["sigmoid", "relu", "tanh", "none"] = "sigmoid",
         batch_norm: bool = True,
         output_batch_norm: bool = True,
     ) -> None:
