@@ -24,3 +24,8 @@ METRICS = Path("metrics")
 ROOT = Path(os.environ.get("DVC_ROOT", "."))
 RUNS = ROOT / "runs"
 DOWNLOADS = ROOT / "downloads"
+
+
+def timing(name: str, fingerprint: str) -> Path:
+    """The measured seconds of each epoch of a training on this machine: no stage's out, because they never repeat."""
+    return RUNS / f"{name}-{fingerprint[:12]}" / "timing.csv"

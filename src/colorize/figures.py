@@ -26,6 +26,7 @@ CURVES = {
     "train_eval_loss": ("training, evaluation mode", "#2b83ba"),
     "val_loss": ("validation", "#d95f0e"),
 }
+OTHER_CURVES = ("#7a9a3c", "#8e6bb0", "#c05a5a", "#4aa0a0")
 PRIORS = {
     "empirical": "Empirical",
     "smoothed": "Smoothed",
@@ -139,6 +140,43 @@ def loss_curves(history: pd.DataFrame, averaged: bool) -> bytes:
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         axes.legend()
+        return _png(figure)
+
+
+def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xlabel: str) -> bytes:
+    """Losses of several runs side by side on one scale, as PNG: title of a panel, name of a curve, its x and y."""
+    rows = -(-len(panels) // 4)
+    columns = -(-len(panels) // rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * columns + 0.4, 2.2 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            for color, (name, (x, y)) in zip(OTHER_CURVES, lines.items(), strict=False):
+                known, color = CURVES.get(name, (name.replace("_", " "), color))
+                axes.plot(x, y, color=color, label=known, linewidth=1.2)
+            axes.set_title(title)
+            axes.set_xlabel(xlabel)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        values = np.concatenate([y for lines in panels.values() for _, y in lines.values()])
+        if values.min() > 0 and values.max() > 10 * values.min():
+            grid[0, 0].set_yscale("log")
+        grid[0, 0].legend(fontsize=7)
+        return _png(figure)
+
+
+def bars(values: Mapping[str, Mapping[str, float]]) -> bytes:
+    """One panel per metric with one bar per run, as PNG: metric, run, value."""
+    runs = list(next(iter(values.values())))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.4 * len(values) + 1.2, 0.3 * len(runs) + 0.9), layout="constrained")
+        grid = figure.subplots(1, len(values), sharey=True, squeeze=False)
+        for axes, (metric, by_run) in zip(grid[0], values.items(), strict=True):
+            drawn = axes.barh(runs, list(by_run.values()), color=CURVES["train_eval_loss"][1])
+            axes.bar_label(drawn, fmt="%.3g", padding=2, color=INK, fontsize=7)
+            axes.set_title(metric)
+            axes.margins(x=0.2)
+        axes.invert_yaxis()
         return _png(figure)
 
 

@@ -1,0 +1,165 @@
+"""Runs of the pipeline as DVC experiments: queue them, let several go on at a time, read what they left.
+
+An experiment runs in a copy of the project of its own and keeps its results as a commit under refs/exps; workers outlive
+the command that started them, so a study that was stopped finds them again by name.
+"""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from colorize.files import InputError
+from pipeline import paths
+
+POLL_SECONDS = 10.0
+AB_UNIT = 128
+"""Lab units in which the losses of document 000's models are squared."""
+_TASK = re.compile(r"^[0-9a-f]+\s+(?P<name>\S+)\s.*\s(?P<status>Queued|Running|Success|Failed)\s*$")
+
+
+def _run(*command: str) -> str:
+    """The output of a command of DVC or Git.
+
+    Raises:
+        InputError: it failed; the sentence is its last line.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise InputError(f"`{' '.join(command[-4:])}` failed: {said[-1] if said else 'no reason given'}")
+    return done.stdout
+
+
+def _dvc(*arguments: str) -> str:
+    return _run(sys.executable, "-m", "dvc", *arguments)
+
+
+def revision(name: str) -> str | None:
+    """The commit that holds an experiment's results, None if there is none of that name."""
+    for line in _run("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines():
+        commit, reference = line.split(" ", 1)
+        if reference.rsplit("/", 1)[-1] == name and reference.count("/") == 4:  # refs/exps/xx/baseline/name
+            return commit
+    return None
+
+
+def tasks() -> dict[str, str]:
+    """What stands in DVC's queue: name to Queued, Running, Success or Failed."""
+    matches = map(_TASK.match, _dvc("queue", "status").splitlines())
+    return {match["name"]: match["status"] for match in matches if match}
+
+
+def submit(name: str, settings: Sequence[str]) -> None:
+    """Queue an experiment: params.yaml with `settings`, each "parameter=value", changed.
+
+    Raises:
+        InputError: DVC refuses it, because params.yaml has no such parameter, say.
+    """
+    changes = [part for setting in settings for part in ("-S", setting)]
+    _dvc("exp", "run", "--quiet", "--queue", "--force", "--name", name, *changes)
+
+
+def finish(names: Sequence[str], jobs: int) -> Iterator[tuple[str, str]]:
+    """Let `jobs` workers go through the queue; yields each of `names` once as it ends: name, "" or why it failed."""
+    waiting = set(names)
+    if waiting:
+        _dvc("queue", "start", "--jobs", str(jobs))  # workers that run already are left alone
+    while waiting:
+        status = tasks()
+        for name in sorted(waiting):
+            if revision(name) is not None and status.get(name) not in ("Queued", "Running"):
+                waiting.discard(name)
+                yield name, ""
+            elif status.get(name, "Failed") == "Failed":
+                waiting.discard(name)
+                yield name, _reason(name)
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def _reason(name: str) -> str:
+    """The last line in which a failed experiment says what was wrong."""
+    try:
+        lines = _dvc("queue", "logs", name).splitlines()
+    except InputError as error:
+        return str(error)
+    told = [line for line in lines if line.startswith("error:")] or [line for line in lines if line.strip()]
+    return told[-1].removeprefix("error: ") if told else "it left no message"
+
+
+def forget(names: Sequence[str]) -> None:
+    """Take ended experiments out of the queue's list; their results stay."""
+    ended = [name for name, status in tasks().items() if name in names and status in ("Success", "Failed")]
+    if ended:
+        _dvc("queue", "remove", *ended)
+
+
+def read_text(commit: str, path: str) -> str:
+    """A small file of an experiment, from Git or from DVC's cache.
+
+    Raises:
+        InputError: it is in neither.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    try:
+        return DVCFileSystem(".", rev=commit).read_text(path)
+    except (OSError, DvcException) as error:
+        raise InputError(f"{path} of experiment {commit[:10]} is gone; run the study with --again") from error
+
+
+def fetch(commit: str, path: Path, target: Path) -> None:
+    """Copy an out of an experiment, a folder or a file, to `target`.
+
+    Raises:
+        InputError: it is gone from DVC's cache.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        DVCFileSystem(".", rev=commit).get(path.as_posix(), target.as_posix(), recursive=True)
+    except (OSError, DvcException) as error:
+        raise InputError(f"{path} of experiment {commit[:10]} is gone; run the study with --again") from error
+
+
+def results(commit: str) -> dict[str, Any]:
+    """What an experiment measured, as plain values.
+
+    Returns:
+        `model`: name, parameters, epochs, best_epoch, size of the trained model; `images`: how many were scored; `metrics`:
+        system (model, grey, mean_color) to metric to mean, low, high and, of a baseline, what the model has more with its
+        interval, and `mse_ab`, the squared error over ab in document 000's unit; `curves`: column to one number per epoch,
+        among them the measured training `seconds` so far.
+    """
+    description = json.loads(read_text(commit, str(paths.MODEL / "model.json")))
+    history = pd.read_csv(io.StringIO(read_text(commit, "metrics/loss.csv")))
+    timing = paths.timing(description["name"], description["fingerprint"])
+    if timing.exists():
+        history["seconds"] = pd.read_csv(timing)["seconds"].cumsum().round(1)
+    comparison = pd.read_csv(io.StringIO(read_text(commit, "metrics/comparison.csv")))
+    per_image = pd.read_csv(io.StringIO(read_text(commit, "metrics/per_image.csv")))
+    metrics: dict[str, dict[str, list[float]]] = {}
+    for row in comparison.to_dict("records"):
+        numbers = [row[column] for column in comparison.columns if column not in ("metric", "system")]
+        metrics.setdefault(row["system"], {})[row["metric"]] = [n for n in numbers if pd.notna(n)]
+    for system, table in per_image.groupby("system"):
+        metrics[str(system)]["mse_ab"] = [float(f"{(table['rmse_ab'] ** 2).mean() / AB_UNIT**2:.6g}")]
+    curves = {column: [float(f"{x:.5g}") for x in history[column]] for column in history if "_ma20" not in str(column)}
+    kept = ("name", "parameters", "epochs", "best_epoch", "size")
+    return {
+        "model": {key: description[key] for key in kept},
+        "images": int((per_image["system"] == "model").sum()),
+        "metrics": metrics,
+        "curves": curves,
+    }

@@ -1,0 +1,172 @@
+"""Answer a document: run what its study lists as DVC experiments, set our figures beside the printed ones.
+
+`python -m pipeline.study studies/003.yaml --data PATH` queues every run that studies/003.json does not hold yet, waits for
+them, and writes studies/003.json (everything measured), studies/003.md (the tables) and studies/003-*.png. Stopped and
+started again it goes on; with nothing left to run it writes the tables from the .json alone.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from tqdm import tqdm
+
+from colorize import files
+from colorize.files import InputError
+from pipeline import experiments, study_page, study_pictures
+from pipeline.params import Params, stage
+from pipeline.study_page import Figure, Record, Table, page
+
+Device = Literal["cpu", "cuda"]
+
+
+class Study(BaseModel):
+    """What a studies/*.yaml holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    document: str
+    """Its title and authors."""
+    data: str
+    """What --data has to point at."""
+    used: dict[Device, str]
+    """How data and effort differ from the document's, by device."""
+    seeds: dict[Device, tuple[int, ...]]
+    settings: dict[Device, tuple[str, ...]]
+    """Parameters of every run, "name=value"."""
+    runs: dict[str, tuple[str, ...]]
+    """Parameters of each run beside them."""
+    hour: dict[Device, float] = {}
+    """Seconds of training at which `@hour` in a selector looks: 3,600 where the document's own effort is possible."""
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+    remarks: str = ""
+    """What a reader of the tables has to know; markdown."""
+
+
+def read(path: Path) -> Study:
+    """Read and check a study.
+
+    Raises:
+        InputError: the file is missing or holds what does not fit.
+    """
+    try:
+        study = Study.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        known = ", ".join(str(each) for each in sorted(Path("studies").glob("*.yaml")))
+        raise InputError(f"there is no study {path}; choose among {known}") from error
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+    named = {row.run for table in study.tables for row in table.rows} | {r for f in study.figures for r in f.runs}
+    if unknown := sorted(named - set(study.runs)):
+        raise InputError(f"{path}: tables or figures name the run {unknown[0]!r}, which is not under runs; add it there")
+    return study
+
+
+def key(run: str, seed: int, settings: Sequence[str]) -> str:
+    """The name of an experiment: what it is, and six digits over its settings, so that none passes for another."""
+    digits = hashlib.sha256("\n".join(sorted(settings)).encode()).hexdigest()[:6]
+    return f"{run}-{seed}-{digits}"
+
+
+def settings_of(study: Study, run: str, seed: int, device: Device) -> list[str]:
+    """All the settings of a run but where its data lies, the last of a name winning."""
+    given = [*study.settings[device], *study.runs[run], f"seed={seed}"]
+    return list({setting.split("=", 1)[0].lstrip("+"): setting for setting in given}.values())
+
+
+def run_missing(
+    study: Study, name: str, store: Path, device: Device, data: str | None, jobs: int, again: bool = False
+) -> list[Record]:
+    """Run what `store` does not hold yet, or all of it again, and add it there, one by one.
+
+    Returns:
+        the records of this study's runs on this device, in its order.
+
+    Raises:
+        InputError: there is something to run but no data, or a run failed.
+    """
+    records: dict[str, Record] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    wanted = {}
+    for run, seed in itertools.product(study.runs, study.seeds[device]):
+        settings = settings_of(study, run, seed, device)
+        wanted[key(run, seed, settings)] = (run, seed, settings)
+    missing = {f"{name}-{each}": each for each in wanted if again or each not in records}
+    print(f"{name}: {len(wanted)} runs on {device}, {len(wanted) - len(missing)} of them done")
+    if missing and data is None:
+        raise InputError(f"{len(missing)} runs are missing; give --data PATH ({study.data})")
+    known = experiments.tasks() if missing else {}
+    experiments.forget([each for each in missing if known.get(each) == "Failed"])
+    for experiment, each in missing.items():
+        started = known.get(experiment) in ("Queued", "Running")
+        if not started and (again or experiments.revision(experiment) is None):
+            experiments.submit(experiment, [*wanted[each][2], f"data.path={data}"])
+    failed = {}
+    with tqdm(total=len(missing), unit="run", disable=None) as bar:
+        for experiment, reason in experiments.finish(list(missing), jobs):
+            run, seed, settings = wanted[missing[experiment]]
+            if reason:
+                failed[run] = reason
+            else:
+                found = experiments.results(str(experiments.revision(experiment)))
+                about = {"run": run, "seed": seed, "settings": settings, "device": device, "torch": torch.__version__}
+                records[missing[experiment]] = about | found
+                files.write_json(store, records)
+            tqdm.write(f"{experiment}: {reason or 'done'}")
+            bar.update()
+    experiments.forget(list(missing))
+    if failed:
+        run, reason = next(iter(failed.items()))
+        raise InputError(f"{len(failed)} of {len(missing)} runs failed, first {run}: {reason}; the same command tries again")
+    return [records[each] for each in wanted]
+
+
+def main(_: Params) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.study", description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path, help="studies/000.yaml to studies/004.yaml")
+    parser.add_argument("--data", metavar="PATH", help="what data.path becomes; the study says what it must be")
+    parser.add_argument("--jobs", type=int, help="runs at a time; default: one per GPU, else one per core")
+    parser.add_argument("--again", action="store_true", help="run everything, also what is in the .json")
+    parser.add_argument("--photographs", metavar="NAME=FOLDER", action="append", default=[], help="for the figures that ask")
+    arguments = parser.parse_args()
+    folders = {each.partition("=")[0]: Path(each.partition("=")[2]) for each in arguments.photographs}
+    study = read(arguments.study)
+    name, store = arguments.study.stem, arguments.study.with_suffix(".json")
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    jobs = arguments.jobs or (torch.cuda.device_count() if device == "cuda" else os.cpu_count()) or 1
+    data = None if arguments.data is None else str(Path(arguments.data).resolve())
+    records = run_missing(study, name, store, device, data, jobs, arguments.again)
+    pictures = {}
+    for figure in study.figures:
+        path = arguments.study.with_name(f"{name}-{figure.name}.png")
+        if figure.kind in ("curves", "bars"):
+            files.write_bytes(path, study_page.draw(figure, records))
+        else:
+            seed = study.seeds[device][0]
+            names = {run: f"{name}-{key(run, seed, settings_of(study, run, seed, device))}" for run in figure.runs}
+            commits = {run: commit for run, each in names.items() if (commit := experiments.revision(each))}
+            if len(commits) == len(names):
+                files.write_bytes(path, study_pictures.draw(figure, commits, folders))
+            else:
+                print(f"{path} is left as it is: its models were trained elsewhere; --again trains them here")
+        if path.exists():
+            pictures[path.name] = figure.title
+    text = page(study, name, device, records, pictures)
+    files.write_text(arguments.study.with_suffix(".md"), text)
+    print(f"{arguments.study.with_suffix('.md')} and {store}: {len(records)} runs, {len(pictures)} figures")
+
+
+if __name__ == "__main__":
+    stage(main)

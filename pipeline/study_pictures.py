@@ -1,0 +1,93 @@
+"""The figures of a study that need its trained models: contact sheets, one photograph at many temperatures, the priors.
+
+Models and photographs come out of the experiments' own outs, so they are drawn only where the experiments were run.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from colorize import evaluation, figures
+from colorize.bins import Statistics
+from colorize.files import InputError
+from colorize.heads import Classification
+from colorize.images import Refused, crop_square, read_crops
+from colorize.models import Colorizer, build_baseline, load_description, load_model
+from colorize.settings import CropRule
+from pipeline import experiments, paths
+from pipeline.study_page import Figure
+
+TEMPERATURES = (0, 0.1, 0.2, 0.38, 0.5, 0.75, 1)
+"""Of the annealed mean, from the mode to the mean (document 001, figure 7)."""
+
+
+def _fetch(commit: str, path: Path, below: Path) -> Path:
+    """An out of an experiment, copied once below a folder."""
+    target = below / commit[:12] / path.name
+    if not target.exists():
+        experiments.fetch(commit, path, target)
+    return target
+
+
+def _model(commit: str, below: Path) -> tuple[Colorizer, int]:
+    folder = _fetch(commit, paths.MODEL, below)
+    return load_model(folder), load_description(folder)["size"]
+
+
+def _photographs(figure: Figure, commit: str, below: Path, folders: Mapping[str, Path]) -> np.ndarray:
+    """uint8 [n, S, S, 3]: spread over a split of the experiment, or the first of a folder.
+
+    Raises:
+        InputError: a folder is asked for that was not given, or holds no photograph.
+    """
+    crops = _fetch(commit, paths.CROPS, below)
+    if figure.photographs in ("train", "test"):
+        splits = pd.read_csv(_fetch(commit, paths.SPLITS_CSV, below), dtype=str, keep_default_na=False)
+        indices = splits.loc[splits["split"] == figure.photographs, "index"].astype(int).to_numpy()
+        return read_crops(crops, indices[figures.spread(len(indices), figure.count)])
+    if figure.photographs not in folders:
+        raise InputError(f"figure {figure.name} needs --photographs {figure.photographs}=FOLDER")
+    rule = CropRule(size=read_crops(crops, np.array([0])).shape[1])
+    found = []
+    for path in sorted(p for p in folders[figure.photographs].rglob("*") if p.is_file()):
+        try:
+            found.append(crop_square(path.read_bytes(), rule)[0])
+        except Refused:
+            continue
+        if len(found) == figure.count:
+            break
+    if not found:
+        raise InputError(f"--photographs {figure.photographs}={folders[figure.photographs]} holds no photograph")
+    return np.stack(found)
+
+
+def draw(figure: Figure, commits: Mapping[str, str], folders: Mapping[str, Path]) -> bytes:
+    """A figure as PNG.
+
+    Args:
+        commits: run to the commit of its experiment, for each of the figure's runs.
+        folders: folders of photographs by the names that figures use.
+    """
+    first = next(iter(commits.values()))
+    with tempfile.TemporaryDirectory() as temporary:
+        below = Path(temporary)
+        if figure.kind == "priors":
+            return figures.prior(Statistics.read(_fetch(first, paths.PRIOR, below)).arrays)
+        photographs = _photographs(figure, first, below, folders)
+        grey = build_baseline("grey", Statistics.read(_fetch(first, paths.PRIOR, below)))
+        columns = {"grey": evaluation.predict(grey, photographs.shape[1], photographs).image}
+        if figure.photographs in ("train", "test"):
+            columns["truth"] = photographs
+        for run, commit in commits.items():
+            model, size = _model(commit, below)
+            for temperature in TEMPERATURES if figure.kind == "temperatures" else [None]:
+                if temperature is not None:
+                    if not isinstance(model.head, Classification):
+                        raise InputError(f"figure {figure.name}: run {run} has no temperature; choose one that classifies")
+                    model.head.temperature = temperature
+                label = run if temperature is None else f"T = {temperature:g}"
+                columns[label] = evaluation.predict(model, size, photographs).image
+        return figures.encode(figures.sheet(columns), "png")
