@@ -97,7 +97,8 @@ def _reason(name: str) -> str:
 
 def forget(names: Sequence[str]) -> None:
     """Take ended experiments out of the queue's list; their results stay."""
-    ended = [name for name, status in tasks().items() if name in names and status in ("Success", "Failed")]
+    known = tasks() if names else {}
+    ended = [name for name in names if known.get(name) in ("Success", "Failed")]
     if ended:
         _dvc("queue", "remove", *ended)
 

@@ -1,8 +1,8 @@
 """Answer a document: run what its study lists as DVC experiments, set our figures beside the printed ones.
 
-`python -m pipeline.study studies/003.yaml --data PATH` queues every run that studies/003.json does not hold yet, waits for
-them, and writes studies/003.json (everything measured), studies/003.md (the tables) and studies/003-*.png. Stopped and
-started again it goes on; with nothing left to run it writes the tables from the .json alone.
+`python -m pipeline.study studies/003.yaml --path cifar=PATH` queues every run that studies/003.json does not hold yet,
+waits for them, and writes studies/003.json (everything measured), studies/003.md (the tables) and studies/003-*.png.
+Stopped and started again it goes on; with nothing left to run it writes the tables from the .json alone.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +36,8 @@ class Study(BaseModel):
 
     document: str
     """Its title and authors."""
-    data: str
-    """What --data has to point at."""
+    paths: dict[str, str]
+    """What each --path NAME=PATH has to be; a setting's value "@NAME" becomes that path, figures name folders by it."""
     used: dict[Device, str]
     """How data and effort differ from the document's, by device."""
     seeds: dict[Device, tuple[int, ...]]
@@ -82,13 +82,36 @@ def key(run: str, seed: int, settings: Sequence[str]) -> str:
 
 
 def settings_of(study: Study, run: str, seed: int, device: Device) -> list[str]:
-    """All the settings of a run but where its data lies, the last of a name winning."""
+    """All the settings of a run, the last of a name winning, paths still by name."""
     given = [*study.settings[device], *study.runs[run], f"seed={seed}"]
-    return list({setting.split("=", 1)[0].lstrip("+"): setting for setting in given}.values())
+    return list({setting.split("=", 1)[0]: setting for setting in given}.values())
+
+
+def resolve(setting: str, study: Study, places: Mapping[str, Path]) -> str:
+    """A setting with the path that its "@NAME" stands for.
+
+    Raises:
+        InputError: that path was not given or is not there.
+    """
+    parameter, _, value = setting.partition("=")
+    if not value.startswith("@"):
+        return setting
+    name = value[1:]
+    if name not in places:
+        raise InputError(f"give --path {name}=PATH: {study.paths.get(name, 'a path')}")
+    if not places[name].exists():
+        raise InputError(f"--path {name}={places[name]} does not exist; give {study.paths.get(name, 'a path')}")
+    return f"{parameter}={places[name].resolve()}"
 
 
 def run_missing(
-    study: Study, name: str, store: Path, device: Device, data: str | None, jobs: int, again: bool = False
+    study: Study,
+    name: str,
+    store: Path,
+    device: Device,
+    places: Mapping[str, Path],
+    jobs: int,
+    again: bool = False,
 ) -> list[Record]:
     """Run what `store` does not hold yet, or all of it again, and add it there, one by one.
 
@@ -96,7 +119,7 @@ def run_missing(
         the records of this study's runs on this device, in its order.
 
     Raises:
-        InputError: there is something to run but no data, or a run failed.
+        InputError: a path that a run needs was not given, or a run failed.
     """
     records: dict[str, Record] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     wanted = {}
@@ -105,14 +128,13 @@ def run_missing(
         wanted[key(run, seed, settings)] = (run, seed, settings)
     missing = {f"{name}-{each}": each for each in wanted if again or each not in records}
     print(f"{name}: {len(wanted)} runs on {device}, {len(wanted) - len(missing)} of them done")
-    if missing and data is None:
-        raise InputError(f"{len(missing)} runs are missing; give --data PATH ({study.data})")
+    resolved = {each: [resolve(setting, study, places) for setting in wanted[each][2]] for each in missing.values()}
     known = experiments.tasks() if missing else {}
     experiments.forget([each for each in missing if known.get(each) == "Failed"])
     for experiment, each in missing.items():
         started = known.get(experiment) in ("Queued", "Running")
         if not started and (again or experiments.revision(experiment) is None):
-            experiments.submit(experiment, [*wanted[each][2], f"data.path={data}"])
+            experiments.submit(experiment, resolved[each])
     failed = {}
     with tqdm(total=len(missing), unit="run", disable=None) as bar:
         for experiment, reason in experiments.finish(list(missing), jobs):
@@ -136,18 +158,18 @@ def run_missing(
 def main(_: Params) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.study", description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path, help="studies/000.yaml to studies/004.yaml")
-    parser.add_argument("--data", metavar="PATH", help="what data.path becomes; the study says what it must be")
+    parser.add_argument("--path", metavar="NAME=PATH", action="append", default=[], help="where the study's data lies")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one per GPU, else one per core")
     parser.add_argument("--again", action="store_true", help="run everything, also what is in the .json")
-    parser.add_argument("--photographs", metavar="NAME=FOLDER", action="append", default=[], help="for the figures that ask")
     arguments = parser.parse_args()
-    folders = {each.partition("=")[0]: Path(each.partition("=")[2]) for each in arguments.photographs}
+    places = {each.partition("=")[0]: Path(each.partition("=")[2]) for each in arguments.path}
     study = read(arguments.study)
     name, store = arguments.study.stem, arguments.study.with_suffix(".json")
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     jobs = arguments.jobs or (torch.cuda.device_count() if device == "cuda" else os.cpu_count()) or 1
-    data = None if arguments.data is None else str(Path(arguments.data).resolve())
-    records = run_missing(study, name, store, device, data, jobs, arguments.again)
+    if unknown := sorted(set(places) - set(study.paths)):
+        raise InputError(f"--path {unknown[0]}: {arguments.study} asks for {', '.join(study.paths)}")
+    records = run_missing(study, name, store, device, places, jobs, arguments.again)
     pictures = {}
     for figure in study.figures:
         path = arguments.study.with_name(f"{name}-{figure.name}.png")
@@ -158,7 +180,7 @@ def main(_: Params) -> None:
             names = {run: f"{name}-{key(run, seed, settings_of(study, run, seed, device))}" for run in figure.runs}
             commits = {run: commit for run, each in names.items() if (commit := experiments.revision(each))}
             if len(commits) == len(names):
-                files.write_bytes(path, study_pictures.draw(figure, commits, folders))
+                files.write_bytes(path, study_pictures.draw(figure, commits, places))
             else:
                 print(f"{path} is left as it is: its models were trained elsewhere; --again trains them here")
         if path.exists():

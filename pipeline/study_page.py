@@ -57,7 +57,7 @@ class Figure(BaseModel):
     show: tuple[str, ...] = ()
     """curves: which; bars: selectors."""
     photographs: str = "test"
-    """sheet, temperatures: train, test, or the name under which --photographs gives a folder."""
+    """sheet, temperatures: train, test, or the name under which --path gives a folder."""
     count: int = 6
     """sheet: how many photographs."""
     over: Literal["epoch", "minutes"] = "epoch"
@@ -174,11 +174,14 @@ def page(study: Any, name: str, device: str, records: Sequence[Record], pictures
     """
     seeds = sorted({record["seed"] for record in records})
     versions = sorted({record["torch"] for record in records})
+    options = " ".join(f"--path {each}=PATH" for each in study.paths)
     lines = [
         f"# Document {name}: {study.document}",
         "",
-        f"Written by `python -m pipeline.study studies/{name}.yaml --data PATH`, PATH being {study.data}. "
-        f"{study.used[device]}",
+        f"Written by `python -m pipeline.study studies/{name}.yaml {options}`:",
+        *(f"- {each}: {what}" for each, what in study.paths.items()),
+        "",
+        study.used[device].strip(),
         f"{len(records)} runs on {device}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, "
         f"torch {', '.join(versions)}, {records[0]['images']} test photographs.",
         "",

@@ -49,7 +49,7 @@ def _photographs(figure: Figure, commit: str, below: Path, folders: Mapping[str,
         indices = splits.loc[splits["split"] == figure.photographs, "index"].astype(int).to_numpy()
         return read_crops(crops, indices[figures.spread(len(indices), figure.count)])
     if figure.photographs not in folders:
-        raise InputError(f"figure {figure.name} needs --photographs {figure.photographs}=FOLDER")
+        raise InputError(f"figure {figure.name} needs --path {figure.photographs}=FOLDER")
     rule = CropRule(size=read_crops(crops, np.array([0])).shape[1])
     found = []
     for path in sorted(p for p in folders[figure.photographs].rglob("*") if p.is_file()):
@@ -60,7 +60,7 @@ def _photographs(figure: Figure, commit: str, below: Path, folders: Mapping[str,
         if len(found) == figure.count:
             break
     if not found:
-        raise InputError(f"--photographs {figure.photographs}={folders[figure.photographs]} holds no photograph")
+        raise InputError(f"--path {figure.photographs}={folders[figure.photographs]} holds no photograph")
     return np.stack(found)
 
 

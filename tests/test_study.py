@@ -1,0 +1,169 @@
+"""Studies: the documents' figures beside ours."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from dvc.utils.hydra import apply_overrides
+
+from colorize.files import InputError
+from pipeline import experiments, study
+from pipeline.params import load
+from pipeline.study_page import Figure, Table, agreement, draw, table_lines, value
+
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+def record(run: str, seed: int = 1, raw_mse: float = 0.04) -> dict[str, Any]:
+    """A run of 30 epochs, ten seconds each, whose loss is the epoch's number."""
+    epochs = [float(epoch) for epoch in range(1, 31)]
+    metrics = {"raw_mse": [raw_mse, raw_mse - 0.01, raw_mse + 0.01]}
+    return {
+        "run": run,
+        "seed": seed,
+        "settings": [],
+        "device": "cpu",
+        "torch": "2",
+        "images": 7,
+        "model": {"name": run, "parameters": 1234, "epochs": 30, "best_epoch": 3, "size": 32},
+        "metrics": {
+            "model": metrics,
+            "grey": {"raw_mse": [0.026, 0.02, 0.03]},
+            "mean_color": {"raw_mse": [0.025, 0.0, 0.1]},
+        },
+        "curves": {"epoch": epochs, "train_loss": epochs, "val_loss": epochs, "seconds": [10 * e for e in epochs]},
+    }
+
+
+def table(**rows: float) -> Table:
+    """A table of test losses x 100: run to what the document prints."""
+    listed = [{"label": run, "run": run, "printed": [printed]} for run, printed in rows.items()]
+    return Table(title="T", columns={"test": "raw_mse"}, unit=0.01, order="test", rows=listed)
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("val_loss", 30),
+        ("ma20:val_loss", 20.5),  # the mean of 11 to 30
+        ("val_loss@95", 9),  # 9 epochs are done after 95 seconds
+        ("ma20:val_loss@105", 5.5),  # the mean of 1 to 10
+        ("val_loss@1", 1),  # nothing is done yet: the first
+        ("raw_mse", 0.04),
+        ("parameters", 1234),
+        ("minutes", 5),
+    ],
+)
+def test_a_selector_picks_the_value_it_describes(selector: str, expected: float) -> None:
+    """Hand-computed on a loss that equals its epoch."""
+    assert value(record("a"), selector) == pytest.approx(expected)
+
+
+def test_a_table_sets_the_document_beside_ours_with_the_baselines_below() -> None:
+    """Values are divided by the unit; several seeds give a mean and a range."""
+    records = [record("a", 1, 0.030), record("a", 2, 0.034), record("b", 1, 0.05)]
+    lines = table_lines(table(a=3.2, b=3.8), records)
+    assert "| a | 3.2 | 3.20 (3.00 to 3.40) |" in lines
+    assert "| b | 3.8 | 5.00 |" in lines
+    assert "| *grey* |  | 2.60 |" in lines
+
+
+def test_the_order_of_the_document_is_compared_pair_by_pair() -> None:
+    """Document: a < b < c. Ours: a < c < b. Two of three pairs hold; the third is named."""
+    records = [record("a", raw_mse=0.01), record("b", raw_mse=0.03), record("c", raw_mse=0.02)]
+    assert agreement(table(a=1, b=2, c=3), records) == (
+        "By test, 2 of 3 pairs stand in the document's order. Not ours: b better than c."
+    )
+
+
+def test_experiments_of_different_settings_have_different_names() -> None:
+    """The order of the settings does not matter, everything else does."""
+    assert study.key("a", 1, ["x=1", "y=2"]) == study.key("a", 1, ["y=2", "x=1"])
+    assert len({study.key("a", 1, ["x=1"]), study.key("a", 1, ["x=2"]), study.key("a", 2, ["x=1"])}) == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_run_of_a_study_is_a_valid_change_of_params(path: Path, device: study.Device, tmp_path: Path) -> None:
+    """Models and parameters exist, values fit, every table row has a cell per column, every path is explained."""
+    found = study.read(path)
+    params = tmp_path / "params.yaml"
+    for run in found.runs:
+        settings = study.settings_of(found, run, 1, device)
+        assert {each.partition("=@")[2] for each in settings if "=@" in each} <= set(found.paths)
+        shutil.copy(ROOT / "params.yaml", params)
+        apply_overrides(params, [each.replace("=@", "=") for each in settings])
+        checked = load(params)
+        checked.block(checked.model)
+    for each in found.tables:
+        assert each.order in each.columns
+        assert all(len(row.printed) == len(each.columns) for row in each.rows)
+    for figure in found.figures:
+        assert figure.photographs in {"train", "test", *found.paths}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A study of two runs, one of which wants a path, in a folder of its own."""
+    path = tmp_path / "studies" / "009.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "document: D\npaths: {photos: a folder}\nused: {cpu: Small., cuda: Small.}\nseeds: {cpu: [1], cuda: [1]}\n"
+        "settings: {cpu: ['data.path=@photos'], cuda: ['data.path=@photos']}\nruns: {a: [model=cae], b: [model=vae]}\n"
+        "tables: [{title: T, columns: {test: raw_mse}, order: test, rows: [{label: A, run: a, printed: [1]}]}]\n"
+        "figures: [{name: loss, title: L, kind: curves, runs: [a, b], show: [train_loss, val_loss]}]\n"
+    )
+    return path
+
+
+def test_a_path_that_is_missing_is_asked_for_by_name(small: Path, tmp_path: Path) -> None:
+    """Before anything is queued."""
+    found = study.read(small)
+    for places, words in (({}, "give --path photos=PATH: a folder"), ({"photos": tmp_path / "no"}, "no does not exist")):
+        with pytest.raises(InputError, match=words):
+            study.run_missing(found, "009", tmp_path / "009.json", "cpu", places, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("run: a,", "run: c,", "the run 'c', which is not under runs"),
+        ("kind: curves", "kind: pie", "figures.0.kind"),
+        ("document: D", "dokument: D", "document"),
+        ("{photos: a folder}", "{photos: a folder", "not valid YAML"),
+    ],
+)
+def test_a_broken_study_is_refused_with_one_sentence(small: Path, old: str, new: str, words: str) -> None:
+    """The file and the place are named."""
+    small.write_text(small.read_text().replace(old, new))
+    with pytest.raises(InputError, match=words):
+        study.read(small)
+
+
+def test_what_was_measured_is_not_run_again(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every run in the .json the tables and curves are written without data, DVC or Git; --again runs all."""
+    found = study.read(small)
+    store = small.with_suffix(".json")
+    names = [study.key(run, 1, study.settings_of(found, run, 1, "cpu")) for run in found.runs]
+    store.write_text(json.dumps(dict(zip(names, [record("a"), record("b")], strict=True))))
+    monkeypatch.setattr(experiments, "_run", lambda *command: pytest.fail(f"ran {command}"))
+    monkeypatch.setattr(sys, "argv", ["study", str(small)])
+    study.main(load(ROOT / "params.yaml"))
+    text = small.with_suffix(".md").read_text()
+    assert "| A | 1 | 0.04 |" in text and "![L](009-loss.png)" in text
+    assert small.with_name("009-loss.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sys, "argv", ["study", str(small), "--again"])
+    with pytest.raises(InputError, match="--path photos"):
+        study.main(load(ROOT / "params.yaml"))
+
+
+def test_curves_and_bars_are_drawn_alike_twice() -> None:
+    """Same inputs, same bytes."""
+    records = [record("a"), record("b")]
+    for kind, show in (("curves", ["train_loss", "val_loss"]), ("bars", ["raw_mse"])):
+        figure = Figure(name="f", title="F", kind=kind, runs=["a", "b"], show=show, over="minutes", averaged=True)
+        assert draw(figure, records) == draw(figure, records)
