@@ -14,8 +14,8 @@ from colorize.files import InputError
 from colorize.models import build_baseline, build_model, describe_block, load_model, save_model
 from colorize.models._base import Colorizer, parameter_count
 from colorize.models.cgan import DISCRIMINATOR_STRIDES, discriminator
-from colorize.settings import HeadRule, ModelBlock, PriorRule
-from colorize.training import make_optimizer
+from colorize.settings import HeadRule, ModelBlock, PriorRule, TrainRule
+from colorize.training import fit, make_optimizer
 from pipeline.params import load
 
 BLOCKS = load(ROOT / "params.yaml").models
@@ -120,6 +120,30 @@ def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs) ->
         gradients = torch.autograd.grad(losses["loss"], list(getattr(model, phase).parameters()))
         assert all(torch.isfinite(value).all() for value in [*losses.values(), *gradients])
         assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_model_resumes_exactly(name: str, statistics: Statistics, photographs, tmp_path: Path) -> None:
+    """Stopped in its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
+    photos = Photos(photographs(4, 16), 16)
+    recipe = replace(BLOCKS[name].train, batch=2, patience=0)
+    rule = TrainRule(max_epochs=2, checkpoint_seconds=0, keep="last")
+
+    class Stop(Exception):
+        pass
+
+    def stop_in_second(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise Stop
+
+    whole, stopped, resumed = (built(name, statistics, 16) for _ in range(3))
+    expected = fit(whole, photos, photos.spread(2), recipe, rule, 3, tmp_path / "whole.pt")
+    with pytest.raises(Stop):
+        fit(stopped, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt", stop_in_second)
+    found = fit(resumed, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt")
+    assert found.history == expected.history and len(found.history) == 2
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
 
 
 @pytest.mark.parametrize(("name", "size"), [("cae", 16), ("vae", 32)])

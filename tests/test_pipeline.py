@@ -160,6 +160,39 @@ def test_the_zoo_trains_every_model_and_ranks_them(project: Path) -> None:
     run(project, "git", "checkout", "-q", ".")
 
 
+def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(project: Path, photos: Path) -> None:
+    """Queued, two at a time, one of them failing: the others count, the same command tries it again, pictures are drawn."""
+    path = project / "studies/009.yaml"
+    text = (
+        "document: D\npaths: {photos: a folder}\nused: {cpu: Small., cuda: Small.}\nseeds: {cpu: [1], cuda: [1]}\n"
+        "settings: {cpu: ['data.path=@photos'], cuda: ['data.path=@photos']}\n"
+        "runs: {plain: [], deeper: ['models.cae.network.channels=[4,CHANNELS]']}\n"
+        "tables: [{title: T, columns: {test: psnr}, order: test, rows: [{label: A, run: deeper, printed: [1]}]}]\n"
+        "figures: [{name: sheet, title: S, kind: sheet, runs: [plain, deeper], count: 2}]\n"
+    )
+    path.write_text(text.replace("CHANNELS", "-8"))
+    command = (sys.executable, "-m", "pipeline.study", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "2")
+    output = run(project, *command, status=1)
+    assert "1 of 2 runs failed, first deeper" in output and "Traceback" not in output
+    assert [each["run"] for each in json.loads(path.with_suffix(".json").read_text()).values()] == ["plain"]
+    path.write_text(text.replace("CHANNELS", "8"))
+    output = run(project, *command)
+    assert "2 runs on cpu, 1 of them done" in output
+    measured = json.loads(path.with_suffix(".json").read_text())
+    assert {each["run"] for each in measured.values()} == {"plain", "deeper"}
+    for each in measured.values():
+        assert len(each["curves"]["val_loss"]) == len(each["curves"]["seconds"]) == 2
+        assert set(each["metrics"]) == {"model", "grey", "mean_color"}
+    page = path.with_suffix(".md").read_text()
+    assert (
+        f"| A | 1 | {next(r for r in measured.values() if r['run'] == 'deeper')['metrics']['model']['psnr'][0]:.2f} |"
+        in page
+    )
+    assert Image.open(path.with_name("009-sheet.png")).size[0] > 200
+    assert "No experiment tasks" in run(project, "dvc", "queue", "status")
+    run(project, "git", "clean", "-qfd", "studies")
+
+
 def test_ci_shows_what_a_changed_parameter_changed(project: Path) -> None:
     """The script that CI calls, in the clone, after `train.max_epochs` went from 2 to 1."""
     params = project / "params.yaml"
