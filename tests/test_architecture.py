@@ -1,6 +1,8 @@
 """The structure holds: who imports whom, what dvc.yaml depends on, what params.yaml and the tree say."""
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -147,3 +149,13 @@ def test_no_source_file_is_a_grab_bag() -> None:
     """One obvious place for everything."""
     names = {path.stem for folder in ("src", "pipeline", "tests") for path in (ROOT / folder).rglob("*.py")}
     assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_a_copy_of_the_project_runs_its_own_library(tmp_path: Path) -> None:
+    """DVC runs queued experiments in a copy; the installed library is the original's, edited since perhaps."""
+    for folder in ("pipeline", "src"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    code = "import pipeline.paths, colorize.files; print(colorize.files.__file__)"
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True)
+    assert Path(result.stdout.strip()).is_relative_to(tmp_path)
