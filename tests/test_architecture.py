@@ -22,6 +22,7 @@ LAYERS = [
     {"heads"},
     {"models"},
     {"training", "evaluation", "figures"},
+    {"ceilings"},
 ]
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ZOO = YAML(typ="safe").load((ROOT / "pipeline/zoo/dvc.yaml").read_text())["stages"]

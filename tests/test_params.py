@@ -82,14 +82,21 @@ def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: s
     assert len(changes) == 1 and override.split("=")[1] in changes[0]
 
 
-def test_all_rules_can_be_switched_off_through_dvc(tmp_path: Path) -> None:
-    """An empty list: ruamel once dropped a line break behind it, and with that the file."""
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("rules", "[]", ()),
+        ("classes", "[coasts,open country]", ("coasts", "open country")),
+    ],
+)
+def test_lists_can_be_changed_through_dvc(tmp_path: Path, name: str, value: str, expected: tuple[str, ...]) -> None:
+    """Emptied and filled: ruamel once dropped a line break behind an empty list, and with that the file."""
     from dvc.utils.hydra import apply_overrides
 
     path = tmp_path / "params.yaml"
     path.write_text(TEXT)
-    apply_overrides(path, ["filter.rules=[]"])
-    assert load(path).filter.rules == ()
+    apply_overrides(path, [f"filter.{name}={value}"])
+    assert getattr(load(path).filter, name) == expected
     assert load(path).model_copy(update={"filter": load(ROOT / "params.yaml").filter}) == load(ROOT / "params.yaml")
 
 

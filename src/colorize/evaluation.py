@@ -43,6 +43,24 @@ def _channels_last(maps: Tensor) -> np.ndarray:
 
 
 @torch.inference_mode()
+def paint(truth: np.ndarray, ab: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Give photographs other colors under the protocol: their own L*, ab scaled bilinearly to their size.
+
+    Args:
+        truth: uint8 [n, S, S, 3].
+        ab: predicted, [n, 2, s, s] in Lab units; its device is where this happens.
+
+    Returns:
+        The pictures, uint8 [n, S, S, 3], and ab as it was painted, float32 [n, S, S, 2].
+    """
+    light, _ = to_light_ab(torch.from_numpy(truth).to(ab.device))
+    if ab.shape[-1] != truth.shape[1]:
+        ab = F.interpolate(ab, size=truth.shape[1:3], mode="bilinear", align_corners=False)
+    rgb = lab_to_rgb(torch.cat((light, ab), dim=1))
+    return (_channels_last(rgb) * 255).round().astype(np.uint8), _channels_last(ab)
+
+
+@torch.inference_mode()
 def predict(model: Colorizer, size: int, truth: np.ndarray, device: torch.device | str = "cpu") -> Prediction:
     """Color the lightness of photographs.
 
@@ -53,8 +71,7 @@ def predict(model: Colorizer, size: int, truth: np.ndarray, device: torch.device
     Raises:
         FloatingPointError: a prediction is not finite; its argument is the position of the first such photograph.
     """
-    images = torch.from_numpy(truth).to(device)
-    small = area_resize(images, size)
+    small = area_resize(torch.from_numpy(truth).to(device), size)
     light, _ = to_light_ab(small)
     ab, own = model.colorize(light), model.rgb(light)
     finite = torch.isfinite(ab).flatten(1).all(1)
@@ -62,15 +79,12 @@ def predict(model: Colorizer, size: int, truth: np.ndarray, device: torch.device
         finite &= torch.isfinite(own).flatten(1).all(1)
     if not finite.all():
         raise FloatingPointError(int((~finite).nonzero()[0]))
-    if ab.shape[-1] != truth.shape[1]:
-        ab = F.interpolate(ab, size=truth.shape[1:3], mode="bilinear", align_corners=False)
-    rgb = lab_to_rgb(torch.cat((to_light_ab(images)[0], ab), dim=1))
-    image = (_channels_last(rgb) * 255).round().astype(np.uint8)
+    image, painted = paint(truth, ab)
     if own is None:
         raw = metrics.raw_errors(truth / 255, image / 255)
     else:
         raw = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(own))
-    return Prediction(image, _channels_last(ab), raw)
+    return Prediction(image, painted, raw)
 
 
 def score(

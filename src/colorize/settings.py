@@ -72,6 +72,8 @@ Rule = Literal["dark", "bright", "monotone", "grey", "duplicates"]
 class FilterRule:
     """What is removed, and how the rest is split (document 000, section 2.2.3)."""
 
+    classes: tuple[str, ...] = ()
+    """The source's classes that are kept; empty keeps all."""
     rules: tuple[Rule, ...] = ("dark", "bright", "monotone", "grey", "duplicates")
     dark: str | int | float = "1000/24996"
     """So many (or such a share) with the lowest weighted L* are removed."""
@@ -87,6 +89,8 @@ class FilterRule:
     """RMS difference of 8x8 RGB thumbnails, in levels of 0..255, below which two photographs are near-duplicates."""
     palette: Literal["fastoctree", "mediancut"] = "fastoctree"
     """Pillow's quantizer for the ten main colors of photographs whose source does not list them."""
+    stratify: bool = False
+    """Split every class of the source in the same proportions (document 002)."""
     train: str | int | float = 0.8
     val: str | int | float = 0.1
     test: str | int | float = 0.1
