@@ -59,8 +59,10 @@ class CropRule:
 
     size: Annotated[int, Ge(8), Le(4096)] = 64
     """Side of the crop in pixels."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop: the centered square; pad: the whole photograph, centered between black bars (document 004)."""
     small: Literal["enlarge", "drop"] = "enlarge"
-    """What happens to photographs whose short side is below `size`."""
+    """What happens to photographs that are too small: whose short side (pad: long side) is below `size`."""
     workers: Count = 0
     """Processes; 0 takes every core."""
 
