@@ -38,6 +38,8 @@ def model_class(block: ModelBlock) -> type[Colorizer]:
     if unknown or missing:
         what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
+    if not model.any_size and (block.train.crop != 1 or any(scale != 1 for scale in block.train.scales)):
+        raise InputError(f"architecture {block.arch!r} works at one size only; leave train.crop and train.scales at 1")
     return model
 
 

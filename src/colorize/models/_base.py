@@ -30,6 +30,8 @@ class Colorizer(nn.Module):
 
     phases: tuple[str, ...] = ("net",)
     """Sub-modules trained in turn; a GAN has two, a constant none."""
+    any_size: bool = True
+    """Whether it takes photographs of any side that divides by 8, whatever size it was built for."""
     net: nn.Module
 
     def __init__(self, head: Head, setup: Setup) -> None:
