@@ -187,8 +187,8 @@ def test_the_extractor_s_features_reach_every_pixel() -> None:
     for name, reached in (("koalarization", False), ("koalarization_fusion", True)):
         model = build_model(BLOCKS[name], 128).eval()
         with torch.no_grad():
-            difference = (model.colorize(light) - model.colorize(other)).abs()[..., -32:, -32:]
-        assert bool(difference.max() > 0) == reached
+            first, second = model.colorize(torch.cat((light, other)))[..., -32:, -32:]
+        assert torch.equal(first, second) != reached
 
 
 def test_l1_is_that_of_the_encoder_alone(statistics: Statistics, photographs) -> None:
@@ -305,9 +305,9 @@ def test_a_trained_model_does_without_the_file_it_began_from(
     path = tmp_path / "w.pth"
     path.write_bytes(body)
     block = block_with(name, path, hashlib.sha256(body).hexdigest())
-    model = build_model(block, SIZE, statistics)
+    model = build_model(block, 16, statistics)
     before = {entry: tensor.clone() for entry, tensor in trunk_of(model).state_dict().items()}
-    photos = Photos(photographs(4, SIZE), SIZE)
+    photos = Photos(photographs(2, 16), 16)
     rule = TrainRule(max_epochs=1, lr_at_least=1e-3)
     fit(model, photos, photos, replace(block.train, scales=(1,)), rule, 1, tmp_path / "state.pt")
     same = all(torch.equal(tensor, before[entry]) for entry, tensor in trunk_of(model).state_dict().items())
@@ -315,9 +315,9 @@ def test_a_trained_model_does_without_the_file_it_began_from(
     if same:
         assert parameter_count(model) == 6_317_794 + 512 * 256
 
-    save_model(tmp_path / "model", model, {"block": describe_block(block), "size": SIZE}, "")
+    save_model(tmp_path / "model", model, {"block": describe_block(block), "size": 16}, "")
     path.unlink()
-    light = torch.rand(1, 1, SIZE, SIZE) * 100
+    light = torch.rand(1, 1, 16, 16) * 100
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path / "model").colorize(light), model.colorize(light))
 
