@@ -41,7 +41,7 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
     library = Path(colorize.__file__).parent
     block = params.block(name)
     sources = [library / f"{module}.py" for module in SHARED_SOURCES]
-    sources += [library / "models" / f"{module}.py" for module in ("_base", "_blocks", block.arch)]
+    sources += [library / "models" / f"{module}.py" for module in ("_base", "_blocks", "_resnet", block.arch)]
     rule = asdict(params.train)
     for harmless in ("checkpoint_seconds", "keep_gigabytes"):
         del rule[harmless]
@@ -107,7 +107,7 @@ def train(params: Params, name: str, out: Path) -> Progress:
         with FileLock(folder / "lock", timeout=0):
             files.remove_partial(folder)
             torch.manual_seed(params.seed)
-            model = build_model(block, size, Statistics.read(paths.PRIOR)).to(device)
+            model = build_model(block, size, Statistics.read(paths.PRIOR), paths.DOWNLOADS).to(device)
             progress = fit(
                 model,
                 sets["train"],

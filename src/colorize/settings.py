@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Gt(0)]
@@ -59,8 +59,10 @@ class CropRule:
 
     size: Annotated[int, Ge(8), Le(4096)] = 64
     """Side of the crop in pixels."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop: the centered square; pad: the whole photograph, centered between black bars (document 004)."""
     small: Literal["enlarge", "drop"] = "enlarge"
-    """What happens to photographs whose short side is below `size`."""
+    """What happens to photographs that are too small: whose short side (pad: long side) is below `size`."""
     workers: Count = 0
     """Processes; 0 takes every core."""
 
@@ -148,6 +150,9 @@ class Recipe:
     """Mirror each photograph with probability one half."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
     """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
+    scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)
+    """Shares of the size at which photographs are trained on, rounded to 8 pixels: one after the other, each for an equal
+    part of the epochs (document 004). Validation is always at the whole size."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from colorize import files
+from colorize import fetch, files
 from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import build_head
@@ -38,20 +38,41 @@ def model_class(block: ModelBlock) -> type[Colorizer]:
     if unknown or missing:
         what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
+    if not model.any_size and (block.train.crop != 1 or any(scale != 1 for scale in block.train.scales)):
+        raise InputError(f"architecture {block.arch!r} works at one size only; leave train.crop and train.scales at 1")
+    weights, digits = pretrained_file(block)
+    if weights and not digits:
+        found = f"; that of {weights} is {files.sha256(Path(weights))}" if Path(weights).is_file() else ""
+        raise InputError(f"network.weights needs network.sha256 beside it, the sha256 of that file{found}")
     return model
 
 
-def build_model(block: ModelBlock, size: int, statistics: Statistics | None = None) -> Colorizer:
-    """Build the model that a params block describes, with fresh weights.
+def pretrained_file(block: ModelBlock) -> tuple[str, str]:
+    """Path or URL of the pretrained weights that a block asks for, and their sha256; empty where it asks for none."""
+    return str(block.network.get("weights") or ""), str(block.network.get("sha256") or "")
+
+
+def build_model(
+    block: ModelBlock, size: int, statistics: Statistics | None = None, downloads: Path | None = None
+) -> Colorizer:
+    """Build the model that a params block describes, with fresh or pretrained weights.
 
     Args:
         size: side in pixels at which it will work.
-        statistics: the training split's colors; None where saved weights will be loaded over them.
+        statistics: the training split's colors; None where saved weights will be loaded over them, and then no
+            pretrained ones are read.
+        downloads: folder that keeps pretrained weights of a URL.
 
     Raises:
-        InputError: it cannot be built, because of its arguments, its head or the size.
+        InputError: it cannot be built, because of its arguments, its head, the size or its pretrained weights.
     """
-    return model_class(block)(build_head(block.head, statistics), Setup(size, statistics), **block.network)
+    model = model_class(block)
+    pretrained = None
+    weights, digits = pretrained_file(block)
+    if weights and statistics is not None:
+        content = fetch.read_pinned("network.weights", weights, digits, downloads)
+        pretrained = files.parse_tensors(f"network.weights: {weights}", content)
+    return model(build_head(block.head, statistics), Setup(size, statistics, pretrained), **block.network)
 
 
 def build_baseline(name: str, statistics: Statistics) -> Colorizer:

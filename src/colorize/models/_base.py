@@ -1,5 +1,6 @@
 """What every model promises, and what it is told when it is built."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ class Setup:
     """Side in pixels at which it will work."""
     statistics: Statistics | None = None
     """The training split's colors; None where saved weights will be loaded over them."""
+    pretrained: Mapping[str, Tensor] | None = None
+    """What the file of the network's `weights` holds; None where there is none, or saved weights will be loaded."""
 
 
 class Colorizer(nn.Module):
@@ -30,6 +33,8 @@ class Colorizer(nn.Module):
 
     phases: tuple[str, ...] = ("net",)
     """Sub-modules trained in turn; a GAN has two, a constant none."""
+    any_size: bool = True
+    """Whether it takes photographs of any side that divides by 8, whatever size it was built for."""
     net: nn.Module
 
     def __init__(self, head: Head, setup: Setup) -> None:

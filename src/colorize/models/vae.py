@@ -53,6 +53,7 @@ class Latent(nn.Module):
 
 
 class Model(Colorizer):
+    any_size = False
     monitor = "reconstruction"
     net: Latent
 
