@@ -65,18 +65,19 @@ def rank(
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
+        notes = "; ".join(descriptions[name]["notes"])
         row |= dict(zip(("psnr", "psnr_low", "psnr_high"), summary.loc["psnr"], strict=True))
         row |= {metric: summary.loc[metric, "mean"] for metric in COLUMNS}
         for baseline in metrics.BASELINES:
             gain = metrics.paired_difference(table, tables[baseline], draws).loc["psnr"]
             keys = [f"psnr_over_{baseline}{suffix}" for suffix in ("", "_low", "_high")]
             row |= dict(zip(keys, gain, strict=True))
-        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
+        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()} | {"notes": notes})
     return pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True], ignore_index=True)
 
 
 def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
-    """The board as a markdown table, with a column of training seconds if they are given."""
+    """The board as a markdown table, with a column of training seconds if they are given, and the notes below it."""
     heads = ["model", "parameters", "epochs", "psnr dB", *COLUMNS]
     heads += [f"psnr over {baseline}" for baseline in metrics.BASELINES] + ["training s"] * (seconds is not None)
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
@@ -90,7 +91,8 @@ def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
         if seconds is not None:
             cells.append(seconds[row["model"]])
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    notes = [f"- {row['model']}: {row['notes']}" for row in board.to_dict("records") if row["notes"]]
+    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def training_seconds(name: str, fingerprint: str) -> str:
@@ -119,7 +121,7 @@ def draw(names: list[str], shown: np.ndarray) -> bytes:
 
 
 def main(params: Params, cost: bool = False) -> None:
-    names = list(params.models)
+    names = list(params.blocks)
     for baseline in metrics.BASELINES:
         if baseline not in names:
             raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")

@@ -6,6 +6,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 
 CHECKED = Path("data/checked.txt")
+BLOCK = Path("data/block.json")
 PHOTOS = Path("data/photos")
 PHOTOS_CSV = PHOTOS / "photos.csv"
 COLORS_CSV = PHOTOS / "colors.csv"

@@ -110,7 +110,7 @@ def test_stages_never_import_each_other() -> None:
 
 def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
     """Its docstring opens with what it is; some block of params.yaml uses it."""
-    used = {block.arch for block in load(ROOT / "params.yaml").models.values()}
+    used = {block.arch for block in load(ROOT / "params.yaml").blocks.values()}
     for name in architectures():
         docstring = ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/{name}.py").read_text())) or ""
         assert len(docstring.splitlines()) >= 3 and "document" in docstring, name

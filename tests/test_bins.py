@@ -65,7 +65,7 @@ def test_smoothing_keeps_the_mass_and_spreads_it_by_the_gaussian() -> None:
     prior = np.zeros(313)
     middle = int(np.flatnonzero((bins.centers() == 0).all(1))[0])
     prior[middle] = 1
-    smoothed = bins.smooth(prior, 5)
+    smoothed = bins.smooth(prior, bins.centers(), 5)
     assert smoothed.sum() == pytest.approx(1)
     assert smoothed[middle + 1] / smoothed[middle] == pytest.approx(np.exp(-2))
 
