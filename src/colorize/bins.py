@@ -6,7 +6,8 @@ the grid points inside. That gives exactly the set and order of the released `pt
 normals alone are not the sum and give 314: they let (80, -120) in.
 
 Beside them, document 001's own grid: 25 x 25 cells of floor(ab / 10), of which those that the training photographs occupy
-are the bins. The document does not say to which color such a bin is decoded; ours is the middle of its cell.
+are the bins. The document does not say to which color such a bin is decoded; ours is the middle of its cell. Four cells meet
+at grey, so that it is decoded to a color at least 5 away in a and in b.
 
 Source: Zhang, Isola, Efros, Colorful Image Colorization, ECCV 2016, section 2; document 001, sections 3.2 to 3.4.
 """
