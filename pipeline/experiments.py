@@ -145,7 +145,7 @@ def results(commit: str) -> dict[str, Any]:
     """
     description = json.loads(read_text(commit, str(paths.MODEL / "model.json")))
     history = pd.read_csv(io.StringIO(read_text(commit, "metrics/loss.csv")))
-    timing = paths.timing(description["name"], description["fingerprint"])
+    timing = paths.run_folder(description["name"], description["fingerprint"]) / paths.TIMING
     if timing.exists():
         history["seconds"] = pd.read_csv(timing)["seconds"].cumsum().round(1)
     comparison = pd.read_csv(io.StringIO(read_text(commit, "metrics/comparison.csv")))

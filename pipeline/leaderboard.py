@@ -9,7 +9,6 @@ that runs/ holds, and writes nothing.
 import argparse
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,19 +68,20 @@ def rank(
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
+        notes = "; ".join(descriptions[name]["notes"])
         row |= dict(zip(("psnr", "psnr_low", "psnr_high"), summary.loc["psnr"], strict=True))
         row |= {metric: summary.loc[metric, "mean"] for metric in COLUMNS}
         for baseline in metrics.BASELINES:
             gain = metrics.paired_difference(table, tables[baseline], draws).loc["psnr"]
             keys = [f"psnr_over_{baseline}{suffix}" for suffix in ("", "_low", "_high")]
             row |= dict(zip(keys, gain, strict=True))
-        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
+        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()} | {"notes": notes})
     board = pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True])
     return board.sort_values("kind", key=lambda kind: kind == "ceiling", kind="stable", ignore_index=True)
 
 
 def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
-    """The board as a markdown table, with a column of training seconds if they are given."""
+    """The board as a markdown table, with a column of training seconds if they are given, and the notes below it."""
     heads = ["model", "kind", "parameters", "epochs", "psnr dB", *COLUMNS]
     heads += [f"psnr over {baseline}" for baseline in metrics.BASELINES] + ["training s"] * (seconds is not None)
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
@@ -95,12 +95,13 @@ def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
         if seconds is not None:
             cells.append(seconds.get(row["model"], "-"))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    notes = [f"- {row['model']}: {row['notes']}" for row in board.to_dict("records") if row["notes"]]
+    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def training_seconds(name: str, fingerprint: str) -> str:
     """The measured training time of a model, "-" where this machine did not train it."""
-    timing: Path = paths.RUNS / f"{name}-{fingerprint[:12]}" / "timing.csv"
+    timing = paths.run_folder(name, fingerprint) / paths.TIMING
     return f"{pd.read_csv(timing)['seconds'].sum():.1f}" if timing.exists() else "-"
 
 
@@ -132,7 +133,7 @@ def draw(board: pd.DataFrame, samples: np.ndarray) -> bytes:
 
 
 def main(params: Params, cost: bool = False) -> None:
-    names = list(params.models)
+    names = list(params.blocks)
     for baseline in metrics.BASELINES:
         if baseline not in names:
             raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")
@@ -140,7 +141,7 @@ def main(params: Params, cost: bool = False) -> None:
     photos = tables["grey"]
     read = partial(read_crops, paths.CROPS)
     for name in ceilings.CEILINGS:
-        descriptions[name] = {"parameters": 0, "epochs": 0}
+        descriptions[name] = {"parameters": 0, "epochs": 0, "notes": []}
         tables[name] = ceilings.score(name, photos, read, params.evaluate.batch, threads=params.train.threads)
     board = rank(descriptions, tables, params.evaluate.bootstrap, params.seed)
     if cost:

@@ -114,7 +114,7 @@ def test_stages_never_import_each_other() -> None:
 
 def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
     """Its docstring opens with what it is; some block of params.yaml uses it."""
-    used = {block.arch for block in load(ROOT / "params.yaml").models.values()}
+    used = {block.arch for block in load(ROOT / "params.yaml").blocks.values()}
     for name in architectures():
         docstring = ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/{name}.py").read_text())) or ""
         assert len(docstring.splitlines()) >= 3 and "document" in docstring, name
@@ -134,6 +134,15 @@ def test_model_files_are_imported_only_when_asked_for() -> None:
 def test_every_model_is_a_stage_of_the_zoo() -> None:
     """The zoo loops over params.yaml; a new block needs no edit there."""
     assert ZOO["score"]["foreach"] == "${models}"
+    assert ZOO["tune"]["foreach"] == "${fine_tuned}"
+
+
+def test_a_fine_tuned_model_depends_on_the_one_it_starts_from() -> None:
+    """On its folder and on its block; in all else its stage is that of every model."""
+    score, tune = ZOO["score"]["do"], ZOO["tune"]["do"]
+    assert set(tune["deps"]) == {*score["deps"], "data/zoo/${item.start}"}
+    assert set(tune["params"]) == {*score["params"], "models.${item.start}", "fine_tuned.${key}"} - {"models.${key}"}
+    assert (tune["cmd"], tune["outs"], tune["wdir"]) == (score["cmd"], score["outs"], score["wdir"])
 
 
 def test_paths_of_the_graph_are_those_of_the_code() -> None:

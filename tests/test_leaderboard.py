@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ FINGERPRINT = "0123456789abcdef"
 def add_model(name: str, psnr: float) -> None:
     """A model of the zoo whose scores rise by 1 dB from one photograph to the next, `psnr` on average."""
     folder = paths.ZOO / name
-    about = {"name": name, "parameters": 1234567, "epochs": 15, "fingerprint": FINGERPRINT}
+    notes = ["starts from the weights of cae"] if name == "vae" else []
+    about = {"name": name, "parameters": 1234567, "epochs": 15, "fingerprint": FINGERPRINT, "notes": notes}
     files.write_json(folder / "model.json", about)
     table = pd.DataFrame({"index": range(IMAGES), "photo": [f"{i}.png" for i in range(IMAGES)], "grey_truth": False})
     for metric in METRICS:
@@ -42,7 +44,7 @@ def params(
     make_params: Callable[..., Params],
     photographs: Callable[..., np.ndarray],
 ) -> Params:
-    """A zoo of four models."""
+    """A zoo of four models, one of them fine-tuned."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "RUNS", Path("runs"))
     files.write_array(paths.CROPS / "crops-00000.npy", photographs(IMAGES, 16))
@@ -53,7 +55,8 @@ def params(
         {
             "crop.size": 16,
             "evaluate": {"samples": 3, "bootstrap": 100},
-            "models": {name: whole.models[name] for name in PSNR},
+            "models": {name: whole.models[name] for name in PSNR if name != "vae"},
+            "fine_tuned": {"vae": replace(whole.models["vae"], start="cae")},
         }
     )
 
@@ -70,8 +73,18 @@ def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: Params)
     records = json.loads((paths.METRICS / "leaderboard.json").read_text())
     assert [record["model"] for record in records] == expected
     lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[4:]] == expected
-    assert [line.split("|")[2].strip() for line in lines[4:]] == board["kind"].to_list()
+    rows = [line.split("|") for line in lines[4:] if line.startswith("|")]
+    assert [row[1].strip() for row in rows] == expected
+    assert [row[2].strip() for row in rows] == board["kind"].to_list()
+
+
+def test_what_differs_from_the_block_stands_below_the_table(params: Params) -> None:
+    """And in a column of the CSV, empty for the others."""
+    leaderboard.main(params)
+    lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
+    assert lines[-2:] == ["", "- vae: starts from the weights of cae"]
+    notes = pd.read_csv(paths.METRICS / "leaderboard.csv", keep_default_na=False).set_index("model")["notes"]
+    assert {name for name, note in notes.items() if note} == {"vae"}
 
 
 def test_ceilings_are_scored_on_the_zoos_photographs(params: Params) -> None:
@@ -107,7 +120,9 @@ def test_the_cost_is_printed_and_written_nowhere(params: Params, capsys: pytest.
     """Beside the size; seconds are summed over the epochs, "-" where there is no timing or nothing to train."""
     files.write_text(paths.RUNS / f"vae-{FINGERPRINT[:12]}" / "timing.csv", "epoch,seconds\n1,2.5\n2,3.75\n")
     leaderboard.main(params, cost=True)
-    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("|")
+    ]
     cells = {row[1]: (row[3], row[-2]) for row in rows}
     assert cells["model"] == ("parameters", "training s")
     assert (cells["vae"], cells["cae"]) == (("1,234,567", "6.2"), ("1,234,567", "-"))

@@ -18,7 +18,7 @@ from colorize.settings import HeadRule, ModelBlock, PriorRule, TrainRule
 from colorize.training import fit, make_optimizer
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(ROOT / "params.yaml").blocks
 TRAINED = [name for name, block in BLOCKS.items() if block.arch != "constant"]
 SIZE = 32
 
@@ -28,7 +28,7 @@ def statistics() -> Statistics:
     import numpy as np
 
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    return Statistics.measure(images, PriorRule())
+    return Statistics.measure(images, PriorRule(), released=np.full(313, 1 / 313))
 
 
 def built(name: str, statistics: Statistics, size: int = SIZE, **network: object) -> Colorizer:

@@ -37,6 +37,14 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("dark: 1000/24996", "dark: many", "filter.dark: give a whole number.*'many'"),
         ("bright: 500/24996", "bright: 1.5", "filter.bright: give a whole number.*1.5"),
         ("- dark\n", "- darc\n", "filter.rules.0: .*'darc'"),
+        (
+            "start: zhang_simplified\n",
+            "start: zhang_simplifed\n",
+            "final.start: .*'zhang_simplifed'.*mean 'zhang_simplified'",
+        ),
+        ("    start: zhang_simplified\n", "", "fine_tuned.zhang_simplified_final.start: there is no model ''"),
+        ("    arch: cae\n", "    arch: cae\n    start: vae\n", "models.cae.start: only blocks of fine_tuned have one"),
+        ("  zhang_simplified_final:\n", "  vae:\n", "vae stands under models and under fine_tuned; rename one"),
         ("seed: 1", "seed: [1", "not valid YAML"),
     ],
 )
@@ -68,7 +76,15 @@ def test_scientific_notation_is_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["model=vae", "crop.size=128", "models.cae.train.lr=0.5", "data.path=../my photos", "filter.dark=10"]
+    "override",
+    [
+        "model=vae",
+        "fine_tuned.zhang_simplified_final.train.share=0.25",
+        "crop.size=128",
+        "models.cae.train.lr=0.5",
+        "data.path=../my photos",
+        "filter.dark=10",
+    ],
 )
 def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: str) -> None:
     """`-S` rewrites the whole file: comments and the rest of it must come through unchanged."""

@@ -23,7 +23,7 @@ from colorize.settings import HeadRule, ModelBlock, PriorRule, Recipe, TrainRule
 from colorize.training import AVERAGED_EPOCHS, fit, history_csv, scale_of
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(ROOT / "params.yaml").blocks
 SMALL = {
     "cae": {"channels": (4, 8)},
     "vae": {"latent": 2},

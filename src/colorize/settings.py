@@ -13,6 +13,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Bins = Literal["gamut", "grid"]
+Prior = Literal["none", "empirical", "smoothed", "released", "released_smoothed"]
 
 
 def count_of(amount: str | int | float, total: int) -> int:
@@ -148,6 +150,8 @@ class Recipe:
     """Stop after so many epochs in a row of rising validation loss; 0 never stops early."""
     flip: bool = False
     """Mirror each photograph with probability one half."""
+    share: Annotated[float, Gt(0), Le(1)] = 1
+    """Share of the training photographs used, drawn with the seed; a smaller share's lie among a larger one's."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
     """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
     scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)
@@ -159,17 +163,21 @@ class Recipe:
 class HeadRule:
     """What a model predicts, and so its loss and its decoding."""
 
-    kind: Literal["regression", "classification", "rgb"] = "regression"
+    kind: Literal["regression", "euclidean", "classification", "rgb"] = "regression"
     scale: Annotated[float, Gt(0)] = 128
-    """regression: the ab value that an output of 1 stands for, in Lab units."""
+    """regression, euclidean: the ab value that an output of 1 stands for, in Lab units."""
+    bins: Bins = "gamut"
+    """classification: the 313 bins around the gamut, or the cells of 10 x 10 that the training photographs occupy."""
     neighbors: Annotated[int, Ge(1), Le(313)] = 5
     """classification: bins of the soft encoding; 1 is one-hot."""
     sigma: Annotated[float, Gt(0)] = 5
     """classification: width of the soft encoding's Gaussian, in ab units."""
-    weights: Literal["none", "empirical", "smoothed", "released", "released_smoothed"] = "none"
+    weights: Prior = "none"
     """classification: the prior whose rebalancing weights enter the loss."""
-    temperature: Annotated[float, Gt(0), Le(1)] = 0.38
-    """classification: of the annealed mean; 1 is the mean, towards 0 the mode."""
+    grey_below: Annotated[float, Ge(0)] = 0
+    """classification: photographs in which no |a*| and no |b*| reaches this, in Lab units, give no loss."""
+    temperature: Annotated[float, Ge(0), Le(1)] = 0.38
+    """classification: of the annealed mean; 1 is the mean, 0 the mode."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,8 @@ class ModelBlock:
     """Keyword arguments of the file's Model."""
     head: HeadRule = HeadRule()
     train: Recipe = Recipe()
+    start: str = ""
+    """Blocks of `fine_tuned`: the block of `models` whose trained weights it starts from."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+from torch import Tensor
+
 from colorize import fetch, files
 from colorize.bins import Statistics
 from colorize.files import InputError
@@ -53,7 +55,11 @@ def pretrained_file(block: ModelBlock) -> tuple[str, str]:
 
 
 def build_model(
-    block: ModelBlock, size: int, statistics: Statistics | None = None, downloads: Path | None = None
+    block: ModelBlock,
+    size: int,
+    statistics: Statistics | None = None,
+    centers: Tensor | None = None,
+    downloads: Path | None = None,
 ) -> Colorizer:
     """Build the model that a params block describes, with fresh or pretrained weights.
 
@@ -61,6 +67,7 @@ def build_model(
         size: side in pixels at which it will work.
         statistics: the training split's colors; None where saved weights will be loaded over them, and then no
             pretrained ones are read.
+        centers: of a classification, the bins [Q, 2] of those saved weights.
         downloads: folder that keeps pretrained weights of a URL.
 
     Raises:
@@ -72,7 +79,7 @@ def build_model(
     if weights and statistics is not None:
         content = fetch.read_pinned("network.weights", weights, digits, downloads)
         pretrained = files.parse_tensors(f"network.weights: {weights}", content)
-    return model(build_head(block.head, statistics), Setup(size, statistics, pretrained), **block.network)
+    return model(build_head(block.head, statistics, centers), Setup(size, statistics, pretrained), **block.network)
 
 
 def build_baseline(name: str, statistics: Statistics) -> Colorizer:
@@ -117,12 +124,28 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
     description = load_description(folder)
     block = dict(description["block"])
     block["head"], block["train"] = HeadRule(**block["head"]), Recipe(**block["train"])
-    model = build_model(ModelBlock(**block), description["size"])
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        tensors = load_file(folder / WEIGHTS)
+        model = build_model(ModelBlock(**block), description["size"], centers=tensors.get("head.centers"))
+        model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS} does not hold this model's weights; train it again") from error
     return model.to(device).eval()
+
+
+def start_from(model: Colorizer, trained: Colorizer) -> None:
+    """Take over the weights of a trained model; what the head knows of colors and of their weights stays the model's own.
+
+    Raises:
+        InputError: the two are not of one shape.
+    """
+    own = {f"head.{name}": buffer for name, buffer in model.head.named_buffers()}
+    try:
+        model.load_state_dict(trained.state_dict() | own)
+    except RuntimeError as error:
+        raise InputError(
+            "a fine-tuned model and the one it starts from differ in shape; give both blocks the same arch, network and head"
+        ) from error
 
 
 def describe_block(block: ModelBlock) -> dict:
