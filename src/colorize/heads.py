@@ -137,7 +137,8 @@ class Classification(Head):
         self.neighbors, self.sigma, self.temperature = min(neighbors, len(class_weights)), sigma, temperature
         self.grey_below = grey_below
         self.channels = len(class_weights)
-        self.register_buffer("centers", torch.as_tensor(bins.centers() if centers is None else centers).float())
+        centers = torch.as_tensor(bins.centers() if centers is None else centers).float()
+        self.register_buffer("centers", centers.contiguous())  # sums are rounded by layout: as loaded weights lie
         self.register_buffer("class_weights", class_weights)
 
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
