@@ -112,27 +112,30 @@ def test_rgb_head_returns_the_truth_for_the_truth(photographs) -> None:
 
 def test_euclidean_loss_of_a_hand_computed_case() -> None:
     """One pixel off by (3, 4), one right, one photograph off by (0, 2) in both: (25 / 2 + 8 / 2) / 2 photographs."""
-    head = build_head(HeadRule("euclidean", scale=10), None)
+    head = build_head(HeadRule("euclidean"), None)
     light = torch.full((2, 1, 1, 2), 50.0)
     ab = torch.tensor([[[[3.0, 20.0]], [[4.0, -5.0]]], [[[0.0, 0.0]], [[2.0, 2.0]]]])
-    out = torch.tensor([[[[0.0, 2.0]], [[0.0, -0.5]]], [[[0.0, 0.0]], [[0.0, 0.0]]]], requires_grad=True)
+    out = torch.tensor([[[[0.0, 20.0]], [[0.0, -5.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]], requires_grad=True)
     losses = head.losses(out, light, ab)
     assert losses["loss"].item() == pytest.approx((25 / 2 + 8 / 2) / 2)
-    assert losses["squared_error"].item() == pytest.approx((25 + 8) / 8 / 100)
+    assert losses["squared_error"].item() == pytest.approx((25 + 8) / 8)
     losses["loss"].backward()
-    assert out.grad[0, :, 0, 0].tolist() == pytest.approx([-3 * 10 / 2, -4 * 10 / 2])
-    assert head.decode(torch.full((1, 2, 1, 2), 2.0), light).unique().tolist() == [20]
-    assert head.decode(torch.full((1, 2, 1, 2), -99.0), light).unique().tolist() == [-128]
+    assert out.grad[0, :, 0, 0].tolist() == pytest.approx([-3 / 2, -4 / 2])
+    assert torch.equal(head.decode(ab, light), ab) and head.decode(99 * ab, light).abs().max() == 128
 
 
-def test_euclidean_error_is_comparable_with_regressions(truth) -> None:
-    """Per pixel in the same unit, for crops of any size: what weight decay sees is summed, what is watched is not."""
+def test_euclidean_error_is_per_pixel_and_its_loss_is_not(truth) -> None:
+    """The same errors on four times the pixels: four times the loss, the same watched error; that of regression."""
     light, ab = truth
-    out = torch.randn(4, 2, 32, 32) * 0.3
-    found = build_head(HeadRule("euclidean"), None).losses(out, light, ab)
-    expected = build_head(HeadRule("regression"), None).losses(torch.atanh(out.clamp(-0.99, 0.99)), light, ab)["loss"]
-    assert found["squared_error"].item() == pytest.approx(expected.item(), rel=1e-2)
-    assert found["loss"].item() == pytest.approx(found["squared_error"].item() * 128**2 * 32 * 32, rel=1e-5)
+    error = torch.randn(4, 2, 8, 8)
+    small, large = (
+        build_head(HeadRule("euclidean"), None).losses(F.avg_pool2d(ab, 32 // side) + shift, light, ab)
+        for side, shift in ((8, error), (16, error.repeat(1, 1, 2, 2)))
+    )
+    assert large["loss"].item() == pytest.approx(4 * small["loss"].item(), rel=1e-4)
+    assert large["squared_error"].item() == pytest.approx(small["squared_error"].item(), rel=1e-4)
+    regression = Regression(128).losses(torch.atanh((F.avg_pool2d(ab, 4) + error) / 128), light, ab)
+    assert small["squared_error"].item() == pytest.approx(128**2 * regression["loss"].item(), rel=1e-3)
 
 
 def test_the_grids_one_hot_encoding_is_the_cell_of_the_color(photographs) -> None:

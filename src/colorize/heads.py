@@ -70,25 +70,21 @@ class Regression(Head):
 
 
 class Euclidean(Head):
-    """ab without tanh; half the squared distance in Lab units, summed over the pixels, averaged over the photographs.
+    """ab in Lab units as it comes, clipped to -128..128; half its squared distance, summed over a photograph's pixels.
 
-    So Zhang et al., equation 1: against a mean over pixels a weight decay of 1e-3 would win. `squared_error` is what
-    regression's loss is: per pixel, in units of `scale`. Predictions are clipped to Lab's -128..128.
+    So Zhang et al., equation 1, averaged over the photographs: the fewer pixels a loss is summed over, the more a weight
+    decay of 1e-3 counts against it. `squared_error` is per pixel and channel, so that crops of any size compare.
     """
 
     channels = 2
     monitor = "squared_error"
 
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        total = F.mse_loss(out.float() * self.scale, average_to(ab, out), reduction="sum")
-        return {"loss": total / (2 * len(out)), "squared_error": total.detach() / (out.numel() * self.scale**2)}
+        total = F.mse_loss(out.float(), average_to(ab, out), reduction="sum")
+        return {"loss": total / (2 * len(out)), "squared_error": total.detach() / out.numel()}
 
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
-        return scale_to((out.float() * self.scale).clamp(-128, 128), light)
+        return scale_to(out.float().clamp(-128, 128), light)
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
@@ -137,7 +133,8 @@ class Classification(Head):
         self.neighbors, self.sigma, self.temperature = min(neighbors, len(class_weights)), sigma, temperature
         self.grey_below = grey_below
         self.channels = len(class_weights)
-        self.register_buffer("centers", torch.as_tensor(bins.centers() if centers is None else centers).float())
+        centers = torch.as_tensor(bins.centers() if centers is None else centers).float()
+        self.register_buffer("centers", centers.contiguous())  # sums are rounded by layout: as loaded weights lie
         self.register_buffer("class_weights", class_weights)
 
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +197,7 @@ def build_head(rule: HeadRule, statistics: Statistics | None, centers: Tensor | 
     if rule.kind == "regression":
         return Regression(rule.scale)
     if rule.kind == "euclidean":
-        return Euclidean(rule.scale)
+        return Euclidean()
     if rule.kind == "rgb":
         return Rgb()
     if statistics is not None:

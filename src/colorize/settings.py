@@ -165,7 +165,7 @@ class HeadRule:
 
     kind: Literal["regression", "euclidean", "classification", "rgb"] = "regression"
     scale: Annotated[float, Gt(0)] = 128
-    """regression, euclidean: the ab value that an output of 1 stands for, in Lab units."""
+    """regression: the ab value that an output of 1 stands for, in Lab units."""
     bins: Bins = "gamut"
     """classification: the 313 bins around the gamut, or the cells of 10 x 10 that the training photographs occupy."""
     neighbors: Annotated[int, Ge(1), Le(313)] = 5
