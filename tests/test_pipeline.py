@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from colorize import files
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # one project for all of these tests
 STEPS_ASIDE = ("DVC_ROOT", "PYTHONPATH")
 
 
@@ -58,7 +59,7 @@ def clone(folder: Path, photos: Path) -> Path:
     params["model"] = "cae"
     params["data"].update(source="folder", path=str(photos))
     params["crop"].update(size=16, workers=1)
-    params["train"].update(max_epochs=2)
+    params["train"].update(max_epochs=2, threads=1)
     params["evaluate"].update(samples=3, bootstrap=50)
     params["models"] = {name: params["models"][name] for name in ("grey", "mean_color", "cae", "vae")}
     params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
