@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -293,7 +294,7 @@ def test_models_that_say_so_work_at_other_sizes(name: str, photographs) -> None:
             with pytest.raises(InputError, match=r"works at one size only; leave train\.crop and train\.scales at 1"):
                 model_class(block)
         return
-    model = build_model(BLOCKS[name], 32, Statistics.measure(photographs(4, 32), PriorRule()))
+    model = build_model(BLOCKS[name], 32, Statistics.measure(photographs(4, 32), PriorRule(), np.full(313, 1 / 313)))
     for side in (24, 8):
         light, ab = next(Photos(photographs(4, 32), side).batches(4))
         losses = [model.losses(phase, light, ab)["loss"] for phase in model.phases]
