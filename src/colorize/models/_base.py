@@ -54,6 +54,13 @@ class Colorizer(nn.Module):
         """Predict ab."""
         return self.head.decode(self.out(light), light)
 
+    def colorings(self, light: Tensor, count: int) -> Tensor:
+        """Several colorings of each photograph, [B, count, 2, H, W]; of models that have only one that one, [B, 1, 2, H, W].
+
+        Equal input gives equal colorings.
+        """
+        return self.colorize(light)[:, None]
+
     def rgb(self, light: Tensor) -> Tensor | None:
         """The model's own RGB prediction [B, 3, h, w] in 0 to 1, where RGB is what it predicts."""
         return self.head.rgb(self.out(light)) if isinstance(self.head, Rgb) else None
