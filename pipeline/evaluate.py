@@ -65,7 +65,7 @@ def main(params: Params, name: str | None = None) -> None:
     for system, (model, size) in systems.items():
         known_as = description["name"] if system == "model" else system
         tables[system], pictures[system] = evaluation.score(
-            known_as, model, size, test, read, rule.batch, shown, device, params.train.threads
+            known_as, model, size, test, read, rule.batch, shown, rule.colorings, device, params.train.threads
         )
     draws = metrics.resamples(len(test), rule.bootstrap, params.seed)
     numbers = describe(tables["model"], metrics.summarize(tables["model"], draws))

@@ -21,11 +21,13 @@ from pipeline import paths
 from pipeline.params import Params, stage
 
 COLUMNS = (
+    "psnr_best",
     "ssim",
     "rmse",
     "rmse_ab",
     "colorfulness",
     "colorfulness_difference",
+    "ab_spread",
     "ciede2000",
     "raw_mse",
     "raw_mae",

@@ -1,6 +1,7 @@
 """The protocol, with colorizers whose scores are known, and the stage on a small made-up project."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from colorize import files, metrics
 from colorize.bins import Statistics
 from colorize.evaluation import compare, predict, score
 from colorize.files import InputError
-from colorize.models import build_model, describe_block, save_model
+from colorize.models import Colorizer, build_model, describe_block, save_model
 from colorize.settings import PriorRule
 from pipeline import evaluate, paths
 from pipeline.params import Params
@@ -24,15 +25,15 @@ from pipeline.params import Params
 SIDE = 24
 
 
-class Fake(torch.nn.Module):
-    """Answers with what it was given, whatever the lightness; remembers the lightness."""
+class Fake(Colorizer):
+    """Answers with what it was given, whatever the lightness; remembers the lightness and how often it was asked."""
 
     def __init__(self, ab: np.ndarray, rgb: np.ndarray | None = None) -> None:
-        super().__init__()
-        self.ab, self.own = ab, rgb
+        torch.nn.Module.__init__(self)
+        self.ab, self.own, self.runs = ab, rgb, 0
 
     def colorize(self, light: torch.Tensor) -> torch.Tensor:
-        self.light = light
+        self.light, self.runs = light, self.runs + 1
         answer = torch.from_numpy(np.asarray(self.ab, np.float32)).permute(0, 3, 1, 2)
         return answer.expand(len(light), -1, -1, -1)
 
@@ -40,6 +41,19 @@ class Fake(torch.nn.Module):
         if self.own is None:
             return None
         return torch.from_numpy(np.asarray(self.own, np.float32)).permute(0, 3, 1, 2)
+
+
+class Several(Fake):
+    """Colors every pixel of its k-th coloring with a* = k * step, of its one prediction with a* = 0."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__(np.zeros((1, SIDE, SIDE, 2)))
+        self.step = step
+
+    def colorings(self, light: torch.Tensor, count: int) -> torch.Tensor:
+        ab = torch.zeros(len(light), count, 2, *light.shape[-2:])
+        ab[:, :, 0] = self.step * torch.arange(count)[:, None, None]
+        return ab
 
 
 def tiles(count: int) -> np.ndarray:
@@ -95,7 +109,7 @@ def test_raw_errors_of_an_rgb_system_are_its_own_at_its_own_size() -> None:
     truth = tiles(3)
     half = SIDE // 2
     own = np.full((3, half, half, 3), 0.5)
-    raw = predict(Fake(np.zeros((1, half, half, 2)), own), half, truth).raw
+    raw = predict(Fake(np.zeros((1, half, half, 2)), own), half, truth).scores
     error = truth.reshape(3, half, 2, half, 2, 3).mean((2, 4)).round() / 255 - 0.5
     assert raw["raw_mae"] == pytest.approx(np.abs(error).mean((1, 2, 3)), abs=1e-6)
     assert raw["raw_mse"] == pytest.approx(4 * (error**2).mean((1, 2, 3)), abs=1e-6)
@@ -105,8 +119,41 @@ def test_raw_errors_of_a_lab_system_are_those_of_its_picture() -> None:
     """Without RGB of its own: 4 rmse^2 and mae."""
     truth = tiles(2)
     found = predict(Fake(np.full((1, SIDE, SIDE, 2), 10.0)), SIDE, truth)
-    assert found.raw["raw_mse"] == pytest.approx(4 * metrics.rmse(truth, found.image) ** 2)
-    assert found.raw["raw_mae"] == pytest.approx(metrics.mae(truth, found.image))
+    assert found.scores["raw_mse"] == pytest.approx(4 * metrics.rmse(truth, found.image) ** 2)
+    assert found.scores["raw_mae"] == pytest.approx(metrics.mae(truth, found.image))
+
+
+def test_the_best_of_several_colorings_is_that_of_a_loop_over_them() -> None:
+    """By scikit-image, coloring by coloring; a* = 0, 10, 20 spreads by sqrt(200 / 3), b* not at all."""
+    truth = tiles(4)
+    found = predict(Several(10), SIDE, truth, 3)
+    for i, photo in enumerate(truth):
+        decibels = []
+        for a in (0, 10, 20):
+            lab = rgb2lab(photo)
+            lab[..., 1:] = a, 0
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # beyond the gamut
+                picture = np.round(lab2rgb(lab) * 255).astype(np.uint8)
+            decibels.append(peak_signal_noise_ratio(photo, picture))
+        assert found.scores["psnr_best"][i] == pytest.approx(max(decibels), abs=0.02)
+    assert found.scores["ab_spread"] == pytest.approx([np.sqrt(200 / 3) / 2] * 4)
+    assert (found.image == predict(Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, truth).image).all()
+
+
+def test_a_single_coloring_is_its_own_best_and_is_computed_once() -> None:
+    """psnr_best is psnr, ab_spread is 0, whatever number is asked for; the model runs once per batch."""
+    truth = tiles(4)
+    model = Fake(np.full((1, SIDE, SIDE, 2), 10.0))
+    table, _ = score("flat", model, SIDE, photos(4), lambda i: truth[i], 4, np.array([0]), 8)
+    assert table["psnr_best"].to_list() == table["psnr"].to_list()
+    assert table["ab_spread"].to_list() == [0] * 4
+    assert model.runs == 1
+
+
+def test_colorings_that_are_not_finite_are_refused() -> None:
+    """As a prediction is: the photograph is named."""
+    with pytest.raises(InputError, match=r"model odd predicts NaN or infinity for photo p0\.png"):
+        score("odd", Several(np.inf), SIDE, photos(2), lambda i: tiles(2)[i], 2, np.array([0]), 3)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

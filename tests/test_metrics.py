@@ -131,6 +131,22 @@ def test_psnr_averages_leave_out_grey_truths_and_perfect_predictions() -> None:
     assert found["rmse"] == pytest.approx([np.mean([0.1, 10**-1.5, 10**-4.5, 0.0])])
 
 
+def test_the_best_of_several_leaves_out_grey_truths_and_perfect_ones_of_its_own() -> None:
+    """Of 21, 31, 90 (grey) and infinite dB the mean is 26, though the last one's prediction has an error."""
+    best = [21.0, 31.0, 90.0, np.inf]
+    table = scores(psnr=[20.0, 30.0, 90.0, 40.0], psnr_best=best, grey_truth=[False, False, True, False])
+    found = metrics.averages(table)
+    assert found["psnr_best"] == pytest.approx([26]) and found["psnr"] == pytest.approx([30])
+
+
+def test_spread_is_the_standard_deviation_over_the_colorings() -> None:
+    """a* of 0 and 6 on half the pixels: 3 there, 0 elsewhere and in b*; a single coloring has none."""
+    colorings = np.zeros((1, 2, 4, 4, 2))
+    colorings[0, 1, :2, :, 0] = 6
+    assert metrics.ab_spread(colorings) == pytest.approx([3 / 4])
+    assert metrics.ab_spread(colorings[:, 1:]) == pytest.approx([0])
+
+
 def test_a_perfect_prediction_leaves_the_intervals_finite() -> None:
     """An infinite PSNR among the photographs enters no draw, and nothing warns."""
     table = scores(psnr=[20.0, 30.0, np.inf], rmse=[0.1, 10**-1.5, 0.0])

@@ -78,6 +78,7 @@ def score(
     for start in range(0, len(photos), batch):
         truth = read(photos["index"].iloc[start : start + batch].to_numpy())
         image, ab = color(name, truth, device)
-        raw = metrics.raw_errors(truth / 255, image / 255)
-        tables.append(metrics.per_image(truth, image, ab, threads).assign(**raw))
+        scores = metrics.raw_errors(truth / 255, image / 255)
+        scores |= {"psnr_best": metrics.psnr(truth, image), "ab_spread": np.zeros(len(truth))}
+        tables.append(metrics.per_image(truth, image, ab, threads).assign(**scores))
     return pd.concat(tables, ignore_index=True)

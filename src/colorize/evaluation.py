@@ -1,7 +1,8 @@
 """The one protocol under which every system is scored, at the size S of the truth.
 
 Truth is uint8 sRGB; the prediction is the truth's own L* with the predicted ab, scaled bilinearly to S, turned to
-sRGB, clipped and rounded to uint8. A system of a smaller size sees the lightness of the truth area-resized to it. A
+sRGB, clipped and rounded to uint8. Of a system with several colorings of a photograph, one is its prediction, the others
+enter in `psnr_best` and `ab_spread`. A system of a smaller size sees the lightness of the truth area-resized to it. A
 system that predicts RGB enters with the ab of its prediction; its RGB as it comes is measured beside it, in the raw
 metrics. Source: section 4 of the specification. It does not know files: photographs come from a function.
 """
@@ -14,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from colorize import metrics
 from colorize.batches import area_resize, to_light_ab
 from colorize.color import lab_to_rgb
 from colorize.files import InputError
+from colorize.heads import scale_to
 from colorize.models import Colorizer
 
 Reader = Callable[[np.ndarray], np.ndarray]
@@ -34,8 +35,8 @@ class Prediction(NamedTuple):
     """uint8 [n, S, S, 3]."""
     ab: np.ndarray
     """float32 [n, S, S, 2], Lab units, not clipped to the gamut."""
-    raw: dict[str, np.ndarray]
-    """`raw_mse` and `raw_mae`, each [n]."""
+    scores: dict[str, np.ndarray]
+    """What these two do not tell: `psnr_best`, `ab_spread`, `raw_mse` and `raw_mae`, each [n]."""
 
 
 def _channels_last(maps: Tensor) -> np.ndarray:
@@ -54,37 +55,44 @@ def paint(truth: np.ndarray, ab: Tensor) -> tuple[np.ndarray, np.ndarray]:
         The pictures, uint8 [n, S, S, 3], and ab as it was painted, float32 [n, S, S, 2].
     """
     light, _ = to_light_ab(torch.from_numpy(truth).to(ab.device))
-    if ab.shape[-1] != truth.shape[1]:
-        ab = F.interpolate(ab, size=truth.shape[1:3], mode="bilinear", align_corners=False)
+    ab = scale_to(ab, light)
     rgb = lab_to_rgb(torch.cat((light, ab), dim=1))
     return (_channels_last(rgb) * 255).round().astype(np.uint8), _channels_last(ab)
 
 
 @torch.inference_mode()
-def predict(model: Colorizer, size: int, truth: np.ndarray, device: torch.device | str = "cpu") -> Prediction:
+def predict(
+    model: Colorizer, size: int, truth: np.ndarray, colorings: int = 2, device: torch.device | str = "cpu"
+) -> Prediction:
     """Color the lightness of photographs.
 
     Args:
         size: side at which the model works, at most S.
         truth: uint8 [n, S, S, 3].
+        colorings: how many are asked, at least 2, of a model that has several; any other is run once.
 
     Raises:
         FloatingPointError: a prediction is not finite; its argument is the position of the first such photograph.
     """
     small = area_resize(torch.from_numpy(truth).to(device), size)
     light, _ = to_light_ab(small)
-    ab, own = model.colorize(light), model.rgb(light)
-    finite = torch.isfinite(ab).flatten(1).all(1)
+    several, own = model.colorings(light, colorings), model.rgb(light)
+    single = several.shape[1] == 1
+    ab = several[:, 0] if single else model.colorize(light)
+    finite = torch.isfinite(ab).flatten(1).all(1) & torch.isfinite(several).flatten(1).all(1)
     if own is not None:
         finite &= torch.isfinite(own).flatten(1).all(1)
     if not finite.all():
         raise FloatingPointError(int((~finite).nonzero()[0]))
     image, painted = paint(truth, ab)
     if own is None:
-        raw = metrics.raw_errors(truth / 255, image / 255)
+        scores = metrics.raw_errors(truth / 255, image / 255)
     else:
-        raw = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(own))
-    return Prediction(image, painted, raw)
+        scores = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(own))
+    rendered = [(image, painted)] if single else [paint(truth, each) for each in several.unbind(1)]
+    scores["psnr_best"] = np.max([metrics.psnr(truth, picture) for picture, _ in rendered], axis=0)
+    scores["ab_spread"] = metrics.ab_spread(np.stack([ab for _, ab in rendered], axis=1))
+    return Prediction(image, painted, scores)
 
 
 def score(
@@ -95,6 +103,7 @@ def score(
     read: Reader,
     batch: int,
     shown: np.ndarray,
+    colorings: int = 2,
     device: torch.device | str = "cpu",
     threads: int = 1,
 ) -> tuple[pd.DataFrame, np.ndarray]:
@@ -106,6 +115,7 @@ def score(
         photos: one row per photograph, with `index` and `photo`.
         batch: photographs at a time.
         shown: positions of the photographs whose predictions are wanted as pictures.
+        colorings: of each photograph, from a model that has several; at least 2.
 
     Returns:
         One row per photograph with every metric (see `metrics.averages`), and the pictures, uint8 [len(shown), S, S, 3].
@@ -121,14 +131,14 @@ def score(
         part = photos.iloc[start : start + batch]
         truth = read(part["index"].to_numpy())
         try:
-            prediction = predict(model, size, truth, device)
+            prediction = predict(model, size, truth, colorings, device)
         except FloatingPointError as error:
             photo = part["photo"].iloc[error.args[0]]
             raise InputError(
                 f"model {name} predicts NaN or infinity for photo {photo}; train it again, with a lower learning rate"
             ) from error
         scores = metrics.per_image(truth, prediction.image, prediction.ab, threads)
-        tables.append(scores.assign(**prediction.raw))
+        tables.append(scores.assign(**prediction.scores))
         pictures.append(prediction.image[shown[(shown >= start) & (shown < start + batch)] - start])
     return pd.concat(tables, ignore_index=True), np.concatenate(pictures)
 

@@ -2,7 +2,7 @@
 
 Every metric takes uint8 sRGB arrays [..., S, S, 3], truth first, and keeps the leading axes. PSNR of a photograph
 that is grey in truth rewards whoever predicts nothing (3 % of them lift the grey baseline by 3 dB), so those
-photographs are left out of both PSNR averages, and counted. Intervals are percentiles of a bootstrap over
+photographs are left out of the PSNR averages, and counted. Intervals are percentiles of a bootstrap over
 photographs; because all systems share its draws, a difference between two systems is a paired one.
 
 Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness); Sharma et
@@ -51,6 +51,12 @@ METRICS = {
     "psnr_pooled": Metric(
         "dB", 2, "higher", "Peak signal-to-noise ratio of the mean squared error over the same photographs."
     ),
+    "psnr_best": Metric(
+        "dB",
+        2,
+        "higher",
+        "PSNR of the best of the colorings of each photograph, for systems that have several; psnr for the others.",
+    ),
     "ssim": Metric(
         "",
         4,
@@ -71,6 +77,12 @@ METRICS = {
         2,
         "lower",
         "Absolute difference between the colorfulness of the prediction and that of the truth.",
+    ),
+    "ab_spread": Metric(
+        "Lab",
+        2,
+        "neither",
+        "Standard deviation of a* and b* over the colorings of each photograph, mean of the pixels; 0 for a single one.",
     ),
     "ciede2000": Metric("ΔE00", 2, "lower", "Mean CIEDE2000 color difference over the pixels."),
     "raw_mse": Metric(
@@ -156,6 +168,11 @@ def is_grey(truth: np.ndarray) -> np.ndarray:
     return (largest < GREY_MAX) | (mean < GREY_MEAN)
 
 
+def ab_spread(colorings: np.ndarray) -> np.ndarray:
+    """Standard deviation over k colorings [N, k, S, S, 2] of a photograph, mean over pixels, a* and b*; Lab units."""
+    return colorings.std(1).mean(PIXELS)
+
+
 def raw_errors(truth: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
     """A system's own RGB [N, s, s, 3] in 0 to 1 against the truth's, in the units of documents 002 and 003."""
     error = own.astype(np.float64) - truth
@@ -163,7 +180,7 @@ def raw_errors(truth: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads: int = 1) -> pd.DataFrame:
-    """Every metric of every photograph but the raw ones, and whether it is grey in truth.
+    """Every metric that follows from the predictions of photographs, and whether each is grey in truth.
 
     Args:
         truth: uint8 [N, S, S, 3].
@@ -200,7 +217,7 @@ def resamples(images: int, count: int, seed: int) -> np.ndarray:
 def averages(table: pd.DataFrame, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The figures of a system, once per draw: metric name to [R]; without draws [1], over all photographs.
 
-    Both PSNR averages leave out what is grey in truth and what is predicted without any error (infinite). A draw in
+    The PSNR averages leave out what is grey in truth and what is predicted without any error (infinite). A draw in
     which nothing is left is NaN.
 
     Args:
@@ -208,16 +225,18 @@ def averages(table: pd.DataFrame, draws: np.ndarray | None = None) -> dict[str, 
         draws: [R, N], of `resamples`.
     """
     weights = np.ones((1, len(table))) if draws is None else draws.astype(np.float64)
-    counted = ~table["grey_truth"].to_numpy(bool) & np.isfinite(table["psnr"].to_numpy())
+    colored = ~table["grey_truth"].to_numpy(bool)
+    counted = colored & np.isfinite(table["psnr"].to_numpy())
 
     def mean(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
         total = weights @ kept
         return np.divide(weights @ np.where(kept, values, 0), total, np.full(len(total), np.nan), where=total > 0)
 
     everything = np.ones(len(table), bool)
-    names = [name for name in METRICS if name not in ("psnr", "psnr_pooled")]
+    names = [name for name in METRICS if not name.startswith("psnr")]
     found = {name: mean(table[name].to_numpy(), everything) for name in names}
     found["psnr"] = mean(table["psnr"].to_numpy(), counted)
+    found["psnr_best"] = mean(table["psnr_best"].to_numpy(), colored & np.isfinite(table["psnr_best"].to_numpy()))
     found["psnr_pooled"] = -10 * np.log10(mean(np.square(table["rmse"].to_numpy()), counted))
     return {name: found[name] for name in METRICS}
 

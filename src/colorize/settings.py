@@ -205,3 +205,5 @@ class EvaluateRule:
     """Photographs on the sample sheet."""
     bootstrap: Positive = 1000
     """Resamples for the 95 % intervals."""
+    colorings: Annotated[int, Ge(2)] = 8
+    """Colorings of each photograph from models that have several."""

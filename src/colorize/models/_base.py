@@ -59,6 +59,13 @@ class Colorizer(nn.Module):
         """Predict ab."""
         return self.head.decode(self.out(light), light)
 
+    def colorings(self, light: Tensor, count: int) -> Tensor:
+        """Several colorings of each photograph, [B, count, 2, H, W]; of models that have only one that one, [B, 1, 2, H, W].
+
+        Equal input gives equal colorings.
+        """
+        return self.colorize(light)[:, None]
+
     def rgb(self, light: Tensor) -> Tensor | None:
         """The model's own RGB prediction [B, 3, h, w] in 0 to 1, where RGB is what it predicts."""
         return self.head.rgb(self.out(light)) if isinstance(self.head, Rgb) else None
@@ -67,6 +74,15 @@ class Colorizer(nn.Module):
 def parameter_count(model: nn.Module) -> int:
     """Trainable numbers of a model."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def with_l1(losses: dict[str, Tensor], monitor: str, encoder: nn.Module, l1: float) -> dict[str, Tensor]:
+    """Losses of a head with what it monitors as `reconstruction`, and `l1` times the L1 norm of the encoder's weights."""
+    losses["reconstruction"] = losses[monitor].detach()
+    if l1:
+        losses["l1"] = l1_norm(encoder)
+        losses["loss"] = losses["loss"] + l1 * losses["l1"]
+    return losses
 
 
 def l1_norm(module: nn.Module) -> Tensor:

@@ -46,14 +46,6 @@ def upsampling_decoder(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequen
     )
 
 
-def fitting(kernel: int, side: int) -> int:
-    """The kernel for maps of `side` pixels: of a single pixel only its center is ever used, so 1.
-
-    In bf16 on the CPU, oneDNN leaves the gradient of the unused rest unwritten: whatever was in that memory.
-    """
-    return kernel if side > 1 else 1
-
-
 def kaiming_(module: nn.Module) -> None:
     """Initialize every convolution and linear layer for ReLU, in place; biases are zero (He et al. 2015)."""
     for layer in module.modules():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from colorize.files import InputError
 from colorize.heads import Head
-from colorize.models._base import Colorizer, Setup, l1_norm
+from colorize.models._base import Colorizer, Setup, with_l1
 from colorize.models._blocks import conv, kaiming_, upsampling_decoder
 from colorize.models._resnet import WIDTHS, Trunk, load_torchvision_
 
@@ -73,9 +73,4 @@ class Model(Colorizer):
             load_torchvision_(trunk, setup.pretrained, weights)
 
     def losses(self, phase: str, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        losses = super().losses(phase, light, ab)
-        losses["reconstruction"] = losses[self.head.monitor].detach()
-        if self.l1:
-            losses["l1"] = l1_norm(self.net.encoder)
-            losses["loss"] = losses["loss"] + self.l1 * losses["l1"]
-        return losses
+        return with_l1(super().losses(phase, light, ab), self.head.monitor, self.net.encoder, self.l1)
