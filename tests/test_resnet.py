@@ -234,7 +234,7 @@ def test_weights_come_from_a_path_or_a_url(
     (tmp_path / "w").write_bytes(body)
     server.answers["/w"] = content(body)
     for place in (tmp_path / "w", server.url("/w"), server.url("/w")):
-        model = build_model(block_with("resnet18", place, digits), SIZE, statistics, tmp_path / "downloads")
+        model = build_model(block_with("resnet18", place, digits), SIZE, statistics, downloads=tmp_path / "downloads")
         state = trunk_of(model).state_dict()
         assert torch.allclose(state["conv1.weight"][:, 0], fake["conv1.weight"].sum(1))
         for entry in ("bn1.running_mean", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight"):
@@ -280,11 +280,11 @@ def test_weights_are_pinned(statistics, server: Server, tmp_path: Path) -> None:
     server.answers["/w"] = content(b"other")
     for place in (tmp_path / "w", server.url("/w")):
         with pytest.raises(InputError, match=f"network.weights: .*/w has sha256 {found}, not {'0' * 64}"):
-            build_model(block_with("resnet18", place, "0" * 64), SIZE, statistics, tmp_path / "downloads")
+            build_model(block_with("resnet18", place, "0" * 64), SIZE, statistics, downloads=tmp_path / "downloads")
     with pytest.raises(InputError, match=f"network.weights needs network.sha256 beside it.*; that of .*w is {found}"):
         build_model(block_with("resnet18", tmp_path / "w", ""), SIZE)
     with pytest.raises(InputError, match="network.weights needs network.sha256 beside it, the sha256 of that file$"):
-        build_model(block_with("resnet18", server.url("/w"), ""), SIZE, statistics, tmp_path / "downloads")
+        build_model(block_with("resnet18", server.url("/w"), ""), SIZE, statistics, downloads=tmp_path / "downloads")
 
 
 def test_only_the_model_with_an_extractor_takes_weights() -> None:
