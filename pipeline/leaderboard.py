@@ -139,6 +139,8 @@ def main(params: Params, cost: bool = False) -> None:
     for baseline in metrics.BASELINES:
         if baseline not in names:
             raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")
+    if taken := sorted(set(names) & set(ceilings.CEILINGS)):
+        raise InputError(f"{paths.PARAMS}: models.{taken[0]} has the name of a ceiling; give the model another")
     descriptions, tables = read_zoo(names)
     photos = tables["grey"]
     read = partial(read_crops, paths.CROPS)

@@ -159,3 +159,10 @@ def test_a_board_without_a_baseline_is_refused(params: Params) -> None:
     models = {name: block for name, block in params.models.items() if name != "grey"}
     with pytest.raises(InputError, match=r"models\.grey is missing"):
         leaderboard.main(params.model_copy(update={"models": models}))
+
+
+def test_a_model_with_the_name_of_a_ceiling_is_refused(params: Params) -> None:
+    """It would be replaced in silence."""
+    clash = params.model_copy(update={"models": params.models | {"ceiling_mean": params.models["cae"]}})
+    with pytest.raises(InputError, match=r"models\.ceiling_mean"):
+        leaderboard.main(clash)
