@@ -51,6 +51,11 @@ def revision(name: str) -> str | None:
     return None
 
 
+def baseline(commit: str) -> str:
+    """The commit that an experiment started from."""
+    return _run("git", "rev-parse", "--short=10", f"{commit}^").strip()
+
+
 def tasks() -> dict[str, str]:
     """What stands in DVC's queue: name to Queued, Running, Success or Failed."""
     matches = map(_TASK.match, _dvc("queue", "status").splitlines())
@@ -138,14 +143,14 @@ def results(commit: str) -> dict[str, Any]:
     """What an experiment measured, as plain values.
 
     Returns:
-        `model`: name, parameters, epochs, best_epoch, size of the trained model; `images`: how many were scored; `metrics`:
-        system (model, grey, mean_color) to metric to mean, low, high and, of a baseline, what the model has more with its
-        interval, and `mse_ab`, the squared error over ab in document 000's unit; `curves`: column to one number per epoch,
-        among them the measured training `seconds` so far.
+        `commit`: what it started from; `model`: name, parameters, epochs, best_epoch and size of the trained model;
+        `images`: how many were scored; `metrics`: system (model, grey, mean_color) to metric to mean, low, high and, of a
+        baseline, what the model has more with its interval, and `mse_ab`, the squared error over ab in document 000's unit;
+        `curves`: column to one number per epoch, among them the measured training `seconds` so far.
     """
     description = json.loads(read_text(commit, str(paths.MODEL / "model.json")))
     history = pd.read_csv(io.StringIO(read_text(commit, "metrics/loss.csv")))
-    timing = paths.timing(description["name"], description["fingerprint"])
+    timing = paths.run_folder(description["name"], description["fingerprint"]) / paths.TIMING
     if timing.exists():
         history["seconds"] = pd.read_csv(timing)["seconds"].cumsum().round(1)
     comparison = pd.read_csv(io.StringIO(read_text(commit, "metrics/comparison.csv")))
@@ -159,6 +164,7 @@ def results(commit: str) -> dict[str, Any]:
     curves = {column: [float(f"{x:.5g}") for x in history[column]] for column in history if "_ma20" not in str(column)}
     kept = ("name", "parameters", "epochs", "best_epoch", "size")
     return {
+        "commit": baseline(commit),
         "model": {key: description[key] for key in kept},
         "images": int((per_image["system"] == "model").sum()),
         "metrics": metrics,

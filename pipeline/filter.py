@@ -1,6 +1,7 @@
 """Which crops are kept, and in which split: data/crops -> data/splits.csv, data/removed.png.
 
-SPEC 2.4 and 2.5, document 000 section 2.2.3. Nothing is copied: splits.csv holds numbers into the crops.
+SPEC 2.4 and 2.5, document 000 section 2.2.3; classes as in document 002, table 2. Nothing is copied: splits.csv
+holds numbers into the crops.
 """
 
 import io
@@ -17,7 +18,7 @@ from colorize.palette import chroma, listed_colors, main_colors, weighted_lightn
 from colorize.selection import SPLITS, duplicates, split, thumbnails, tone_rules
 from colorize.settings import FilterRule
 from pipeline import paths
-from pipeline.params import Params, stage
+from pipeline.params import Params, stage, suggest
 
 EXAMPLES = 8
 PIXELS_AT_ONCE = 2**20
@@ -45,11 +46,25 @@ def _measure_all(count: int, method: str) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*bar, strict=True)]
 
 
+def _other_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
+    """Which photographs are of classes that are not to be kept: bool [n].
+
+    Raises:
+        InputError: a class to keep is not among the source's.
+    """
+    known = sorted(set(table["class"]) - {""})
+    for name in classes:
+        if name not in known:
+            remedy = suggest(name, known) if known else "it has none at all, so leave filter.classes empty"
+            raise InputError(f"filter.classes: the source has no class {name!r}; {remedy}")
+    return ~table["class"].isin(classes or [*known, ""]).to_numpy()
+
+
 def _remove(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
     """The reasons for which each photograph is removed, joined by +; empty if it is kept."""
     reasons = np.array(["+".join(name for name in masks if masks[name][i]) for i in range(count)], dtype=object)
     if (reasons != "").all():
-        most = max(masks, key=lambda name: masks[name].sum())
+        most = max((name for name in REMEDY if name in masks), key=lambda name: masks[name].sum())
         raise InputError(
             f"the filter removes all {count} photographs, {masks[most].sum()} of them by the rule {most!r}; "
             f"{REMEDY[most]} in params.yaml or take {most} out of filter.rules"
@@ -60,13 +75,15 @@ def _remove(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
 def _draw(table: pd.DataFrame, hints: np.ndarray, small: np.ndarray, rule: FilterRule, seed: int) -> None:
     """Fill in the splits of what is kept, and remove near-duplicates across them."""
     kept = np.flatnonzero(table.reason == "")
-    drawn = split(table.group.to_numpy()[kept], hints[kept], rule, seed)
+    drawn = split(table.group.to_numpy()[kept], hints[kept], rule, seed, table["class"].to_numpy()[kept])
     removed = {"unused": drawn == ""}
     if "duplicates" in rule.rules:
         removed["duplicate"] = duplicates(small[kept], drawn, rule.duplicates)
     for reason, mask in removed.items():
         table.loc[kept[mask], "reason"] = reason
     table.loc[kept, "split"] = drawn
+    if rule.stratify:
+        _tell_small(table.loc[kept])
     table.loc[table.reason != "", "split"] = ""
     for name in SPLITS:
         if (drawn == name).any() and not (table.split == name).any():
@@ -74,6 +91,17 @@ def _draw(table: pd.DataFrame, hints: np.ndarray, small: np.ndarray, rule: Filte
                 f"all photographs of {name} are near-duplicates of other splits'; "
                 "lower filter.duplicates in params.yaml or take duplicates out of filter.rules"
             )
+
+
+def _tell_small(kept: pd.DataFrame) -> None:
+    """Print how many classes are too small to have photographs in every split that is drawn."""
+    drawn = kept[kept.split != ""]
+    classes = drawn.groupby("class").split
+    small = drawn[classes.transform("nunique") < drawn.split.nunique()]
+    print(
+        f"filter: stratified over {classes.ngroups} classes, {small['class'].nunique()} of them too small for every split: "
+        f"{len(small)} photographs, {(small.split == 'train').sum()} of them in train"
+    )
 
 
 def _sheet(table: pd.DataFrame, reasons: dict[str, np.ndarray]) -> bytes:
@@ -92,7 +120,8 @@ def main(params: Params) -> None:
     """Filter and split the crops.
 
     Raises:
-        InputError: a file is missing, the filter removes everything, or too little is left for the splits.
+        InputError: a file is missing, a class is unknown, the filter removes everything, or too little is left for
+            the splits.
     """
     for path, before in ((paths.PHOTOS_CSV, "download"), (paths.CROPS_CSV, "crop")):
         if not path.exists():
@@ -113,7 +142,13 @@ def main(params: Params) -> None:
     table["weighted_lightness"] = weighted_lightness(colors, coverage)
     table["coverage"] = coverage.max(axis=1)
 
-    masks = tone_rules(table.weighted_lightness.to_numpy(), table.coverage.to_numpy(), extreme, mean, rule)
+    # The rules see the chosen classes only: shares are shares of these.
+    others = _other_classes(table, rule.classes)
+    chosen, masks = table[~others], {"class": others}
+    lightness, most = chosen.weighted_lightness.to_numpy(), chosen.coverage.to_numpy()
+    for name, mask in tone_rules(lightness, most, extreme[~others], mean[~others], rule).items():
+        masks[name] = np.zeros(len(table), bool)
+        masks[name][~others] = mask
     table["reason"] = _remove(masks, len(table))
     _draw(table, hints, small, rule, params.seed)
 

@@ -1,20 +1,20 @@
-"""Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md and .png.
+"""Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md and .jpg.
 
 Reads what the zoo trained and scored, data/zoo/<name>/. Differences from the baselines are paired, photograph by
-photograph, with 95 % bootstrap intervals. Seconds differ from run to run, so they are in no file: `--cost` prints
-the table with the training seconds that runs/ holds, and writes nothing.
+photograph, with 95 % bootstrap intervals. Below the models and the baselines stand the ceilings, which are given the
+truth. Seconds differ from run to run, so they are in no file: `--cost` prints the table with the training seconds
+that runs/ holds, and writes nothing.
 """
 
 import argparse
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from colorize import figures, files, metrics
+from colorize import ceilings, figures, files, metrics
 from colorize.files import InputError
 from colorize.images import read_crops
 from pipeline import paths
@@ -33,6 +33,8 @@ COLUMNS = (
     "raw_mae",
 )
 """The metrics that stand beside PSNR."""
+SHOWN = 4
+"""Photographs of each system on the picture, of those that evaluate.samples keeps."""
 
 
 def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
@@ -57,92 +59,111 @@ def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.
 def rank(
     descriptions: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame], resamples: int, seed: int
 ) -> pd.DataFrame:
-    """One row per model, best PSNR first; equal ones by name."""
+    """One row per system, best PSNR first and equal ones by name; the ceilings below all others."""
     draws = metrics.resamples(len(next(iter(tables.values()))), resamples, seed)
     rows = []
     for name, table in tables.items():
         summary = metrics.summarize(table, draws)
         row = {
             "model": name,
+            "kind": "ceiling" if name in ceilings.CEILINGS else "baseline" if name in metrics.BASELINES else "model",
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
+        notes = "; ".join(descriptions[name]["notes"])
         row |= dict(zip(("psnr", "psnr_low", "psnr_high"), summary.loc["psnr"], strict=True))
         row |= {metric: summary.loc[metric, "mean"] for metric in COLUMNS}
         for baseline in metrics.BASELINES:
             gain = metrics.paired_difference(table, tables[baseline], draws).loc["psnr"]
             keys = [f"psnr_over_{baseline}{suffix}" for suffix in ("", "_low", "_high")]
             row |= dict(zip(keys, gain, strict=True))
-        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
-    return pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True], ignore_index=True)
+        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()} | {"notes": notes})
+    board = pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True])
+    return board.sort_values("kind", key=lambda kind: kind == "ceiling", kind="stable", ignore_index=True)
 
 
 def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
-    """The board as a markdown table, with a column of training seconds if they are given."""
-    heads = ["model", "parameters", "epochs", "psnr dB", *COLUMNS]
+    """The board as a markdown table, with a column of training seconds if they are given, and the notes below it."""
+    heads = ["model", "kind", "parameters", "epochs", "psnr dB", *COLUMNS]
     heads += [f"psnr over {baseline}" for baseline in metrics.BASELINES] + ["training s"] * (seconds is not None)
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for row in board.to_dict("records"):
-        cells = [row["model"], f"{row['parameters']:,}", str(row["epochs"])]
+        cells = [row["model"], row["kind"], f"{row['parameters']:,}", str(row["epochs"])]
         cells.append(f"{row['psnr']:.2f} [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]")
         cells += [f"{row[metric]:.{metrics.METRICS[metric].decimals}f}" for metric in COLUMNS]
         for baseline in metrics.BASELINES:
             gain = [row[f"psnr_over_{baseline}{suffix}"] for suffix in ("", "_low", "_high")]
             cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain))
         if seconds is not None:
-            cells.append(seconds[row["model"]])
+            cells.append(seconds.get(row["model"], "-"))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    notes = [f"- {row['model']}: {row['notes']}" for row in board.to_dict("records") if row["notes"]]
+    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def training_seconds(name: str, fingerprint: str) -> str:
     """The measured training time of a model, "-" where this machine did not train it."""
-    timing: Path = paths.RUNS / f"{name}-{fingerprint[:12]}" / "timing.csv"
+    timing = paths.run_folder(name, fingerprint) / paths.TIMING
     return f"{pd.read_csv(timing)['seconds'].sum():.1f}" if timing.exists() else "-"
 
 
-def draw(names: list[str], shown: np.ndarray) -> bytes:
-    """A PNG of the same few test photographs as every model colors them; `shown` are their indices.
+def draw(board: pd.DataFrame, samples: np.ndarray) -> bytes:
+    """A JPEG of the same few test photographs as every system of the board colors them.
+
+    Args:
+        samples: indices of the photographs of which the zoo holds pictures.
 
     Raises:
         InputError: a model's pictures are missing or of other photographs.
     """
-    truth = read_crops(paths.CROPS, shown)
-    columns = {}
-    for name in names:
-        path = paths.ZOO / name / "samples.npy"
-        try:
-            columns[name] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is missing or damaged; run `make zoo`") from error
-        if columns[name].shape != truth.shape:
-            raise InputError(f"{path} holds other photographs than evaluate.samples asks for; run `make zoo`")
-    return figures.encode(figures.sheet({"grey": columns.pop("grey"), "truth": truth, **columns}), "png")
+    truth = read_crops(paths.CROPS, samples)
+    shown = figures.spread(len(samples), SHOWN)
+    strips = {"truth": truth[shown]}
+    for name, psnr in zip(board["model"], board["psnr"], strict=True):
+        if name in ceilings.CEILINGS:
+            pictures, _ = ceilings.color(name, truth)
+        else:
+            path = paths.ZOO / name / "samples.npy"
+            try:
+                pictures = np.load(path, allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path} is missing or damaged; run `make zoo`") from error
+            if pictures.shape != truth.shape:
+                raise InputError(f"{path} holds other photographs than evaluate.samples asks for; run `make zoo`")
+        strips[f"{name}  {psnr:.2f} dB"] = pictures[shown]
+    return figures.encode(figures.strips(strips), "jpeg")
 
 
 def main(params: Params, cost: bool = False) -> None:
-    names = list(params.models)
+    names = list(params.blocks)
     for baseline in metrics.BASELINES:
         if baseline not in names:
             raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")
+    if taken := sorted(set(names) & set(ceilings.CEILINGS)):
+        raise InputError(f"{paths.PARAMS}: models.{taken[0]} has the name of a ceiling; give the model another")
     descriptions, tables = read_zoo(names)
+    photos = tables["grey"]
+    read = partial(read_crops, paths.CROPS)
+    for name in ceilings.CEILINGS:
+        descriptions[name] = {"parameters": 0, "epochs": 0, "notes": []}
+        tables[name] = ceilings.score(name, photos, read, params.evaluate.batch, threads=params.train.threads)
     board = rank(descriptions, tables, params.evaluate.bootstrap, params.seed)
     if cost:
-        seconds = {name: training_seconds(name, about["fingerprint"]) for name, about in descriptions.items()}
+        seconds = {name: training_seconds(name, descriptions[name]["fingerprint"]) for name in names}
         print(markdown(board, seconds), end="")
         return
-    photos = tables["grey"]
-    shown = photos["index"].to_numpy()[figures.spread(len(photos), params.evaluate.samples)]
-    sheet = draw(board["model"].to_list(), shown)
+    samples = photos["index"].to_numpy()[figures.spread(len(photos), params.evaluate.samples)]
+    picture = draw(board, samples)
     files.write_text(paths.METRICS / "leaderboard.csv", board.to_csv(index=False, lineterminator="\n"))
     files.write_json(paths.METRICS / "leaderboard.json", board.to_dict("records"))
     text = (
         f"{len(photos)} test photographs at {params.crop.size}x{params.crop.size} pixels, "
         f"{int(photos['grey_truth'].sum())} of them grey in truth and left out of PSNR; in brackets: 95 % intervals, "
-        f"from {params.evaluate.bootstrap} bootstrap resamples.\n\n{markdown(board)}"
+        f"from {params.evaluate.bootstrap} bootstrap resamples. Ceilings are given the truth: they are no models, but what "
+        f"a kind of model would score if it made no mistake.\n\n{markdown(board)}"
     )
     files.write_text(paths.METRICS / "leaderboard.md", text)
-    files.write_bytes(paths.METRICS / "leaderboard.png", sheet)
+    files.write_bytes(paths.METRICS / "leaderboard.jpg", picture)
     print(markdown(board), end="")
 
 

@@ -44,7 +44,13 @@ class Params(BaseModel):
     prior: PriorRule
     train: TrainRule
     evaluate: EvaluateRule
+    fine_tuned: dict[str, ModelBlock]
     models: dict[str, ModelBlock]
+
+    @property
+    def blocks(self) -> dict[str, ModelBlock]:
+        """Every model, those that start from another's weights last."""
+        return self.models | self.fine_tuned
 
     def block(self, name: str) -> ModelBlock:
         """The block of a model.
@@ -52,9 +58,9 @@ class Params(BaseModel):
         Raises:
             InputError: there is none of that name; the sentence suggests the nearest.
         """
-        if name in self.models:
-            return self.models[name]
-        raise InputError(f"there is no model {name!r} in {paths.PARAMS}; {suggest(name, list(self.models))}")
+        if name in self.blocks:
+            return self.blocks[name]
+        raise InputError(f"there is no model {name!r} in {paths.PARAMS}; {suggest(name, list(self.blocks))}")
 
     def working_size(self, name: str) -> int:
         """The side in pixels at which a model works: its own, at most the crops'."""
@@ -116,6 +122,15 @@ def load(path: Path = paths.PARAMS) -> Params:
             count_of(amount, 1)
         except ValueError as error:
             raise InputError(f"{path}: filter.{name}: {error}, but it is {amount!r}") from error
+    for name, block in params.models.items():
+        if name in params.fine_tuned:
+            raise InputError(f"{path}: {name} stands under models and under fine_tuned; rename one")
+        if block.start:
+            raise InputError(f"{path}: models.{name}.start: only blocks of fine_tuned have one; move the block there")
+    for name, block in params.fine_tuned.items():
+        if block.start not in params.models:
+            hint = suggest(block.start, list(params.models))
+            raise InputError(f"{path}: fine_tuned.{name}.start: there is no model {block.start!r} under models; {hint}")
     return params
 
 

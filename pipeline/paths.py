@@ -6,6 +6,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 
 CHECKED = Path("data/checked.txt")
+BLOCK = Path("data/block.json")
 PHOTOS = Path("data/photos")
 PHOTOS_CSV = PHOTOS / "photos.csv"
 COLORS_CSV = PHOTOS / "colors.csv"
@@ -24,8 +25,10 @@ METRICS = Path("metrics")
 ROOT = Path(os.environ.get("DVC_ROOT", "."))
 RUNS = ROOT / "runs"
 DOWNLOADS = ROOT / "downloads"
+TIMING = "timing.csv"
+"""In a run's folder: the measured seconds of each epoch, no stage's out, because they never repeat."""
 
 
-def timing(name: str, fingerprint: str) -> Path:
-    """The measured seconds of each epoch of a training on this machine: no stage's out, because they never repeat."""
-    return RUNS / f"{name}-{fingerprint[:12]}" / "timing.csv"
+def run_folder(name: str, fingerprint: str) -> Path:
+    """Where a training keeps its state and its seconds."""
+    return RUNS / f"{name}-{fingerprint[:12]}"

@@ -1,14 +1,13 @@
 """Count the training split's colors: the prior over the 313 bins, its smoothed form, the rebalancing weights."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import requests
 
 from colorize.bins import Q, Statistics
-from colorize.files import InputError, sha256_bytes
+from colorize.fetch import read_pinned
+from colorize.files import InputError
 from colorize.images import read_crops
 from colorize.settings import PriorRule
 from pipeline import paths
@@ -23,18 +22,7 @@ def read_released(rule: PriorRule) -> np.ndarray | None:
     """
     if not rule.released:
         return None
-    try:
-        if rule.released.startswith(("http://", "https://")):
-            response = requests.get(rule.released, timeout=60)
-            response.raise_for_status()
-            content = response.content
-        else:
-            content = Path(rule.released).read_bytes()
-    except (OSError, requests.RequestException) as error:
-        raise InputError(f"prior.released: cannot read {rule.released}; give a path or URL of prior_probs.npy") from error
-    found = sha256_bytes(content)
-    if found != rule.sha256:
-        raise InputError(f"prior.released: {rule.released} has sha256 {found}, not prior.sha256")
+    content = read_pinned("prior.released", rule.released, rule.sha256, paths.DOWNLOADS)
     prior = np.load(io.BytesIO(content), allow_pickle=False)
     if prior.shape != (Q,):
         raise InputError(f"prior.released: {rule.released} has shape {prior.shape}, not ({Q},)")

@@ -128,6 +128,7 @@ def page(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
         best_epoch=description["best_epoch"],
         keep=params.train.keep,
         block=flatten(description["block"]),
+        notes=description["notes"],
         scores=scores,
         rows=rows,
         baselines=BASELINES,

@@ -104,6 +104,11 @@ def resolve(setting: str, study: Study, places: Mapping[str, Path]) -> str:
     return f"{parameter}={places[name].resolve()}"
 
 
+def hardware(device: Device) -> str:
+    """What the runs run on, without names of machines."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
+
+
 def run_missing(
     study: Study,
     name: str,
@@ -143,8 +148,8 @@ def run_missing(
                 failed[run] = reason
             else:
                 found = experiments.results(str(experiments.revision(experiment)))
-                about = {"run": run, "seed": seed, "settings": settings, "device": device, "torch": torch.__version__}
-                records[missing[experiment]] = about | found
+                about = {"run": run, "seed": seed, "settings": settings, "device": device, "hardware": hardware(device)}
+                records[missing[experiment]] = about | {"torch": torch.__version__} | found
                 files.write_json(store, records)
             tqdm.write(f"{experiment}: {reason or 'done'}")
             bar.update()

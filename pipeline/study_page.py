@@ -18,7 +18,7 @@ from colorize.metrics import BASELINES
 from colorize.training import AVERAGED_EPOCHS
 
 Record = dict[str, Any]
-"""One run: run, seed, settings, device, torch, and what `experiments.results` gives."""
+"""One run: run, seed, settings, device, hardware, torch, and what `experiments.results` gives."""
 
 
 class Row(BaseModel):
@@ -174,6 +174,8 @@ def page(study: Any, name: str, device: str, records: Sequence[Record], pictures
     """
     seeds = sorted({record["seed"] for record in records})
     versions = sorted({record["torch"] for record in records})
+    commits = sorted({record["commit"] for record in records})
+    machines = sorted({record["hardware"] for record in records})
     options = " ".join(f"--path {each}=PATH" for each in study.paths)
     lines = [
         f"# Document {name}: {study.document}",
@@ -182,8 +184,8 @@ def page(study: Any, name: str, device: str, records: Sequence[Record], pictures
         *(f"- {each}: {what}" for each, what in study.paths.items()),
         "",
         study.used[device].strip(),
-        f"{len(records)} runs on {device}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, "
-        f"torch {', '.join(versions)}, {records[0]['images']} test photographs.",
+        f"{len(records)} runs on {', '.join(machines)}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, "
+        f"torch {', '.join(versions)}, commit {', '.join(commits)}; {records[0]['images']} test photographs.",
         "",
     ]
     if study.remarks:

@@ -3,16 +3,19 @@
 The training state lies in runs/<name>-<fingerprint>/, outside every stage's outs: DVC deletes outs before it runs. The
 fingerprint covers all that the weights depend on (block, rules, seed, source, data, torch, device), so a state is only ever
 continued by the run that it belongs to, and a finished one is handed out instead of trained again. Measured seconds go to
-timing.csv there, never into an out.
+timing.csv there, never into an out. A fine-tuned model starts from that state of the other one: what is not there yet is
+trained first, so no weights of other data or parameters can ever be taken for it.
 """
 
 import argparse
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -25,14 +28,14 @@ from colorize.bins import Statistics
 from colorize.device import select_device
 from colorize.files import InputError
 from colorize.images import read_crops
-from colorize.models import build_model, describe_block, save_model
+from colorize.models import Colorizer, build_model, describe_block, save_model, start_from
 from colorize.models._base import parameter_count
+from colorize.settings import ModelBlock, Prior
 from colorize.training import Progress, Row, fit, history_csv
 from pipeline import paths
 from pipeline.params import Params, stage
 
 STATE = "state.pt"
-TIMING = "timing.csv"
 SHARED_SOURCES = ("settings", "color", "bins", "batches", "heads", "device", "training")
 
 
@@ -41,12 +44,13 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
     library = Path(colorize.__file__).parent
     block = params.block(name)
     sources = [library / f"{module}.py" for module in SHARED_SOURCES]
-    sources += [library / "models" / f"{module}.py" for module in ("_base", "_blocks", block.arch)]
+    sources += [library / "models" / f"{module}.py" for module in ("_base", "_blocks", "_resnet", block.arch)]
     rule = asdict(params.train)
     for harmless in ("checkpoint_seconds", "keep_gigabytes"):
         del rule[harmless]
     covered = {
         "block": describe_block(block),
+        "start": fingerprint(params, block.start, device) if block.start else "",
         "train": rule,
         "seed": params.seed,
         "size": params.working_size(name),
@@ -56,11 +60,6 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
         "data": files.sha256_of([paths.CROPS, paths.SPLITS_CSV, paths.PRIOR]),
     }
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
-
-
-def run_folder(name: str, digits: str) -> Path:
-    """Where a training keeps its state and its seconds."""
-    return paths.RUNS / f"{name}-{digits[:12]}"
 
 
 def prune(keep: Path, gigabytes: float) -> None:
@@ -77,26 +76,52 @@ def prune(keep: Path, gigabytes: float) -> None:
                 continue
 
 
-def train(params: Params, name: str, out: Path) -> Progress:
-    """Train a model, or fetch it from its finished state, and write it to `out`.
+def share_of(indices: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A share of the photographs, in their order; those of a smaller share are among those of a larger one."""
+    order = np.random.default_rng(seed).permutation(len(indices))
+    return indices[np.sort(order[: round(share * len(indices))])]
+
+
+def trainable(block: ModelBlock, statistics: Statistics) -> tuple[ModelBlock, list[str]]:
+    """The block as it can be trained here, and one sentence for each thing that differs from what it asks for.
+
+    The released prior can neither be distributed with this project nor fetched by it unasked.
+    """
+    asked = block.head.weights
+    if not asked.startswith("released") or asked in statistics.arrays:
+        return block, []
+    own: Prior = "empirical" if asked == "released" else "smoothed"
+    note = f"prior.released is not set: weights from this data set's {own} prior instead of the {asked} one"
+    return replace(block, head=replace(block.head, weights=own)), [note]
+
+
+def trained(params: Params, name: str, wait: bool = False) -> tuple[Colorizer, Progress, dict[str, Any]]:
+    """A trained model, from its finished state if there is one; what was done; and its description.
+
+    Args:
+        wait: if another process is training this very model, let it finish.
 
     Raises:
         InputError: there is too little data, or another process is training this very model.
     """
     device = select_device(params.train)
-    block, size = params.block(name), params.working_size(name)
+    size, statistics = params.working_size(name), Statistics.read(paths.PRIOR)
+    block, notes = trainable(params.block(name), statistics)
+    if block.start:
+        notes.append(f"starts from the weights of {block.start}")
+    for note in notes:
+        tqdm.write(f"{name}: {note}")
     splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
-    sets = {
-        split: Photos(read_crops(paths.CROPS, splits.loc[splits["split"] == split, "index"].to_numpy()), size, device)
-        for split in ("train", "val")
-    }
-    if len(sets["train"]) < 2 or len(sets["val"]) < 1:
+    indices = {split: splits.loc[splits["split"] == split, "index"].to_numpy() for split in ("train", "val")}
+    indices["train"] = share_of(indices["train"], block.train.share, params.seed)
+    if len(indices["train"]) < 2 or len(indices["val"]) < 1:
         raise InputError(
-            f"training needs 2 photographs and 1 for validation; there are {len(sets['train'])} and "
-            f"{len(sets['val'])}: add photographs or change filter.train and filter.val"
+            f"training needs 2 photographs and 1 for validation; there are {len(indices['train'])} and "
+            f"{len(indices['val'])}: add photographs or change filter.train and filter.val, or raise the model's train.share"
         )
+    sets = {split: Photos(read_crops(paths.CROPS, rows), size, device) for split, rows in indices.items()}
     digits = fingerprint(params, name, device)
-    folder = run_folder(name, digits)
+    folder = paths.run_folder(name, digits)
     folder.mkdir(parents=True, exist_ok=True)
 
     def report(row: Row) -> None:
@@ -104,10 +129,12 @@ def train(params: Params, name: str, out: Path) -> Progress:
         tqdm.write(f"{name}  epoch {row['epoch']:g}  {values}")
 
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with FileLock(folder / "lock", timeout=-1 if wait else 0):
             files.remove_partial(folder)
             torch.manual_seed(params.seed)
-            model = build_model(block, size, Statistics.read(paths.PRIOR)).to(device)
+            model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
+            if block.start and not (folder / STATE).exists():
+                start_from(model, trained(params, block.start, wait=True)[0])
             progress = fit(
                 model,
                 sets["train"],
@@ -119,7 +146,7 @@ def train(params: Params, name: str, out: Path) -> Progress:
                 report,
             )
             lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
-            files.write_text(folder / TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
+            files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
     except Timeout as error:
         raise InputError(f"another process is training {name} in {folder}; wait for it or stop it") from error
     description = {
@@ -131,9 +158,16 @@ def train(params: Params, name: str, out: Path) -> Progress:
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "fingerprint": digits,
+        "notes": notes,
     }
+    return model, progress, description
+
+
+def train(params: Params, name: str, out: Path) -> Progress:
+    """Train a model, or fetch it from its finished state, and write it to `out`; raises what `trained` does."""
+    model, progress, description = trained(params, name)
     save_model(out, model, description, history_csv(progress.history))
-    prune(folder, params.train.keep_gigabytes)
+    prune(paths.run_folder(name, description["fingerprint"]), params.train.keep_gigabytes)
     return progress
 
 

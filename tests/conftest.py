@@ -14,7 +14,7 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # one worker per core; two threads of each would wait for the other's
 torch.use_deterministic_algorithms(True)
 # A test that itself runs inside `dvc repro` must not see the outer project's root.
 os.environ.pop("DVC_ROOT", None)

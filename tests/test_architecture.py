@@ -1,6 +1,8 @@
 """The structure holds: who imports whom, what dvc.yaml depends on, what params.yaml and the tree say."""
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -20,6 +22,7 @@ LAYERS = [
     {"heads"},
     {"models"},
     {"training", "evaluation", "figures"},
+    {"ceilings"},
 ]
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ZOO = YAML(typ="safe").load((ROOT / "pipeline/zoo/dvc.yaml").read_text())["stages"]
@@ -81,7 +84,8 @@ def test_the_zoo_depends_on_what_its_stages_import_and_on_one_model_file() -> No
     deps = ZOO["score"]["do"]["deps"]
     assert uncovered("pipeline/train.py", deps) | uncovered("pipeline/evaluate.py", deps) == set()
     model_files = {dep for dep in deps if dep.startswith("src/colorize/models/")}
-    assert model_files == {f"src/colorize/models/{name}.py" for name in ("__init__", "_base", "_blocks", "${item.arch}")}
+    shared = ("__init__", "_base", "_blocks", "_resnet")
+    assert model_files == {f"src/colorize/models/{name}.py" for name in (*shared, "${item.arch}")}
     assert uncovered("pipeline/leaderboard.py", ZOO["leaderboard"]["deps"]) == set()
 
 
@@ -110,7 +114,7 @@ def test_stages_never_import_each_other() -> None:
 
 def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
     """Its docstring opens with what it is; some block of params.yaml uses it."""
-    used = {block.arch for block in load(ROOT / "params.yaml").models.values()}
+    used = {block.arch for block in load(ROOT / "params.yaml").blocks.values()}
     for name in architectures():
         docstring = ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/{name}.py").read_text())) or ""
         assert len(docstring.splitlines()) >= 3 and "document" in docstring, name
@@ -130,6 +134,15 @@ def test_model_files_are_imported_only_when_asked_for() -> None:
 def test_every_model_is_a_stage_of_the_zoo() -> None:
     """The zoo loops over params.yaml; a new block needs no edit there."""
     assert ZOO["score"]["foreach"] == "${models}"
+    assert ZOO["tune"]["foreach"] == "${fine_tuned}"
+
+
+def test_a_fine_tuned_model_depends_on_the_one_it_starts_from() -> None:
+    """On its folder and on its block; in all else its stage is that of every model."""
+    score, tune = ZOO["score"]["do"], ZOO["tune"]["do"]
+    assert set(tune["deps"]) == {*score["deps"], "data/zoo/${item.start}"}
+    assert set(tune["params"]) == {*score["params"], "models.${item.start}", "fine_tuned.${key}"} - {"models.${key}"}
+    assert (tune["cmd"], tune["outs"], tune["wdir"]) == (score["cmd"], score["outs"], score["wdir"])
 
 
 def test_paths_of_the_graph_are_those_of_the_code() -> None:
@@ -147,3 +160,13 @@ def test_no_source_file_is_a_grab_bag() -> None:
     """One obvious place for everything."""
     names = {path.stem for folder in ("src", "pipeline", "tests") for path in (ROOT / folder).rglob("*.py")}
     assert not names & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_a_copy_of_the_project_runs_its_own_library(tmp_path: Path) -> None:
+    """DVC runs queued experiments in a copy; the installed library is the original's, edited since perhaps."""
+    for folder in ("pipeline", "src"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    code = "import pipeline.paths, colorize.files; print(colorize.files.__file__)"
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True)
+    assert Path(result.stdout.strip()).is_relative_to(tmp_path)

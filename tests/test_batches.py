@@ -6,7 +6,7 @@ import torch
 from skimage.color import rgb2lab
 from skimage.transform import downscale_local_mean
 
-from colorize.batches import Photos, area_resize, to_light_ab
+from colorize.batches import Photos, area_resize, share_of, to_light_ab
 
 
 def epoch_images(photos: Photos, **options) -> torch.Tensor:
@@ -87,3 +87,19 @@ def test_a_spread_sample_is_not_the_first_ones() -> None:
     photos = Photos(np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(3, 3), 1)
     assert photos.spread(4).images.flatten()[::3].tolist() == [0, 3, 6, 9]
     assert len(photos.spread(99)) == 10
+
+
+@pytest.mark.parametrize(
+    ("side", "share", "expected"), [(608, 0.3684, 224), (256, 0.6875, 176), (64, 0.3684, 24), (14, 0.99, 14), (64, 0.01, 8)]
+)
+def test_shares_of_a_side_are_multiples_of_8(side: int, share: float, expected: int) -> None:
+    """224 of 608 in document 004, 176 of 256 in document 001; never below 8, never above the side."""
+    assert share_of(side, share) == expected
+
+
+def test_scaled_photographs_are_averages_of_the_whole_ones(photographs) -> None:
+    """All of them, in the same order; a share of 1 copies nothing."""
+    photos = Photos(photographs(3, 32), 32)
+    half = photos.scaled(0.5)
+    assert np.abs(half.images.numpy() - downscale_local_mean(photos.images.numpy(), (1, 2, 2, 1))).max() <= 0.5
+    assert photos.scaled(1).images.data_ptr() == photos.images.data_ptr()

@@ -1,5 +1,6 @@
 """The 313 bins, the prior and the weights: against the published files and against independent counting."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_smoothing_keeps_the_mass_and_spreads_it_by_the_gaussian() -> None:
     prior = np.zeros(313)
     middle = int(np.flatnonzero((bins.centers() == 0).all(1))[0])
     prior[middle] = 1
-    smoothed = bins.smooth(prior, 5)
+    smoothed = bins.smooth(prior, bins.centers(), 5)
     assert smoothed.sum() == pytest.approx(1)
     assert smoothed[middle + 1] / smoothed[middle] == pytest.approx(np.exp(-2))
 
@@ -101,3 +102,41 @@ def test_statistics_survive_writing(photographs, tmp_path) -> None:
     assert all(np.array_equal(again.arrays[name], array) for name, array in statistics.arrays.items())
     assert "weights_released_smoothed" in again.arrays
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_the_grid_counts_the_occupied_cells_of_ten_by_ten() -> None:
+    """floor(ab / 10), decoded to the middle: a grey with ab a hair below zero, a red, and a red of the same cell."""
+    images = np.array([[[[255, 0, 0], [255, 1, 0], [128, 128, 128], [255, 0, 0]]]], np.uint8)
+    ab = rgb2lab(images)[0, 0, :, 1:]
+    assert np.allclose(ab[0], [80.1, 67.2], atol=0.1) and np.allclose(ab[1], [80.0, 67.1], atol=0.2)
+    grey = [math.floor(value / 10) * 10 + 5 for value in ab[2]]
+    statistics = Statistics.measure(images, PriorRule())
+    found = statistics.arrays
+    order = np.lexsort((np.array([grey[1], 65]), np.array([grey[0], 85])))
+    assert statistics.centers("grid").tolist() == np.array([grey, [85, 65]])[order].tolist()
+    assert found["grid_counts"].tolist() == np.array([1, 3])[order].tolist()
+    assert found["grid_empirical"].tolist() == np.array([0.25, 0.75])[order].tolist()
+    # Two cells at 3/4 and 1/4, lambda 1/2, as in the hand-computed prior above; they are too far apart to smooth.
+    raw = np.array([8 / 3, 8 / 5])[order]
+    expected = raw / (found["grid_empirical"] * raw).sum()
+    assert np.allclose(statistics.weights("empirical", "grid"), expected)
+    assert np.allclose(statistics.weights("smoothed", "grid"), expected)
+
+
+def test_every_srgb_color_lies_in_the_grid_of_25_cells(photographs) -> None:
+    """The corners of the cube are the extremes; every pixel is counted once."""
+    corners = np.array(np.meshgrid(*[[0, 255]] * 3), np.uint8).T.reshape(1, -1, 1, 3)
+    for images in (corners, photographs(3, 20)):
+        found = Statistics.measure(images, PriorRule()).arrays
+        assert found["grid_counts"].sum() == images.size / 3 and (found["grid_counts"] > 0).all()
+        assert len(found["grid_bins"]) == len(
+            {tuple(cell) for cell in np.floor(rgb2lab(images)[..., 1:].reshape(-1, 2) / 10)}
+        )
+
+
+def test_the_released_prior_is_over_the_313_bins_only(photographs) -> None:
+    """Asked for over the grid's cells, the sentence says what to set."""
+    statistics = Statistics.measure(photographs(2, 16), PriorRule(), released=np.full(313, 1 / 313))
+    assert np.allclose(statistics.weights("released"), 1)
+    with pytest.raises(InputError, match=r"'released'.*leave head.bins at gamut"):
+        statistics.weights("released", "grid")

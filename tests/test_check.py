@@ -1,5 +1,6 @@
 """The first stage refuses before anything is deleted."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,22 @@ def test_what_it_writes_never_changes(make_params) -> None:
     assert paths.CHECKED.read_bytes() == first
 
 
+def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make_params) -> None:
+    """Another model's parameters change nothing; those of either do; the map in which the block stands does not matter."""
+
+    def block(changes: dict) -> dict:
+        check.main(make_params(changes))
+        return json.loads(paths.BLOCK.read_text())
+
+    chosen = {"model": "zhang_simplified_final"}
+    before = block(chosen)
+    assert list(before) == ["zhang_simplified", "zhang_simplified_final"]
+    assert block({**chosen, "models.vae.train.lr": 0.5}) == before
+    assert block({**chosen, "models.zhang_simplified.train.lr": 0.5}) != before
+    assert block({**chosen, "fine_tuned.zhang_simplified_final.train.lr": 0.5}) != before
+    assert list(block({"model": "vae"})) == ["vae"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -31,6 +48,10 @@ def test_what_it_writes_never_changes(make_params) -> None:
         ({"data.path": "no/where", "data.source": "folder"}, "data.path: no/where does not exist"),
         ({"models.cae.network": {"chanels": [8]}}, "models.cae: architecture 'cae'.*chanels"),
         ({"models.cae.arch": "cea"}, "models.cae: there is no architecture 'cea'"),
+        (
+            {"model": "zhang_simplified_final", "models.zhang_simplified.network.variant": "full"},
+            "fine_tuned.zhang_simplified_final: .*differ in shape",
+        ),
         ({"model": "cgan", "crop.size": 40}, "models.cgan: .*divides by 16"),
     ],
 )

@@ -33,7 +33,7 @@ from webserver import (
 )
 
 from colorize import fetch
-from colorize.fetch import Fetched, fetch_all, retry_after
+from colorize.fetch import Fetched, fetch_all, read_pinned, retry_after
 from colorize.files import InputError
 from colorize.settings import Source
 from colorize.sources import why_no_image
@@ -370,3 +370,41 @@ def test_killed_fetch_leaves_whole_files_only_and_goes_on(server: Server, tmp_pa
     assert [results[url].path.read_bytes() for url in urls] == bodies
     assert server.asked.total() - asked == 30 - kept
     assert not list(tmp_path.glob(".*.partial"))
+
+
+# ---- one file, pinned ----
+
+
+def test_a_pinned_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
+    """The second reading is from the folder, so the server may be gone; a path is read where it lies."""
+    digits = hashlib.sha256(b"weights").hexdigest()
+    server.answers["/w.pth"] = content(b"weights")
+    for _ in range(2):
+        assert read_pinned("prior.released", server.url("/w.pth"), digits, tmp_path / "kept") == b"weights"
+    assert server.asked["/w.pth"] == 1
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    assert read_pinned("prior.released", str(tmp_path / "w.pth"), digits, None) == b"weights"
+    with pytest.raises(ValueError, match="needs a folder"):
+        read_pinned("prior.released", server.url("/w.pth"), digits, None)
+
+
+def test_a_pinned_file_that_is_another_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
+    """The sentence names the parameter, the file and both sums; once the server is mended, so is the next run."""
+    digits = hashlib.sha256(b"weights").hexdigest()
+    found = hashlib.sha256(b"others").hexdigest()
+    server.answers["/w.pth"] = first(1, content(b"others"), content(b"weights"))
+    with pytest.raises(InputError, match=f"prior.released: http.*/w.pth has sha256 {found}, not {digits}"):
+        read_pinned("prior.released", server.url("/w.pth"), digits, tmp_path)
+    assert leftovers(tmp_path) == []
+    assert read_pinned("prior.released", server.url("/w.pth"), digits, tmp_path) == b"weights"
+
+
+def test_a_pinned_file_that_cannot_be_had_is_refused_and_asked_for_again(server: Server, tmp_path: Path) -> None:
+    """A 404 is no verdict for ever here, as it is among many photographs."""
+    digits = hashlib.sha256(b"weights").hexdigest()
+    server.answers["/w.pth"] = first(1, status(404), content(b"weights"))
+    with pytest.raises(InputError, match=r"network.weights: cannot read http.*/w.pth \(http_404\); give the path or URL"):
+        read_pinned("network.weights", server.url("/w.pth"), digits, tmp_path)
+    assert read_pinned("network.weights", server.url("/w.pth"), digits, tmp_path) == b"weights"
+    with pytest.raises(InputError, match="network.weights: cannot read .*nowhere; give the path or URL"):
+        read_pinned("network.weights", str(tmp_path / "nowhere"), digits, tmp_path)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from skimage.data import astronaut, chelsea, coffee, rocket
 
 from colorize import figures
 from colorize.bins import centers
@@ -57,6 +58,28 @@ def test_a_sheets_cells_are_neither_tiny_nor_huge(side: int, cell: int) -> None:
     assert picture.width == cell
 
 
+def test_strips_show_each_systems_photographs_side_by_side() -> None:
+    """Five systems of two photographs, three strips in a row: flat photographs are found again by their colors."""
+    colors = np.arange(1, 31).reshape(5, 2, 3) * 8
+    flat = np.broadcast_to(colors[:, :, None, None], (5, 2, 32, 32, 3)).astype(np.uint8)
+    picture = np.asarray(figures.strips({f"system {i}": images for i, images in enumerate(flat)}))
+    wide, high = picture.shape[1] // 3, picture.shape[0] // 2
+    for system in range(5):
+        for photo in range(2):
+            left = system % 3 * wide + figures.GAP + photo * (figures.STRIP + 2)
+            bottom = (system // 3 + 1) * high - figures.GAP
+            assert picture[bottom - figures.STRIP // 2, left + figures.STRIP // 2].tolist() == colors[system, photo].tolist()
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_strips_of_35_systems_stay_below_700_kb(side: int) -> None:
+    """A picture of the whole zoo is kept in git."""
+    pieces = [photo[20 : 20 + side, 150 : 150 + side] for photo in (astronaut(), coffee(), chelsea(), rocket())]
+    content = figures.encode(figures.strips({f"system {i}": np.stack(pieces) for i in range(35)}), "jpeg")
+    assert len(content) < 700_000
+    assert Image.open(io.BytesIO(content)).width <= 1020
+
+
 def test_long_model_names_break_at_underscores_and_stay_in_their_column() -> None:
     """The label of the first column leaves the second column's strip of labels empty."""
     black = np.zeros((1, 96, 96, 3), np.uint8)
@@ -73,6 +96,7 @@ def test_long_model_names_break_at_underscores_and_stay_in_their_column() -> Non
         lambda: figures.prior(arrays("empirical", "smoothed")),
         lambda: figures.prior_panels(arrays("empirical"))["Empirical"],
         lambda: figures.encode(figures.sheet({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "webp"),
+        lambda: figures.encode(figures.strips({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "jpeg"),
     ],
 )
 def test_pictures_have_the_same_bytes_twice(draw: Callable[[], bytes]) -> None:

@@ -1,6 +1,8 @@
 """Writing is atomic and reading is checked."""
 
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from colorize import files
@@ -92,3 +95,49 @@ def test_sha256_of_a_folder_names_every_file_in_order(tmp_path: Path) -> None:
     found = files.sha256_of([tmp_path])
     assert list(found) == [str(tmp_path / name) for name in ("a", "b", "sub/c")]
     assert found[str(tmp_path / "a")] == hashlib.sha256(b"a").hexdigest()
+
+
+def test_tensors_are_told_apart_by_their_bytes() -> None:
+    """The formats of safetensors and of torch.save, zipped and legacy; the name of the file plays no part."""
+    tensors = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
+    contents = [safetensors.torch.save(tensors)]
+    for zipped in (True, False):
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer, _use_new_zipfile_serialization=zipped)  # noqa: TID251
+        contents.append(buffer.getvalue())
+    for content in contents:
+        found = files.parse_tensors("x", content)
+        assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def pickled(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)  # noqa: TID251
+    return buffer.getvalue()
+
+
+class Trap:
+    """Unpickling it would leave a file behind."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "w.pth is no weights file; give a state dict"),
+        (b"no weights" * 9, "w.pth is no weights file"),
+        (bytes(8) + b"{}", "w.pth is no weights file"),
+        (pickled({"a": torch.ones(9)})[:-9], "w.pth is no weights file"),
+        (pickled(Trap()), "w.pth is no weights file"),
+        (pickled({"state_dict": {"a": torch.ones(1)}}), "w.pth holds more than named tensors; give a plain state dict"),
+        (pickled([torch.ones(1)]), "w.pth holds more than named tensors"),
+    ],
+)
+def test_what_holds_no_named_tensors_is_refused(content: bytes, words: str, tmp_path: Path, monkeypatch) -> None:
+    """By name, and nothing in it is run."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        files.parse_tensors("w.pth", content)
+    assert not (tmp_path / "sprung").exists()

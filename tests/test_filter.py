@@ -145,6 +145,69 @@ def test_photographs_beyond_the_counts_are_unused(photos):
     assert (rows.reason == "unused").sum() == 10
 
 
+LANDSCAPES = {"coast": 20, "forest": 10, "ruin": 2}
+
+
+@pytest.fixture
+def landscapes(tmp_path, monkeypatch) -> None:
+    """Photographs of three classes, and one of none."""
+    monkeypatch.chdir(tmp_path)
+    classes = [*np.repeat(list(LANDSCAPES), list(LANDSCAPES.values())), ""]
+    lay_out({f"photo{i}": colorful(i) for i in range(len(classes))}, **{"class": classes})
+
+
+def test_classes_are_split_alike_and_small_ones_are_told(landscapes, capsys):
+    """60, 20 and 20 % of 20 and of 10; the ruins and the photograph outside any class are too few."""
+    rows = run(rules=(), stratify=True)
+    found = pd.crosstab(rows["class"], rows.split)[["train", "val", "test"]]
+    assert {name: tuple(row) for name, row in found.T.items()} == {
+        "": (1, 0, 0),
+        "coast": (12, 4, 4),
+        "forest": (6, 2, 2),
+        "ruin": (2, 0, 0),
+    }
+    assert (
+        "filter: stratified over 4 classes, 2 of them too small for every split: 3 photographs, 3 of them in train"
+        in capsys.readouterr().out.splitlines()
+    )
+
+
+def test_only_the_classes_that_are_named_are_kept(landscapes, capsys):
+    """The others are removed and counted, and the rules take their shares of what is left: 2 of 20 are dark."""
+    rows = run(rules=("dark",), dark=0.1, classes=("coast",))
+    assert (rows.reason[rows["class"] != "coast"] == "class").all()
+    assert rows.reason[rows["class"] == "coast"].value_counts().to_dict() == {"": 18, "dark": 2}
+    assert (rows.split[rows["class"] == "coast"] != "").sum() == 18
+    assert ["class", "13"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ({"classes": ("coast", "forrest")}, "no class 'forrest'; did you mean 'forest'.*coast, forest, ruin"),
+        ({"classes": ("harbor",)}, "no class 'harbor'; choose among coast, forest, ruin"),
+        ({"classes": ("ruin",)}, "only 2 photographs in 2 groups survive"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused_with_those_that_are(landscapes, rule, sentence):
+    """Nothing is written."""
+    with pytest.raises(InputError, match=sentence):
+        run(rules=(), **rule)
+    assert not paths.SPLITS_CSV.exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [({"classes": ("coast",)}, "no class 'coast'; it has none"), ({"stratify": True}, "the source gives no classes")],
+)
+def test_a_source_without_classes_is_told_so(tmp_path, monkeypatch, rule, sentence):
+    """One sentence each."""
+    monkeypatch.chdir(tmp_path)
+    lay_out({f"photo{i}": colorful(i) for i in range(12)}, **{"class": [""] * 12})
+    with pytest.raises(InputError, match=sentence):
+        run(rules=(), **rule)
+
+
 def test_the_same_inputs_give_the_same_bytes_and_the_seed_changes_the_split(photos):
     """splits.csv and removed.png."""
     run()

@@ -108,3 +108,95 @@ def test_rgb_head_returns_the_truth_for_the_truth(photographs) -> None:
     assert head.losses(rgb, light, ab)["loss"].item() < 1e-6
     assert (head.decode(rgb, light) - ab).abs().max() < 1e-2
     assert torch.allclose(head.rgb(rgb * 3), (rgb * 3).clamp(-1, 1) / 2 + 0.5)
+
+
+def test_euclidean_loss_of_a_hand_computed_case() -> None:
+    """One pixel off by (3, 4), one right, one photograph off by (0, 2) in both: (25 / 2 + 8 / 2) / 2 photographs."""
+    head = build_head(HeadRule("euclidean"), None)
+    light = torch.full((2, 1, 1, 2), 50.0)
+    ab = torch.tensor([[[[3.0, 20.0]], [[4.0, -5.0]]], [[[0.0, 0.0]], [[2.0, 2.0]]]])
+    out = torch.tensor([[[[0.0, 20.0]], [[0.0, -5.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]], requires_grad=True)
+    losses = head.losses(out, light, ab)
+    assert losses["loss"].item() == pytest.approx((25 / 2 + 8 / 2) / 2)
+    assert losses["squared_error"].item() == pytest.approx((25 + 8) / 8)
+    losses["loss"].backward()
+    assert out.grad[0, :, 0, 0].tolist() == pytest.approx([-3 / 2, -4 / 2])
+    assert torch.equal(head.decode(ab, light), ab) and head.decode(99 * ab, light).abs().max() == 128
+
+
+def test_euclidean_error_is_per_pixel_and_its_loss_is_not(truth) -> None:
+    """The same errors on four times the pixels: four times the loss, the same watched error; that of regression."""
+    light, ab = truth
+    error = torch.randn(4, 2, 8, 8)
+    small, large = (
+        build_head(HeadRule("euclidean"), None).losses(F.avg_pool2d(ab, 32 // side) + shift, light, ab)
+        for side, shift in ((8, error), (16, error.repeat(1, 1, 2, 2)))
+    )
+    assert large["loss"].item() == pytest.approx(4 * small["loss"].item(), rel=1e-4)
+    assert large["squared_error"].item() == pytest.approx(small["squared_error"].item(), rel=1e-4)
+    regression = Regression(128).losses(torch.atanh((F.avg_pool2d(ab, 4) + error) / 128), light, ab)
+    assert small["squared_error"].item() == pytest.approx(128**2 * regression["loss"].item(), rel=1e-3)
+
+
+def test_the_grids_one_hot_encoding_is_the_cell_of_the_color(photographs) -> None:
+    """Of the photographs counted, every color's nearest center is that of floor(ab / 10)."""
+    images = photographs(3, 16)
+    statistics = Statistics.measure(images, PriorRule())
+    head = build_head(HeadRule("classification", bins="grid", neighbors=1), statistics)
+    _, ab = to_light_ab(torch.tensor(images))
+    index, weight = head.encode(ab)
+    cells = torch.floor(ab / 10) * 10 + 5
+    inside = ((ab / 10).frac().abs() - 0.5).abs() < 0.49  # float32 may put a color on an edge into the next cell
+    found = head.centers[index[:, 0]].permute(0, 3, 1, 2)
+    assert torch.equal(found[inside], cells[inside]) and (weight == 1).all()
+    assert head.channels == len(statistics.arrays["grid_counts"]) < 313
+
+
+def test_fewer_cells_than_neighbors_are_all_used() -> None:
+    """Two occupied cells, five neighbors asked for."""
+    images = np.array([[[[250, 20, 20], [20, 200, 20]]]], np.uint8)
+    head = build_head(HeadRule("classification", bins="grid"), Statistics.measure(images, PriorRule()))
+    index, weight = head.encode(to_light_ab(torch.tensor(images))[1])
+    assert index.shape == (1, 2, 1, 2) and torch.allclose(weight.sum(1), torch.ones(1, 1, 2))
+
+
+def test_temperature_zero_is_the_mode(truth) -> None:
+    """Exactly the center of the likeliest bin, and the limit of small temperatures."""
+    light, _ = truth
+    logits = torch.randn(4, 313, 32, 32)
+    head = Classification(5, 5, 0, torch.ones(313))
+    expected = head.centers[logits.argmax(1)].permute(0, 3, 1, 2)
+    assert torch.equal(head.decode(logits, light), expected)
+    head.temperature = 1e-4
+    agree = (head.decode(logits, light) - expected).abs().amax(1) < 0.1
+    assert agree.float().mean() > 0.99  # near-ties are still mixed
+
+
+def test_photographs_without_color_give_no_loss(truth) -> None:
+    """The others' gradients are what they were; the divisor stays the number of all photographs, as in the released code."""
+    light, ab = truth
+    ab = ab.clone()
+    ab[1] = 4.9 * ab[1] / ab[1].abs().max()
+    logits = torch.randn(4, 313, 8, 8, requires_grad=True)
+    masked = Classification(10, 5, 0.3837, torch.ones(313), grey_below=5)
+    plain = Classification(10, 5, 0.3837, torch.ones(313))
+    ours = torch.autograd.grad(masked.losses(logits, light, ab)["loss"], logits)[0]
+    all_of_them = torch.autograd.grad(plain.losses(logits, light, ab)["loss"], logits)[0]
+    others = [0, 2, 3]
+    assert ours[1].abs().max() == 0 and all_of_them[1].abs().max() > 0
+    assert torch.equal(ours[others], all_of_them[others])
+    expected = plain.losses(logits[others], light[others], ab[others])["loss"] * 3 / 4
+    assert masked.losses(logits, light, ab)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert masked.losses(logits, light, ab * 0)["loss"].item() == 0
+
+
+def test_rebalancing_the_loss_is_the_released_codes_rebalancing_of_the_gradient(head, truth) -> None:
+    """There the gradient at the logits, softmax - target, is multiplied by the weight of the target's largest bin."""
+    light, ab = truth
+    logits = torch.randn(4, 313, 32, 32, dtype=torch.float64, requires_grad=True)
+    ours = torch.autograd.grad(head.losses(logits, light, ab)["loss"], logits)[0]
+    target = dense_encoding(ab)
+    factor = head.class_weights[target.argmax(1)][:, None]
+    expected = factor * (logits.softmax(1) - target) / 4
+    assert factor.max() > 2 * factor.min()
+    assert (ours - expected).abs().max() < 1e-4

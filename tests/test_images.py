@@ -241,6 +241,90 @@ def test_a_profile_of_another_color_space_is_ignored_and_noted():
     assert (pixels == 99).all() and record.note == "profile_ignored"
 
 
+# ---- padding ----
+
+PADDED = CropRule(size=32, fit="pad", workers=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "bars"),
+    [
+        ((64, 32), (8, 8, 0, 0)),  # landscape
+        ((32, 64), (0, 0, 8, 8)),  # portrait
+        ((64, 34), (7, 8, 0, 0)),  # 17 rows: the odd one is below
+        ((34, 64), (0, 0, 7, 8)),
+        ((63, 31), (8, 8, 0, 0)),  # 15.7 rows are 16
+        ((64, 64), (0, 0, 0, 0)),
+        ((16, 8), (8, 8, 0, 0)),  # enlarged
+        ((6000, 1), (15, 16, 0, 0)),  # never less than one row
+    ],
+)
+def test_padding_keeps_the_whole_photograph_between_black_bars(shape: tuple[int, int], bars: tuple[int, ...]) -> None:
+    """Document 004. Hand-computed bars above, below, left and right; inside is the scaled photograph and nothing else."""
+    content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "PNG")
+    pixels, record = crop_square(content, PADDED)
+    above, below, left, right = bars
+    inner = pixels[above : 32 - below, left : 32 - right]
+    expected = Image.open(io.BytesIO(content)).resize(inner.shape[1::-1], Image.Resampling.BICUBIC)
+    assert np.array_equal(inner, np.asarray(expected))
+    assert pixels.sum(dtype=int) == inner.sum(dtype=int), "black outside"
+    assert (record.width, record.height) == shape
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_padding_is_that_of_the_upright_photograph(orientation: int) -> None:
+    """An odd bar does not change sides with the stored order of rows and columns."""
+    upright = np.asarray(PHOTO.resize((64, 34)))
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, record = crop_square(encoded(Image.fromarray(stored), "PNG", exif=exif), PADDED)
+    expected = crop(encoded(Image.fromarray(upright), "PNG"), PADDED).astype(int)
+    difference = np.abs(pixels.astype(int) - expected)
+    assert difference.mean() < 0.2 and difference.max() <= 8  # rows and columns are resampled, and clipped, in turns
+    assert (pixels[:7] == 0).all() and (pixels[-8:] == 0).all() and pixels[7].any() and pixels[-9].any()
+    assert (record.width, record.height) == (64, 34)
+
+
+@pytest.mark.parametrize("shape", [(1536, 1024), (1023, 1535), (2001, 299)])
+def test_padding_decodes_at_a_reduced_scale_too(shape: tuple[int, int]) -> None:
+    """JPEG draft against a full decode, to 40 dB."""
+    content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "JPEG", quality=92)
+    ours = crop(content, CropRule(size=64, fit="pad"))
+    rows, columns = (ours.any((1, 2)).sum(), ours.any((0, 2)).sum())
+    assert max(rows, columns) == 64 and min(rows, columns) == round(64 * min(shape) / max(shape))
+    reference = Image.open(io.BytesIO(content)).resize((columns, rows), Image.Resampling.BICUBIC)
+    top, left = (64 - rows) // 2, (64 - columns) // 2
+    inner = ours[top : top + rows, left : left + columns]
+    assert peak_signal_noise_ratio(np.asarray(reference), inner) >= 40
+
+
+def test_transparency_is_white_and_bars_are_black() -> None:
+    """A see-through photograph between its bars; color profiles leave the bars alone."""
+    clear = encoded(Image.new("RGBA", (64, 32), (9, 9, 9, 0)), "PNG")
+    profiled = encoded(Image.new("RGB", (64, 32), (255, 255, 255)), "PNG", icc_profile=linear_profile())
+    for content in (clear, profiled):
+        pixels = crop(content, PADDED)
+        assert (pixels[8:24] >= 254).all() and (pixels[:8] == 0).all() and (pixels[24:] == 0).all()
+
+
+def test_a_padded_photograph_is_small_by_its_long_side() -> None:
+    """It is enlarged only where that is below the size; then it is refused where the rule drops small ones."""
+    rule = CropRule(size=32, fit="pad", small="drop")
+    assert not crop_square(encoded(Image.new("RGB", (32, 5)), "PNG"), rule)[1].small
+    with pytest.raises(Refused, match="too_small"):
+        crop(encoded(Image.new("RGB", (31, 31)), "PNG"), rule)
+
+
 # ---- refusals ----
 
 JPEG = encoded(PHOTO, "JPEG")

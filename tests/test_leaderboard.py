@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from skimage.color import rgb2lab
 
 from colorize import files
+from colorize.ceilings import CEILINGS
 from colorize.files import InputError
 from colorize.metrics import METRICS
 from pipeline import leaderboard, paths
@@ -22,7 +25,8 @@ FINGERPRINT = "0123456789abcdef"
 def add_model(name: str, psnr: float) -> None:
     """A model of the zoo whose scores rise by 1 dB from one photograph to the next, `psnr` on average."""
     folder = paths.ZOO / name
-    about = {"name": name, "parameters": 1234567, "epochs": 15, "fingerprint": FINGERPRINT}
+    notes = ["starts from the weights of cae"] if name == "vae" else []
+    about = {"name": name, "parameters": 1234567, "epochs": 15, "fingerprint": FINGERPRINT, "notes": notes}
     files.write_json(folder / "model.json", about)
     table = pd.DataFrame({"index": range(IMAGES), "photo": [f"{i}.png" for i in range(IMAGES)], "grey_truth": False})
     for metric in METRICS:
@@ -34,11 +38,16 @@ def add_model(name: str, psnr: float) -> None:
 
 
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
-    """A zoo of four models."""
+def params(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_params: Callable[..., Params],
+    photographs: Callable[..., np.ndarray],
+) -> Params:
+    """A zoo of four models, one of them fine-tuned."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "RUNS", Path("runs"))
-    files.write_array(paths.CROPS / "crops-00000.npy", np.zeros((IMAGES, 16, 16, 3), np.uint8))
+    files.write_array(paths.CROPS / "crops-00000.npy", photographs(IMAGES, 16))
     for name, psnr in PSNR.items():
         add_model(name, psnr)
     whole = make_params({"crop.size": 16, "evaluate": {"samples": 3, "bootstrap": 100}})
@@ -46,22 +55,45 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
         {
             "crop.size": 16,
             "evaluate": {"samples": 3, "bootstrap": 100},
-            "models": {name: whole.models[name] for name in PSNR},
+            "models": {name: whole.models[name] for name in PSNR if name != "vae"},
+            "fine_tuned": {"vae": replace(whole.models["vae"], start="cae")},
         }
     )
 
 
 def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: Params) -> None:
-    """vae 23, mean_color 21, grey 20, cae 19, in the CSV, the JSON and the markdown alike."""
+    """vae 23, mean_color 21, grey 20, cae 19, in the CSV, the JSON and the markdown alike; the ceilings below them."""
     leaderboard.main(params)
-    expected = ["vae", "mean_color", "grey", "cae"]
     board = pd.read_csv(paths.METRICS / "leaderboard.csv")
-    assert board["model"].to_list() == expected
-    assert board["psnr"].to_list() == [23, 21, 20, 19]
+    expected = board["model"].to_list()
+    assert expected[:4] == ["vae", "mean_color", "grey", "cae"]
+    assert board["psnr"].to_list()[:4] == [23, 21, 20, 19]
+    assert board["kind"].to_list() == ["model", "baseline", "baseline", "model"] + ["ceiling"] * 3
+    assert set(expected[4:]) == set(CEILINGS) and board["psnr"][4:].is_monotonic_decreasing
     records = json.loads((paths.METRICS / "leaderboard.json").read_text())
     assert [record["model"] for record in records] == expected
     lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[4:]] == expected
+    rows = [line.split("|") for line in lines[4:] if line.startswith("|")]
+    assert [row[1].strip() for row in rows] == expected
+    assert [row[2].strip() for row in rows] == board["kind"].to_list()
+
+
+def test_what_differs_from_the_block_stands_below_the_table(params: Params) -> None:
+    """And in a column of the CSV, empty for the others."""
+    leaderboard.main(params)
+    lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
+    assert lines[-2:] == ["", "- vae: starts from the weights of cae"]
+    notes = pd.read_csv(paths.METRICS / "leaderboard.csv", keep_default_na=False).set_index("model")["notes"]
+    assert {name for name, note in notes.items() if note} == {"vae"}
+
+
+def test_ceilings_are_scored_on_the_zoos_photographs(params: Params) -> None:
+    """Each photograph in its own mean ab, by the definition of rmse_ab; and their gain over grey is there as well."""
+    leaderboard.main(params)
+    board = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model")
+    spread = [rgb2lab(photo)[..., 1:].var((0, 1)).mean() ** 0.5 for photo in np.load(paths.CROPS / "crops-00000.npy")]
+    assert board.loc["ceiling_mean", "rmse_ab"] == pytest.approx(np.mean(spread), rel=1e-3)
+    assert board.loc["ceiling_mean", "psnr_over_grey"] == pytest.approx(board.loc["ceiling_mean", "psnr"] - 20, abs=1e-3)
 
 
 def test_differences_from_the_baselines_are_paired(params: Params) -> None:
@@ -76,7 +108,7 @@ def test_differences_from_the_baselines_are_paired(params: Params) -> None:
 
 def test_the_same_zoo_gives_the_same_bytes(params: Params) -> None:
     """Twice, and with the models in another order."""
-    names = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "png")]
+    names = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "jpg")]
     leaderboard.main(params)
     first = [(paths.METRICS / name).read_bytes() for name in names]
     reordered = params.model_copy(update={"models": dict(reversed(params.models.items()))})
@@ -85,12 +117,16 @@ def test_the_same_zoo_gives_the_same_bytes(params: Params) -> None:
 
 
 def test_the_cost_is_printed_and_written_nowhere(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    """Seconds are summed over the epochs; "-" where there is no timing."""
+    """Beside the size; seconds are summed over the epochs, "-" where there is no timing or nothing to train."""
     files.write_text(paths.RUNS / f"vae-{FINGERPRINT[:12]}" / "timing.csv", "epoch,seconds\n1,2.5\n2,3.75\n")
     leaderboard.main(params, cost=True)
-    cells = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines()}
-    assert cells["model"] == "training s"
-    assert (cells["vae"], cells["cae"]) == ("6.2", "-")
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("|")
+    ]
+    cells = {row[1]: (row[3], row[-2]) for row in rows}
+    assert cells["model"] == ("parameters", "training s")
+    assert (cells["vae"], cells["cae"]) == (("1,234,567", "6.2"), ("1,234,567", "-"))
+    assert cells["ceiling_soft"] == ("0", "-")
     assert not paths.METRICS.exists()
 
 
@@ -123,3 +159,10 @@ def test_a_board_without_a_baseline_is_refused(params: Params) -> None:
     models = {name: block for name, block in params.models.items() if name != "grey"}
     with pytest.raises(InputError, match=r"models\.grey is missing"):
         leaderboard.main(params.model_copy(update={"models": models}))
+
+
+def test_a_model_with_the_name_of_a_ceiling_is_refused(params: Params) -> None:
+    """It would be replaced in silence."""
+    clash = params.model_copy(update={"models": params.models | {"ceiling_mean": params.models["cae"]}})
+    with pytest.raises(InputError, match=r"models\.ceiling_mean"):
+        leaderboard.main(clash)

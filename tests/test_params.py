@@ -37,6 +37,14 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("dark: 1000/24996", "dark: many", "filter.dark: give a whole number.*'many'"),
         ("bright: 500/24996", "bright: 1.5", "filter.bright: give a whole number.*1.5"),
         ("- dark\n", "- darc\n", "filter.rules.0: .*'darc'"),
+        (
+            "start: zhang_simplified\n",
+            "start: zhang_simplifed\n",
+            "final.start: .*'zhang_simplifed'.*mean 'zhang_simplified'",
+        ),
+        ("    start: zhang_simplified\n", "", "fine_tuned.zhang_simplified_final.start: there is no model ''"),
+        ("    arch: cae\n", "    arch: cae\n    start: vae\n", "models.cae.start: only blocks of fine_tuned have one"),
+        ("  zhang_simplified_final:\n", "  vae:\n", "vae stands under models and under fine_tuned; rename one"),
         ("seed: 1", "seed: [1", "not valid YAML"),
     ],
 )
@@ -68,7 +76,15 @@ def test_scientific_notation_is_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["model=vae", "crop.size=128", "models.cae.train.lr=0.5", "data.path=../my photos", "filter.dark=10"]
+    "override",
+    [
+        "model=vae",
+        "fine_tuned.zhang_simplified_final.train.share=0.25",
+        "crop.size=128",
+        "models.cae.train.lr=0.5",
+        "data.path=../my photos",
+        "filter.dark=10",
+    ],
 )
 def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: str) -> None:
     """`-S` rewrites the whole file: comments and the rest of it must come through unchanged."""
@@ -82,14 +98,21 @@ def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: s
     assert len(changes) == 1 and override.split("=")[1] in changes[0]
 
 
-def test_all_rules_can_be_switched_off_through_dvc(tmp_path: Path) -> None:
-    """An empty list: ruamel once dropped a line break behind it, and with that the file."""
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("rules", "[]", ()),
+        ("classes", "[coasts,open country]", ("coasts", "open country")),
+    ],
+)
+def test_lists_can_be_changed_through_dvc(tmp_path: Path, name: str, value: str, expected: tuple[str, ...]) -> None:
+    """Emptied and filled: ruamel once dropped a line break behind an empty list, and with that the file."""
     from dvc.utils.hydra import apply_overrides
 
     path = tmp_path / "params.yaml"
     path.write_text(TEXT)
-    apply_overrides(path, ["filter.rules=[]"])
-    assert load(path).filter.rules == ()
+    apply_overrides(path, [f"filter.{name}={value}"])
+    assert getattr(load(path).filter, name) == expected
     assert load(path).model_copy(update={"filter": load(ROOT / "params.yaml").filter}) == load(ROOT / "params.yaml")
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 
 from colorize import files
 
+pytestmark = pytest.mark.xdist_group("pipeline")  # one project for all of these tests
 STEPS_ASIDE = ("DVC_ROOT", "PYTHONPATH")
 
 
@@ -57,10 +59,11 @@ def clone(folder: Path, photos: Path) -> Path:
     params["model"] = "cae"
     params["data"].update(source="folder", path=str(photos))
     params["crop"].update(size=16, workers=1)
-    params["train"].update(max_epochs=2)
+    params["train"].update(max_epochs=2, threads=1)
     params["evaluate"].update(samples=3, bootstrap=50)
     params["models"] = {name: params["models"][name] for name in ("grey", "mean_color", "cae", "vae")}
     params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
+    params["fine_tuned"] = {"cae_tuned": deepcopy(params["models"]["cae"]) | {"start": "cae"}}
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(params, file)
     run(folder, "git", "init", "-q", "-b", "main")
@@ -146,13 +149,14 @@ def test_a_new_photograph_is_noticed(project: Path, photos: Path) -> None:
 
 
 def test_the_zoo_trains_every_model_and_ranks_them(project: Path) -> None:
-    """One row per block, the baselines among them; the chosen model is not trained twice."""
+    """One row per block, the baselines among them, ceilings below; the chosen model is not trained twice, nor a start."""
     run(project, "dvc", "repro", "pipeline/zoo/dvc.yaml")
     rows = (project / "metrics/leaderboard.csv").read_text().splitlines()
-    assert {row.split(",")[0] for row in rows[1:]} == {"grey", "mean_color", "cae", "vae"}
-    psnr = [float(row.split(",")[rows[0].split(",").index("psnr")]) for row in rows[1:]]
+    assert {row.split(",")[0] for row in rows[1:6]} == {"grey", "mean_color", "cae", "vae", "cae_tuned"}
+    assert [row.split(",")[1] for row in rows[6:]] == ["ceiling"] * 3
+    psnr = [float(row.split(",")[rows[0].split(",").index("psnr")]) for row in rows[1:6]]
     assert psnr == sorted(psnr, reverse=True)
-    assert (project / "metrics/leaderboard.md").exists() and (project / "metrics/leaderboard.png").exists()
+    assert (project / "metrics/leaderboard.md").exists() and (project / "metrics/leaderboard.jpg").exists()
     assert len(list((project / "runs").glob("cae-*"))) == 1
     cost = run(project, sys.executable, "-m", "pipeline.leaderboard", "--cost")
     assert "training s" in cost and "cae" in cost

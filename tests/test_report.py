@@ -71,6 +71,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
         "parameters": 15387513,
         "epochs": 5,
         "best_epoch": 4,
+        "notes": ["learned <by> heart"],
     }
     files.write_json(paths.MODEL / "model.json", about | {"block": block})
     splits = [("train", "")] * 40 + [("val", "")] * 5 + [("test", "")] * 12
@@ -116,6 +117,7 @@ def test_the_page_holds_the_numbers(page: Page) -> None:
         "left out of the PSNR rows: 3",
         "15,387,513",
         "3.16e-05",
+        "some_model: learned <by> heart.",
         "a* −1.50, b* 8.25",
     ):
         assert expected in text

@@ -223,6 +223,120 @@ def test_what_cannot_be_split_is_refused_with_the_numbers(groups, hints, rule, s
         split(groups, hints, rule, 1)
 
 
+# ---- splits within every class ----
+
+
+def stratified(classes: np.ndarray, seed: int = 1, **amounts) -> pd.DataFrame:
+    """Photographs of each class and split, every photograph a group of its own."""
+    n = len(classes)
+    drawn = split(alone(n), no_hints(n), FilterRule(stratify=True, **amounts), seed, classes)
+    return pd.crosstab(classes, drawn).reindex(columns=["train", "val", "test", ""], fill_value=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "amounts", "expected"),
+    [
+        ({"coast": 100, "forest": 50}, (0.8, 0.1, 0.1), {"coast": (80, 10, 10, 0), "forest": (40, 5, 5, 0)}),
+        ({"a": 10, "b": 20, "c": 30}, (30, 6, 0), {"a": (5, 1, 0, 4), "b": (10, 2, 0, 8), "c": (15, 3, 0, 12)}),
+        # In proportion: a 3.04 0.91 0.61 2.43, b 4.78 1.43 0.96 3.83, c 2.17 0.65 0.43 1.74; the largest remainders
+        # that leave 10, 3, 2 and 8 in all are b's of train, a's and c's of val, a's and b's of test, b's and c's unused.
+        ({"a": 7, "b": 11, "c": 5}, (10, 3, 2), {"a": (3, 1, 1, 2), "b": (5, 1, 1, 4), "c": (2, 1, 0, 2)}),
+        # Two photographs cannot go to three splits; the other classes are split as if they were not there.
+        (
+            {"a": 100, "b": 50, "few": 2},
+            (0.8, 0.1, 0.1),
+            {"a": (80, 10, 10, 0), "b": (40, 5, 5, 0), "few": (2, 0, 0, 0)},
+        ),
+        # Of 20 for training 2 are taken by the small class: 18, 6 and 3 of 60 and 30.
+        ({"a": 60, "b": 30, "few": 2}, (20, 6, 3), {"a": (12, 4, 2, 42), "b": (6, 2, 1, 21), "few": (2, 0, 0, 0)}),
+    ],
+)
+def test_every_class_is_split_in_the_same_proportions(counts, amounts, expected):
+    """Shares and counts, against tables made by hand."""
+    classes = np.random.default_rng(0).permutation(np.repeat(list(counts), list(counts.values())))
+    found = stratified(classes, **dict(zip(("train", "val", "test"), amounts, strict=True)))
+    assert {name: tuple(row) for name, row in found.T.items()} == expected
+
+
+def test_2048_of_document_002s_photographs_keep_its_classes_proportions():
+    """Its table 2 adds up to 16,319 of six classes; 1,843 and 205 are drawn."""
+    counts = {"coasts": 2410, "forests": 1801, "mountains": 2198, "open": 1903, "streets": 5226, "tall": 2781}
+    classes = np.repeat(list(counts), list(counts.values()))
+    found = stratified(classes, train=1843, val=205, test=0)
+    assert found.sum().tolist() == [1843, 205, 0, 16319 - 2048]
+    exact = np.outer(list(counts.values()), found.sum()) / 16319
+    assert np.abs(found.loc[list(counts)] - exact).to_numpy().max() < 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_of_classes_are_less_than_one_photograph_from_what_is_asked(seed):
+    """Random classes and counts; the splits have exactly the sizes asked for."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(3, 60, rng.integers(1, 30))
+    train, val, test = (int(counts.sum() * share) for share in rng.dirichlet((6, 1, 1, 2))[:3])
+    amounts = {"train": train + 1, "val": val, "test": test}
+    found = stratified(np.repeat([f"c{i:02d}" for i in range(len(counts))], counts), **amounts)
+    assert found.sum().tolist()[:3] == list(amounts.values())
+    exact = np.outer(counts, found.sum()) / counts.sum()
+    assert np.abs(found - exact).to_numpy().max() < 1
+
+
+def test_no_class_pays_for_val_and_for_test():
+    """Twenty classes of 14, so 11.2, 1.4 and 1.4: train is 11 or 12; rounded split by split, some have 10."""
+    found = stratified(np.repeat([f"c{i}" for i in range(20)], 14))
+    assert found.sum().tolist() == [224, 28, 28, 0]
+    assert set(found["train"]) == {11, 12} and set(found["val"]) == set(found["test"]) == {1, 2}
+
+
+def test_one_class_is_split_as_without_stratifying():
+    """The same draw."""
+    groups = np.random.default_rng(3).permutation(np.repeat([f"g{i}" for i in range(40)], 3))
+    one = np.full(120, "coast")
+    drawn = split(groups, no_hints(120), FilterRule(stratify=True), 5, one)
+    assert np.array_equal(drawn, split(groups, no_hints(120), FilterRule(), 5, one))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_groups_stay_whole_and_the_sources_split_is_kept(seed):
+    """Groups of 1 to 4 photographs in two classes, a sixth of them marked test; the split follows the seed."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 5, 120)
+    number = np.repeat(np.arange(120), counts)
+    groups = np.array([f"g{i}" for i in number])
+    classes, hints = np.where(number % 2, "sea", "land"), np.where(number % 6 == 0, "test", "train")
+    hints[number % 6 == 1] = "test"
+    drawn = split(groups, hints, FilterRule(stratify=True), seed, classes)
+    assert (pd.Series(drawn).groupby(groups).nunique() == 1).all()
+    assert set(drawn[hints == "test"]) == {"test"} and set(drawn[hints == "train"]) == {"train", "val"}
+    val = pd.crosstab(classes, drawn)["val"] / pd.Series(classes).value_counts().sort_index()
+    assert (abs(val - 0.1) < 0.02).all()
+    assert np.array_equal(drawn, split(groups, hints, FilterRule(stratify=True), seed, classes))
+    assert not np.array_equal(drawn, split(groups, hints, FilterRule(stratify=True), seed + 1, classes))
+
+
+@pytest.mark.parametrize(
+    ("classes", "amounts", "sentence"),
+    [
+        (None, {}, "filter.stratify is true, but the source gives no classes; put .* or set filter.stratify to false"),
+        (np.full(90, ""), {}, "the source gives no classes"),
+        (alone(90), {}, "no class has photographs of 3 groups"),
+        (np.repeat(["a", "b", "c"], [86, 2, 2]), {"train": 4}, "asks for 4 .* fewer groups .* already give it 4"),
+        (np.repeat(["a", "b"], 45), {"train": 80, "val": 10, "test": 10}, r"80 \+ 10 \+ 10 .* only 90 survive"),
+    ],
+)
+def test_what_cannot_be_stratified_is_refused(classes, amounts, sentence):
+    """One sentence."""
+    with pytest.raises(InputError, match=sentence):
+        split(alone(90), no_hints(90), FilterRule(stratify=True, **amounts), 1, classes)
+
+
+def test_a_class_that_the_sources_split_leaves_short_is_named():
+    """All of `sea` is marked test."""
+    hints, classes = np.repeat(["train", "test"], 45), np.repeat(["land", "sea"], 45)
+    with pytest.raises(InputError, match="filter.test asks for 5 photographs of class 'land', but .* leaves 0"):
+        split(alone(90), hints, FilterRule(stratify=True, train=40, val=10, test=10), 1, classes)
+
+
 # ---- near-duplicates ----
 
 

@@ -27,7 +27,9 @@ def record(run: str, seed: int = 1, raw_mse: float = 0.04) -> dict[str, Any]:
         "seed": seed,
         "settings": [],
         "device": "cpu",
+        "hardware": "2 CPU cores",
         "torch": "2",
+        "commit": "0123456789",
         "images": 7,
         "model": {"name": run, "parameters": 1234, "epochs": 30, "best_epoch": 3, "size": 32},
         "metrics": {

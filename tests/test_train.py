@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,8 +16,9 @@ from filelock import FileLock
 from colorize import files
 from colorize.bins import Statistics
 from colorize.files import InputError
-from colorize.models import load_description, load_model
-from colorize.settings import PriorRule
+from colorize.images import read_crops
+from colorize.models import build_model, load_description, load_model, start_from
+from colorize.settings import HeadRule, ModelBlock, PriorRule
 from pipeline import paths, train
 
 SMALL = {
@@ -41,7 +45,7 @@ def test_a_model_folder_holds_everything_and_no_time(data, make_params) -> None:
     assert {file.name for file in paths.MODEL.iterdir()} == {"weights.safetensors", "model.json", "history.csv"}
     about = load_description(paths.MODEL)
     assert about["block"]["network"] == {"channels": [4, 8]} and about["epochs"] == 2
-    timing = train.run_folder("cae", about["fingerprint"]) / "timing.csv"
+    timing = paths.run_folder("cae", about["fingerprint"]) / "timing.csv"
     assert timing.read_text().splitlines()[0] == "epoch,seconds" and len(timing.read_text().splitlines()) == 3
     assert "second" not in json.dumps(about)
     assert load_model(paths.MODEL).colorize(torch.rand(1, 1, 16, 16)).shape == (1, 2, 16, 16)
@@ -91,10 +95,105 @@ def test_changed_data_changes_the_fingerprint(data, make_params, photographs) ->
     assert train.fingerprint(params, "cae", device) != before
 
 
+TUNED = {
+    **SMALL,
+    "fine_tuned.cae_tuned": {
+        "arch": "cae",
+        "start": "cae",
+        "network": {"channels": [4, 8]},
+        "train": {"epochs": 0, "batch": 4},
+    },
+}
+
+
+def test_a_fine_tuned_model_starts_from_those_very_weights(data, make_params) -> None:
+    """Without an epoch of its own it is the other model, which was trained on the way; with one it is not any more."""
+    train.train(make_params(TUNED), "cae_tuned", Path("tuned"))
+    assert len(list(paths.RUNS.glob("cae-*"))) == 1
+    train.train(make_params(TUNED), "cae", Path("start"))
+    start, tuned = (load_model(Path(name)).state_dict() for name in ("start", "tuned"))
+    assert all(torch.equal(start[name], tuned[name]) for name in start)
+    about = load_description(Path("tuned"))
+    assert about["epochs"] == 0 and about["notes"] == ["starts from the weights of cae"]
+    train.train(make_params({**TUNED, "fine_tuned.cae_tuned.train.epochs": 1}), "cae_tuned", Path("tuned"))
+    assert not torch.equal(start["net.2.weight"], load_model(Path("tuned")).state_dict()["net.2.weight"])
+
+
+def test_a_model_that_is_trained_already_is_not_trained_for_the_one_that_starts_from_it(
+    data, make_params, monkeypatch
+) -> None:
+    """Its finished state serves; and once the fine-tuned one is finished, that state may be deleted."""
+    params = make_params(TUNED)
+    train.train(params, "cae", paths.MODEL)
+    monkeypatch.setattr("colorize.batches.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
+    train.train(params, "cae_tuned", paths.MODEL)
+    shutil.rmtree(next(paths.RUNS.glob("cae-*")))
+    train.train(params, "cae_tuned", paths.MODEL)
+
+
+def test_what_changes_the_start_changes_the_fine_tuned_model(data, make_params) -> None:
+    """Its fingerprint covers the other's."""
+    device = torch.device("cpu")
+    before = train.fingerprint(make_params(TUNED), "cae_tuned", device)
+    assert train.fingerprint(make_params({**TUNED, "models.cae.train.lr": 0.5}), "cae_tuned", device) != before
+    assert train.fingerprint(make_params({**TUNED, "models.vae.train.lr": 0.5}), "cae_tuned", device) == before
+
+
+def test_fine_tuning_keeps_the_blocks_own_weights_of_colors(data) -> None:
+    """The network's weights come from the other model, the loss's from the block."""
+    statistics = Statistics.read(paths.PRIOR)
+    block = ModelBlock("cae", network={"channels": [4]}, head=HeadRule("classification", weights="empirical"))
+    trained = build_model(block, 16, statistics)
+    model = build_model(replace(block, head=replace(block.head, weights="smoothed")), 16, statistics)
+    start_from(model, trained)
+    assert torch.equal(model.net[2].weight, trained.net[2].weight)
+    assert model.head.class_weights.tolist() == pytest.approx(statistics.weights("smoothed").tolist())
+    with pytest.raises(InputError, match="differ in shape; give both blocks the same arch, network and head"):
+        start_from(build_model(replace(block, network={"channels": [8]}), 16, statistics), trained)
+
+
+def test_a_share_is_so_many_photographs_and_the_same_ones_for_a_seed(data, make_params, monkeypatch) -> None:
+    """Half of eight are four of the training ones; validation keeps all its four; a quarter lies within the half."""
+    seen: list[list[int]] = []
+
+    def read(folder: Path, indices: np.ndarray) -> np.ndarray:
+        seen.append(indices.tolist())
+        return read_crops(folder, indices)
+
+    monkeypatch.setattr(train, "read_crops", read)
+    for share in (0.5, 0.5, 0.25, 1):
+        train.train(make_params({**SMALL, "models.cae.train.share": share, "train.max_epochs": 1}), "cae", paths.MODEL)
+    half, again, quarter, whole = seen[::2]
+    assert len(half) == 4 and half == again and set(quarter) < set(half) < set(whole) == set(range(8))
+    assert whole == sorted(whole) and half == sorted(half) and seen[1::2] == [[8, 9, 10, 11]] * 4
+    assert train.share_of(np.arange(100), 0.5, 1).tolist() != train.share_of(np.arange(100), 0.5, 2).tolist()
+
+
+@pytest.mark.parametrize(("asked", "own"), [("released", "empirical"), ("released_smoothed", "smoothed")])
+def test_without_the_released_prior_the_own_one_is_used_and_named(data, make_params, capsys, asked: str, own: str) -> None:
+    """On the screen and in the model's description, whose block is the one that was trained; with it, nothing is said."""
+    params = make_params({**SMALL, "models.cae.head": {"kind": "classification", "weights": asked}})
+    train.train(params, "cae", paths.MODEL)
+    about = load_description(paths.MODEL)
+    note = f"prior.released is not set: weights from this data set's {own} prior instead of the {asked} one"
+    assert about["notes"] == [note] and f"cae: {note}" in capsys.readouterr().out
+    assert about["block"]["head"]["weights"] == own
+    weights = load_model(paths.MODEL).head.class_weights
+    assert weights.tolist() == pytest.approx(Statistics.read(paths.PRIOR).weights(own).tolist())
+    images = read_crops(paths.CROPS, np.arange(12))
+    Statistics.measure(images, PriorRule(), released=np.full(313, 1 / 313)).write(paths.PRIOR)
+    train.train(params, "cae", paths.MODEL)
+    about = load_description(paths.MODEL)
+    assert about["notes"] == [] and about["block"]["head"]["weights"] == asked
+    assert load_model(paths.MODEL).head.class_weights.tolist() == pytest.approx(
+        Statistics.read(paths.PRIOR).weights(asked).tolist()
+    )
+
+
 def test_two_processes_never_train_the_same_model_at_once(data, make_params) -> None:
     """The second is told where the first is."""
     params = make_params(SMALL)
-    folder = train.run_folder("cae", train.fingerprint(params, "cae", torch.device("cpu")))
+    folder = paths.run_folder("cae", train.fingerprint(params, "cae", torch.device("cpu")))
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"), pytest.raises(InputError, match="another process is training cae"):
         train.train(params, "cae", paths.MODEL)

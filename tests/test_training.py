@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -18,12 +19,12 @@ from colorize import files
 from colorize.batches import Photos
 from colorize.bins import Statistics
 from colorize.files import InputError
-from colorize.models import build_model
+from colorize.models import build_model, model_class
 from colorize.settings import HeadRule, ModelBlock, PriorRule, Recipe, TrainRule
-from colorize.training import AVERAGED_EPOCHS, fit, history_csv
+from colorize.training import AVERAGED_EPOCHS, fit, history_csv, scale_of
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(ROOT / "params.yaml").blocks
 SMALL = {
     "cae": {"channels": (4, 8)},
     "vae": {"latent": 2},
@@ -220,3 +221,95 @@ def test_constant_models_train_in_no_time(photographs, tmp_path: Path) -> None:
     model = build_model(ModelBlock("constant", network={"color": "zero"}, head=HeadRule()), 16)
     progress = fit(model, Photos(images, 16), Photos(images, 16), Recipe(), RULE, 1, tmp_path / "s.pt")
     assert progress.epoch == 0 and math.isinf(progress.best_loss)
+
+
+def watch_sides(model: torch.nn.Module) -> list[tuple[bool, int]]:
+    """Fills with (training, side) of everything the model's losses are given."""
+    seen: list[tuple[bool, int]] = []
+    losses = model.losses
+    model.losses = lambda phase, light, ab: seen.append((model.training, light.shape[-1])) or losses(phase, light, ab)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("epochs", "scales", "expected"),
+    [
+        (16, (0.3684, 1), [0.3684] * 8 + [1] * 8),  # document 004
+        (5, (0.5, 1), [0.5, 0.5, 1, 1, 1]),
+        (6, (0.2, 0.4, 1), [0.2, 0.2, 0.4, 0.4, 1, 1]),
+        (1, (0.5, 1), [1]),
+        (3, (1,), [1, 1, 1]),
+    ],
+)
+def test_scales_share_the_epochs(epochs: int, scales: tuple[float, ...], expected: list[float]) -> None:
+    """Each an equal part, a remainder to the later ones; the last epoch is always at the last."""
+    assert [scale_of(scales, epoch, epochs) for epoch in range(epochs)] == expected
+
+
+def test_training_grows_and_validation_does_not(photographs, tmp_path: Path) -> None:
+    """Half the side for two epochs, the whole for two; losses in evaluation mode are always of the whole photographs."""
+    images = photographs(8, 16)
+    model = small_model("cae", images)
+    seen = watch_sides(model)
+    photos = Photos(images, 16)
+    settings = replace(BLOCKS["cae"].train, batch=4, scales=(0.5, 1))
+    progress = fit(model, photos, photos, settings, RULE, 3, tmp_path / "s.pt")
+    assert [side for training, side in seen if training] == [8] * 4 + [16] * 4
+    assert {side for training, side in seen if not training} == {16}
+    assert all(row["train_eval_loss"] == row["val_loss"] for row in progress.history)
+
+
+def test_interrupted_growing_training_ends_with_identical_weights(photographs, tmp_path: Path) -> None:
+    """Stopped after every epoch of a schedule of sizes, before, at and after the change, and continued afresh."""
+    images = photographs(6, 16)
+    recipe = {"scales": (0.5, 1), "flip": True}
+    whole, expected = train("cae", images, tmp_path / "whole.pt", **recipe)
+    for stop in range(1, 4):
+
+        class Stop(Exception):
+            pass
+
+        def stop_after(row, stop=stop) -> None:
+            if row["epoch"] == stop + 1:
+                raise Stop
+
+        state = tmp_path / f"{stop}.pt"
+        model, photos = small_model("cae", images), Photos(images, 16)
+        settings = replace(BLOCKS["cae"].train, batch=4, **recipe)
+        with pytest.raises(Stop):
+            fit(model, photos, photos.spread(5), settings, RULE, 3, state, stop_after)
+        assert files.read_state(state)["progress"]["epoch"] == stop
+        resumed, progress = train("cae", images, state, **recipe)
+        assert progress.history == expected.history and progress.best_epoch == expected.best_epoch
+        for key, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, resumed.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", [name for name, block in BLOCKS.items() if block.arch != "constant"])
+def test_models_that_say_so_work_at_other_sizes(name: str, photographs) -> None:
+    """Built for 32 pixels, trained on 24 and on 8, as scales or random crops may ask; the others are refused."""
+    if not model_class(BLOCKS[name]).any_size:
+        for change in ({"scales": (0.5, 1)}, {"crop": 0.5}):
+            block = replace(BLOCKS[name], train=replace(BLOCKS[name].train, **change))
+            with pytest.raises(InputError, match=r"works at one size only; leave train\.crop and train\.scales at 1"):
+                model_class(block)
+        return
+    model = build_model(BLOCKS[name], 32, Statistics.measure(photographs(4, 32), PriorRule(), np.full(313, 1 / 313)))
+    for side in (24, 8):
+        light, ab = next(Photos(photographs(4, 32), side).batches(4))
+        losses = [model.losses(phase, light, ab)["loss"] for phase in model.phases]
+        assert all(torch.isfinite(loss) for loss in losses)
+
+
+def test_a_smaller_scale_has_finite_gradients_in_bf16(photographs) -> None:
+    """A cae built for 32 pixels has maps of a single one at 8, where oneDNN leaves part of a 3x3 gradient unwritten."""
+    images = photographs(4, 32)
+    model = build_model(BLOCKS["cae"], 32, Statistics.measure(images, PriorRule()))
+    light, ab = next(Photos(images, 8).batches(4))
+    for trial in range(10):
+        torch.manual_seed(trial)
+        clutter = [torch.randn(1000, 100) for _ in range(trial)]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.losses("net", light, ab)["loss"]
+        gradients = torch.autograd.grad(loss, list(model.net.parameters()))
+        assert all(torch.isfinite(gradient).all() for gradient in gradients), (trial, len(clutter))

@@ -32,6 +32,11 @@ def area_resize(images: Tensor, size: int) -> Tensor:
     return torch.cat(parts).permute(0, 2, 3, 1).contiguous() if parts else images.new_zeros((0, size, size, 3))
 
 
+def share_of(side: int, share: float) -> int:
+    """A share of a side in pixels, rounded to a multiple of 8, at least 8 and at most the side; 1 is the side itself."""
+    return side if share == 1 else min(side, max(8, 8 * round(side * share / 8)))
+
+
 def to_light_ab(images: Tensor) -> tuple[Tensor, Tensor]:
     """Split uint8 sRGB [B, H, W, 3] into light [B, 1, H, W] (L*, 0 to 100) and ab [B, 2, H, W], both float32."""
     lab = rgb_to_lab(images.permute(0, 3, 1, 2).float() / 255)
@@ -57,6 +62,10 @@ class Photos:
         chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).round().long()
         return Photos(self.images[chosen.to(self.images.device)], self.images.shape[1], self.images.device)
 
+    def scaled(self, share: float) -> "Photos":
+        """The same photographs at a share of their side, as `share_of` rounds it."""
+        return Photos(self.images, share_of(self.images.shape[1], share), self.images.device)
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every photograph once, in order, whole: (light, ab) of at most `size` each."""
         for part in self.images.split(size):
@@ -69,12 +78,12 @@ class Photos:
         one apart, so that batch normalization always sees more than one photograph where there are two.
 
         Args:
-            crop: side of the random crops as a share of the photograph's, rounded to a multiple of 8 pixels.
+            crop: side of the random crops as a share of the photograph's, as `share_of` rounds it.
         """
         count, side = len(self.images), self.images.shape[1]
         device = self.images.device
         random = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same epoch
-        window = side if crop == 1 else max(8, 8 * round(side * crop / 8))
+        window = share_of(side, crop)
         order = torch.randperm(count, generator=random)
         tops, lefts = torch.randint(0, side - window + 1, (2, count), generator=random)
         mirrored = torch.rand(count, generator=random) < (0.5 if flip else 0)

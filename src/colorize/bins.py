@@ -5,6 +5,10 @@ convex hull: project the sRGB cube on ab, take the hull, grow it by the square o
 the grid points inside. That gives exactly the set and order of the released `pts_in_hull.npy`. The hull's own edge
 normals alone are not the sum and give 314: they let (80, -120) in.
 
+Beside them, document 001's own grid: 25 x 25 cells of floor(ab / 10), of which those that the training photographs occupy
+are the bins. The document does not say to which color such a bin is decoded; ours is the middle of its cell. Four cells meet
+at grey, so that it is decoded to a color at least 5 away in a and in b.
+
 Source: Zhang, Isola, Efros, Colorful Image Colorization, ECCV 2016, section 2; document 001, sections 3.2 to 3.4.
 """
 
@@ -17,10 +21,12 @@ from scipy.spatial import ConvexHull
 from skimage.color import rgb2lab
 
 from colorize import files
-from colorize.settings import PriorRule
+from colorize.settings import Bins, PriorRule
 
 STEP = 10
 Q = 313
+CELLS = 25
+"""Cells of document 001's grid along a and along b, -12 to 12; every sRGB color lies in them."""
 
 
 @cache
@@ -71,28 +77,30 @@ def color_counts(images: np.ndarray) -> np.ndarray:
     return np.bincount(packed.ravel(), minlength=1 << 24)
 
 
-def count_bins(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fold color counts [16777216] into bin counts int64 [313] and the mean color float64 [2] in ab units."""
+def count_bins(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fold color counts [16777216] into int64 counts of the bins [313] and of the grid's cells [25, 25], indexed by
+    floor(a / 10) + 12 and floor(b / 10) + 12, and into the mean color float64 [2] in ab units."""
     colors = np.flatnonzero(counts)
-    bins = np.zeros(Q, np.int64)
+    bins, cells = np.zeros(Q, np.int64), np.zeros((CELLS, CELLS), np.int64)
     total = np.zeros(2)
     for part in np.array_split(colors, -(-len(colors) // 1_000_000)):
         rgb = np.stack((part >> 16, (part >> 8) & 255, part & 255), -1) / 255
         ab = rgb2lab(rgb)[:, 1:]
         np.add.at(bins, nearest(ab), counts[part])
+        np.add.at(cells, tuple(np.floor(ab / STEP).astype(np.int64).T + CELLS // 2), counts[part])
         total += (ab * counts[part, None]).sum(axis=0)
-    return bins, total / counts.sum()
+    return bins, cells, total / counts.sum()
 
 
-def smooth(prior: np.ndarray, sigma: float) -> np.ndarray:
-    """Smooth a distribution over the bins [313] with a Gaussian of `sigma` ab units; each bin's mass is kept."""
-    distance = ((centers()[:, None] - centers()[None]) ** 2).sum(-1)
+def smooth(prior: np.ndarray, middles: np.ndarray, sigma: float) -> np.ndarray:
+    """Smooth a distribution [Q] over bins with centers [Q, 2] by a Gaussian of `sigma` ab units; each bin's mass is kept."""
+    distance = ((middles[:, None] - middles[None]) ** 2).sum(-1)
     kernel = np.exp(-distance / (2 * sigma**2))
     return (kernel / kernel.sum(axis=0)) @ prior
 
 
 def rebalancing_weights(prior: np.ndarray, uniform_mix: float) -> np.ndarray:
-    """Weights [313], w proportional to 1 / ((1 - lambda) prior + lambda / Q), with sum(prior * w) = 1.
+    """Weights [Q], w proportional to 1 / ((1 - lambda) prior + lambda / Q), with sum(prior * w) = 1.
 
     Source: Zhang et al. 2016, equation 4; document 001, section 3.3. Lambda is `uniform_mix`.
     """
@@ -100,12 +108,26 @@ def rebalancing_weights(prior: np.ndarray, uniform_mix: float) -> np.ndarray:
     return weights / (prior * weights).sum()
 
 
+def _distributions(middles: np.ndarray, counts: np.ndarray, rule: PriorRule, **others: np.ndarray) -> dict[str, np.ndarray]:
+    """The priors over one set of bins, each also smoothed, and the rebalancing weights of them all."""
+    priors = {"empirical": counts / counts.sum()} | {name: prior / prior.sum() for name, prior in others.items()}
+    smoothed = {
+        "smoothed" if name == "empirical" else f"{name}_smoothed": smooth(prior, middles, rule.sigma)
+        for name, prior in priors.items()
+    }
+    weights = {
+        f"weights_{name}": rebalancing_weights(prior, rule.uniform_mix) for name, prior in (priors | smoothed).items()
+    }
+    return {"bins": middles, "counts": counts} | priors | smoothed | weights
+
+
 @dataclass(frozen=True)
 class Statistics:
     """What is known of the training split's colors; the prior stage counts it, models and figures read it."""
 
     arrays: dict[str, np.ndarray]
-    """`mean_ab` [2]; `empirical`, `smoothed` and, if there, `released`, `released_smoothed` [313]; `weights_*` [313]."""
+    """`mean_ab` [2]; `bins` [313, 2], `counts`, `empirical`, `smoothed` and, if there, `released`, `released_smoothed`
+    [313], and of all four `weights_*`; the same over the grid's occupied cells as `grid_*`, but for the released prior."""
 
     @staticmethod
     def measure(images: np.ndarray, rule: PriorRule, released: np.ndarray | None = None) -> "Statistics":
@@ -113,18 +135,11 @@ class Statistics:
         counts = np.zeros(1 << 24, np.int64)
         for part in np.array_split(images, max(1, -(-images.size // 100_000_000))):
             counts += color_counts(part)
-        bins, mean_ab = count_bins(counts)
-        priors = {"empirical": bins / bins.sum()}
-        if released is not None:
-            priors["released"] = released / released.sum()
-        smoothed = {
-            "smoothed" if name == "empirical" else f"{name}_smoothed": smooth(prior, rule.sigma)
-            for name, prior in priors.items()
-        }
-        weights = {
-            f"weights_{name}": rebalancing_weights(prior, rule.uniform_mix) for name, prior in (priors | smoothed).items()
-        }
-        return Statistics({"bins": centers(), "mean_ab": mean_ab, "counts": bins} | priors | smoothed | weights)
+        bins, cells, mean_ab = count_bins(counts)
+        occupied = np.argwhere(cells)
+        gamut = _distributions(centers(), bins, rule, **({} if released is None else {"released": released}))
+        grid = _distributions((occupied - CELLS // 2 + 0.5) * STEP, cells[tuple(occupied.T)], rule)
+        return Statistics({"mean_ab": mean_ab} | gamut | {f"grid_{name}": array for name, array in grid.items()})
 
     @staticmethod
     def read(path: Path) -> "Statistics":
@@ -135,16 +150,20 @@ class Statistics:
     def write(self, path: Path) -> None:
         files.write_arrays(path, self.arrays)
 
-    def weights(self, prior: str) -> np.ndarray:
-        """The rebalancing weights [313] of one of the priors.
+    def centers(self, bins: Bins) -> np.ndarray:
+        """The centers [Q, 2] of the gamut's bins or of the grid's occupied cells, in ab units."""
+        return self.arrays["bins" if bins == "gamut" else "grid_bins"]
+
+    def weights(self, prior: str, bins: Bins = "gamut") -> np.ndarray:
+        """The rebalancing weights [Q] of one of the priors.
 
         Raises:
-            InputError: that prior was not given to the prior stage.
+            InputError: that prior was not given to the prior stage, or is not over these bins.
         """
         try:
-            return self.arrays[f"weights_{prior}"]
+            return self.arrays[f"weights_{prior}" if bins == "gamut" else f"grid_weights_{prior}"]
         except KeyError as error:
             raise files.InputError(
                 f"a model asks for the {prior!r} prior, which is not there; set prior.released to the path or URL of "
-                "prior_probs.npy"
+                "prior_probs.npy and leave head.bins at gamut"
             ) from error

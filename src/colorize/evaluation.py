@@ -43,8 +43,18 @@ def _channels_last(maps: Tensor) -> np.ndarray:
     return maps.permute(0, 2, 3, 1).float().cpu().numpy()
 
 
-def _render(light: Tensor, ab: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, uint8 [n, S, S, 3], and the ab [n, S, S, 2] of ab [n, 2, s, s] under light [n, 1, S, S]."""
+@torch.inference_mode()
+def paint(truth: np.ndarray, ab: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Give photographs other colors under the protocol: their own L*, ab scaled bilinearly to their size.
+
+    Args:
+        truth: uint8 [n, S, S, 3].
+        ab: predicted, [n, 2, s, s] in Lab units; its device is where this happens.
+
+    Returns:
+        The pictures, uint8 [n, S, S, 3], and ab as it was painted, float32 [n, S, S, 2].
+    """
+    light, _ = to_light_ab(torch.from_numpy(truth).to(ab.device))
     ab = scale_to(ab, light)
     rgb = lab_to_rgb(torch.cat((light, ab), dim=1))
     return (_channels_last(rgb) * 255).round().astype(np.uint8), _channels_last(ab)
@@ -64,8 +74,7 @@ def predict(
     Raises:
         FloatingPointError: a prediction is not finite; its argument is the position of the first such photograph.
     """
-    images = torch.from_numpy(truth).to(device)
-    small = area_resize(images, size)
+    small = area_resize(torch.from_numpy(truth).to(device), size)
     light, _ = to_light_ab(small)
     several, own = model.colorings(light, colorings), model.rgb(light)
     single = several.shape[1] == 1
@@ -75,16 +84,15 @@ def predict(
         finite &= torch.isfinite(own).flatten(1).all(1)
     if not finite.all():
         raise FloatingPointError(int((~finite).nonzero()[0]))
-    full_light, _ = to_light_ab(images)
-    image, full_ab = _render(full_light, ab)
+    image, painted = paint(truth, ab)
     if own is None:
         scores = metrics.raw_errors(truth / 255, image / 255)
     else:
         scores = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(own))
-    rendered = [(image, full_ab)] if single else [_render(full_light, each) for each in several.unbind(1)]
+    rendered = [(image, painted)] if single else [paint(truth, each) for each in several.unbind(1)]
     scores["psnr_best"] = np.max([metrics.psnr(truth, picture) for picture, _ in rendered], axis=0)
     scores["ab_spread"] = metrics.ab_spread(np.stack([ab for _, ab in rendered], axis=1))
-    return Prediction(image, full_ab, scores)
+    return Prediction(image, painted, scores)
 
 
 def score(

@@ -1,5 +1,7 @@
 """Fetch many addresses: concurrent, resumable, polite, and without a crash over any single one of them.
 
+One file that must be the right one, a released prior or trained weights, is had through `read_pinned`.
+
 What arrives is kept under the sha256 of its address, beside a small JSON file with the sha256 and size of its
 content, so that a killed run fetches nothing twice; so are refusals that will not change, such as 404. Each thread
 makes one attempt at a time and never sleeps: an item that must wait (Retry-After, back-off) goes back into a queue
@@ -45,6 +47,8 @@ RETRY_AFTER_SECONDS = 60.0
 """Longest wait that a server's Retry-After is granted."""
 BACK_OFF_SECONDS = 0.5
 """First back-off; it doubles with each attempt."""
+PINNED = Source(threads=1, timeout_seconds=900, max_megabytes=2000, allow_private=True)
+"""Limits for one file that the user names and pins: large, and from wherever they say."""
 CHUNK_BYTES = 2**16
 HEAD_BYTES = 32
 USER_AGENT = "colorize/0.1"
@@ -109,6 +113,37 @@ def fetch_all(urls: Iterable[str], folder: Path, settings: Source, judge: Judge)
         finally:
             fetcher.stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_pinned(parameter: str, place: str, digits: str, folder: Path | None) -> bytes:
+    """The bytes of a path or URL, checked against the sha256 that pins them; a download is kept and fetched once.
+
+    Args:
+        parameter: the one that gives `place`, to be named in what is refused.
+        digits: the sha256.
+        folder: where a download is kept; a path needs none.
+
+    Raises:
+        InputError: they cannot be had, or their sha256 is another.
+        ValueError: `place` is a URL and there is no folder.
+    """
+    path, why, kept = Path(place), "", []
+    if place.startswith(("http://", "https://")):
+        if folder is None:
+            raise ValueError("a URL needs a folder to keep the download in")
+        (fetched,) = fetch_all([place], folder, PINNED, lambda head: "")
+        path, why = fetched.path, f" ({fetched.reason})"
+        kept = [path, path.with_suffix(".json")]
+    try:
+        content = path.read_bytes()
+        if (found := files.sha256_bytes(content)) == digits:
+            return content
+        problem = f"{place} has sha256 {found}, not {digits}; give the file that this sha256 belongs to"
+    except OSError:
+        problem = f"cannot read {place}{why}; give the path or URL of the file"
+    for each in kept:  # a wrong file or a refusal may be mended by the time of the next run
+        each.unlink(missing_ok=True)
+    raise InputError(f"{parameter}: {problem}")
 
 
 @contextmanager

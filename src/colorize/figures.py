@@ -36,8 +36,15 @@ PRIORS = {
 FAINTEST = 1e-6
 """Probability at which a bin's square shrinks to nothing."""
 LABEL_SIZE, GAP = 13, 6
+OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"optimize": True},
+    "webp": {"quality": 85},
+    "jpeg": {"quality": 85, "subsampling": 0, "optimize": True},  # color is what is looked at: not subsampled
+}
 SMALLEST, LARGEST = 96, 160
 """Sides in pixels between which photographs are shown on a sheet: large enough to see, small enough to keep in git."""
+STRIP = 80
+"""Side in pixels of photographs in strips, of which there are many."""
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 200,
@@ -66,9 +73,9 @@ def spread(photos: int, count: int) -> np.ndarray:
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
-    """A picture as PNG, or as WebP, which keeps a page of photographs small."""
+    """A picture as PNG, or as WebP or JPEG, which keep many photographs small."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 85} if kind == "webp" else {"optimize": True}))
+    image.save(buffer, kind, **OPTIONS[kind])
     return buffer.getvalue()
 
 
@@ -103,6 +110,29 @@ def sheet(columns: Mapping[str, np.ndarray]) -> Image.Image:
         for row, pixels in enumerate(images):
             photo = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.BICUBIC)
             picture.paste(photo, (left, top + row * (cell + GAP)))
+    return picture
+
+
+def strips(systems: Mapping[str, np.ndarray], across: int = 3) -> Image.Image:
+    """The same photographs of many systems: a labelled strip for each, `across` of them side by side, read by rows.
+
+    The ground is white, as JPEG has no transparent one.
+
+    Args:
+        systems: label to uint8 [n, S, S, 3], all of one shape.
+    """
+    count = len(next(iter(systems.values())))
+    font = ImageFont.load_default(LABEL_SIZE)
+    wide, high = count * (STRIP + 2) + 2 * GAP, LABEL_SIZE + STRIP + 2 * GAP
+    rows = -(-len(systems) // across)
+    picture = Image.new("RGB", (min(across, len(systems)) * wide, rows * high), "white")
+    draw = ImageDraw.Draw(picture)
+    for number, (label, images) in enumerate(systems.items()):
+        left, top = number % across * wide + GAP, number // across * high
+        draw.text((left, top), label, fill="black", font=font)
+        for column, pixels in enumerate(images):
+            photo = Image.fromarray(pixels).resize((STRIP, STRIP), Image.Resampling.BICUBIC)
+            picture.paste(photo, (left + column * (STRIP + 2), top + LABEL_SIZE + GAP))
     return picture
 
 

@@ -111,6 +111,28 @@ def read_state(path: Path, device: str = "cpu") -> Any:
     return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
 
 
+def parse_tensors(name: str, content: bytes) -> dict[str, Any]:
+    """Tensors by name from the content of a .safetensors file or of one that torch.save wrote, told apart by their bytes.
+
+    Only tensors and plain values are ever unpickled; whether the bytes are the right ones is for the caller to check.
+
+    Raises:
+        InputError: there are no named tensors in it; the sentence begins with `name`.
+    """
+    import safetensors.torch
+    import torch
+
+    try:
+        if content[8:9] == b"{":  # eight bytes of length, then JSON
+            return safetensors.torch.load(content)
+        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers fail with whatever they like
+        raise InputError(f"{name} is no weights file; give a state dict as .pth or .safetensors") from error
+    if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
+        raise InputError(f"{name} holds more than named tensors; give a plain state dict")
+    return dict(tensors)
+
+
 def sha256_bytes(content: bytes) -> str:
     """The sha256 of some bytes, as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

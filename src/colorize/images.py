@@ -1,6 +1,7 @@
 """Encoded photographs of unknown origin to upright sRGB squares, in shards of uint8 arrays.
 
-Geometry is pinned: the centered square in source coordinates, then one antialiased resample; JPEGs are decoded at
+Geometry is pinned: the centered square in source coordinates (or the whole photograph, which black bars then make a
+square), then one antialiased resample; JPEGs are decoded at
 a reduced scale of at least twice the target, which costs no visible quality (45 dB) and a quarter of the time.
 Whatever cannot be decoded completely is refused with a reason: no partial image is ever returned.
 It does not judge what a photograph shows; selection.py does.
@@ -65,10 +66,11 @@ class Record:
 
 
 def crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
-    """Decode a photograph to its central square.
+    """Decode a photograph to its central square, or to the whole of it, centered on a black one.
 
     Returns:
-        uint8 [S, S, 3], upright sRGB with transparency on white, and a record without the photograph's name.
+        uint8 [S, S, 3], upright sRGB with transparency on white, and a record without the photograph's name. Of an odd
+        number of black rows or columns, the bottom or right bar has one more.
 
     Raises:
         Refused: not_image, truncated, corrupt, too_many_pixels, too_many_scans, mode (no defined way to 8-bit
@@ -95,15 +97,20 @@ def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
         raise Refused("too_many_scans")
     width, height = image.size
-    record = Record("", "ok", width=width, height=height, small=min(width, height) < rule.size)
+    decisive = (max if rule.fit == "pad" else min)(width, height)
+    record = Record("", "ok", width=width, height=height, small=decisive < rule.size)
     if record.small and rule.small == "drop":
         raise Refused("too_small")
-    drafted = image.draft(None, (2 * rule.size, 2 * rule.size))
+    across, down = (min(rule.size, max(1, round(rule.size * extent / decisive))) for extent in (width, height))
+    drafted = image.draft(None, (2 * across, 2 * down))
     image.load()
     # The exact extent of the source in drafted pixels, whose last column and row may be only partly covered.
     right, bottom = drafted[1][2:] if drafted else image.size
-    side = min(right, bottom)
-    left, top = (right - side) / 2, (bottom - side) / 2
+    box: tuple[float, float, float, float] = (0, 0, right, bottom)
+    if rule.fit == "crop":
+        side = min(right, bottom)
+        left, top = (right - side) / 2, (bottom - side) / 2
+        box = (left, top, left + side, top + side)
     notes = []
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -111,19 +118,22 @@ def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
     except Exception:  # broken metadata is no reason to lose the photograph
         turn = None
         notes.append("exif_ignored")
-    square = _plain(image).resize((rule.size, rule.size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    scaled = _plain(image).resize((across, down), Image.Resampling.BICUBIC, box)
     if profile := image.info.get("icc_profile"):
         try:
-            square = _to_srgb(profile, square.mode).apply(square)
+            scaled = _to_srgb(profile, scaled.mode).apply(scaled)
         except (ImageCms.PyCMSError, ValueError, TypeError, OSError):
             notes.append("profile_ignored")
-    square = square.convert("RGB")
-    if turn is not None:  # a centered square turns onto itself, so turning the small one is exact
-        square = square.transpose(turn)
+    scaled = scaled.convert("RGB")
+    if turn is not None:  # a centered box turns onto itself, so turning the scaled one is exact
+        scaled = scaled.transpose(turn)
         if orientation >= 5:
             record.width, record.height = height, width
     record.note = "+".join(notes)
-    return np.asarray(square), record
+    square = np.zeros((rule.size, rule.size, 3), np.uint8)
+    top, left = (rule.size - scaled.height) // 2, (rule.size - scaled.width) // 2
+    square[top : top + scaled.height, left : left + scaled.width] = np.asarray(scaled)
+    return square, record
 
 
 @lru_cache(maxsize=32)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Bins = Literal["gamut", "grid"]
+Prior = Literal["none", "empirical", "smoothed", "released", "released_smoothed"]
 
 
 def count_of(amount: str | int | float, total: int) -> int:
@@ -59,8 +61,10 @@ class CropRule:
 
     size: Annotated[int, Ge(8), Le(4096)] = 64
     """Side of the crop in pixels."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop: the centered square; pad: the whole photograph, centered between black bars (document 004)."""
     small: Literal["enlarge", "drop"] = "enlarge"
-    """What happens to photographs whose short side is below `size`."""
+    """What happens to photographs that are too small: whose short side (pad: long side) is below `size`."""
     workers: Count = 0
     """Processes; 0 takes every core."""
 
@@ -72,6 +76,8 @@ Rule = Literal["dark", "bright", "monotone", "grey", "duplicates"]
 class FilterRule:
     """What is removed, and how the rest is split (document 000, section 2.2.3)."""
 
+    classes: tuple[str, ...] = ()
+    """The source's classes that are kept; empty keeps all."""
     rules: tuple[Rule, ...] = ("dark", "bright", "monotone", "grey", "duplicates")
     dark: str | int | float = "1000/24996"
     """So many (or such a share) with the lowest weighted L* are removed."""
@@ -87,6 +93,8 @@ class FilterRule:
     """RMS difference of 8x8 RGB thumbnails, in levels of 0..255, below which two photographs are near-duplicates."""
     palette: Literal["fastoctree", "mediancut"] = "fastoctree"
     """Pillow's quantizer for the ten main colors of photographs whose source does not list them."""
+    stratify: bool = False
+    """Split every class of the source in the same proportions (document 002)."""
     train: str | int | float = 0.8
     val: str | int | float = 0.1
     test: str | int | float = 0.1
@@ -142,25 +150,34 @@ class Recipe:
     """Stop after so many epochs in a row of rising validation loss; 0 never stops early."""
     flip: bool = False
     """Mirror each photograph with probability one half."""
+    share: Annotated[float, Gt(0), Le(1)] = 1
+    """Share of the training photographs used, drawn with the seed; a smaller share's lie among a larger one's."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
     """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
+    scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)
+    """Shares of the size at which photographs are trained on, rounded to 8 pixels: one after the other, each for an equal
+    part of the epochs (document 004). Validation is always at the whole size."""
 
 
 @dataclass(frozen=True)
 class HeadRule:
     """What a model predicts, and so its loss and its decoding."""
 
-    kind: Literal["regression", "classification", "rgb"] = "regression"
+    kind: Literal["regression", "euclidean", "classification", "rgb"] = "regression"
     scale: Annotated[float, Gt(0)] = 128
     """regression: the ab value that an output of 1 stands for, in Lab units."""
+    bins: Bins = "gamut"
+    """classification: the 313 bins around the gamut, or the cells of 10 x 10 that the training photographs occupy."""
     neighbors: Annotated[int, Ge(1), Le(313)] = 5
     """classification: bins of the soft encoding; 1 is one-hot."""
     sigma: Annotated[float, Gt(0)] = 5
     """classification: width of the soft encoding's Gaussian, in ab units."""
-    weights: Literal["none", "empirical", "smoothed", "released", "released_smoothed"] = "none"
+    weights: Prior = "none"
     """classification: the prior whose rebalancing weights enter the loss."""
-    temperature: Annotated[float, Gt(0), Le(1)] = 0.38
-    """classification: of the annealed mean; 1 is the mean, towards 0 the mode."""
+    grey_below: Annotated[float, Ge(0)] = 0
+    """classification: photographs in which no |a*| and no |b*| reaches this, in Lab units, give no loss."""
+    temperature: Annotated[float, Ge(0), Le(1)] = 0.38
+    """classification: of the annealed mean; 1 is the mean, 0 the mode."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,8 @@ class ModelBlock:
     """Keyword arguments of the file's Model."""
     head: HeadRule = HeadRule()
     train: Recipe = Recipe()
+    start: str = ""
+    """Blocks of `fine_tuned`: the block of `models` whose trained weights it starts from."""
 
 
 @dataclass(frozen=True)

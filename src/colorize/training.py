@@ -9,7 +9,7 @@ The loop receives a model and knows none. It does not choose the device (device.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     history: list[Row] = field(default_factory=list)
-    """One row per epoch: `epoch`, then `train_*` (running, in training mode), `train_eval_*` and `val_*`."""
+    """One row per epoch: `epoch`, then `train_*` (running, in training mode, at the epoch's scale), `train_eval_*` and
+    `val_*` (both at the whole size)."""
     seconds: list[float] = field(default_factory=list)
     """Measured wall time of each epoch."""
     rises: int = 0
@@ -58,6 +59,11 @@ def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, rate: float) ->
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, rate, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def scale_of(scales: Sequence[float], epoch: int, epochs: int) -> float:
+    """The one of `scales` that holds in an epoch, counted from 0: each for an equal part, the last epoch at the last."""
+    return scales[-(-(epoch + 1) * len(scales) // epochs) - 1]
 
 
 class _Means:
@@ -120,7 +126,10 @@ def fit(
     bf16 = use_bf16(rule, device)
     epochs = min(recipe.epochs, rule.max_epochs or recipe.epochs) if model.phases else 0
     rate = max(recipe.lr, rule.lr_at_least)
-    parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
+    parameters = {
+        phase: [parameter for parameter in getattr(model, phase).parameters() if parameter.requires_grad]
+        for phase in model.phases
+    }
     optimizers = {phase: make_optimizer(p, recipe, rate) for phase, p in parameters.items()}
     progress, best = Progress(), _copy(model)
     if state.exists():
@@ -134,7 +143,7 @@ def fit(
         for phase, optimizer in optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][phase])
 
-    watched = train.spread(len(val))
+    watched, shown, scale = train.spread(len(val)), train, 1.0
     steps = -(-len(train) // recipe.batch)
     bar = tqdm(total=epochs * steps, initial=progress.epoch * steps, unit="batch", disable=None, leave=False)
     saved_at = time.monotonic()
@@ -146,9 +155,11 @@ def fit(
         started = time.monotonic()
         epoch_seed = seed_of(seed, progress.epoch)
         torch.manual_seed(epoch_seed)
+        if (wanted := scale_of(recipe.scales, progress.epoch, epochs)) != scale:
+            shown, scale = train.scaled(wanted), wanted
         means = _Means(model.monitor)
         model.train()
-        for light, ab in train.epoch(epoch_seed, recipe.batch, recipe.flip, recipe.crop):
+        for light, ab in shown.epoch(epoch_seed, recipe.batch, recipe.flip, recipe.crop):
             for phase, optimizer in optimizers.items():
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     losses = model.losses(phase, light, ab)

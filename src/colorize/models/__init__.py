@@ -6,7 +6,9 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from colorize import files
+from torch import Tensor
+
+from colorize import fetch, files
 from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import build_head
@@ -38,20 +40,46 @@ def model_class(block: ModelBlock) -> type[Colorizer]:
     if unknown or missing:
         what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
+    if not model.any_size and (block.train.crop != 1 or any(scale != 1 for scale in block.train.scales)):
+        raise InputError(f"architecture {block.arch!r} works at one size only; leave train.crop and train.scales at 1")
+    weights, digits = pretrained_file(block)
+    if weights and not digits:
+        found = f"; that of {weights} is {files.sha256(Path(weights))}" if Path(weights).is_file() else ""
+        raise InputError(f"network.weights needs network.sha256 beside it, the sha256 of that file{found}")
     return model
 
 
-def build_model(block: ModelBlock, size: int, statistics: Statistics | None = None) -> Colorizer:
-    """Build the model that a params block describes, with fresh weights.
+def pretrained_file(block: ModelBlock) -> tuple[str, str]:
+    """Path or URL of the pretrained weights that a block asks for, and their sha256; empty where it asks for none."""
+    return str(block.network.get("weights") or ""), str(block.network.get("sha256") or "")
+
+
+def build_model(
+    block: ModelBlock,
+    size: int,
+    statistics: Statistics | None = None,
+    centers: Tensor | None = None,
+    downloads: Path | None = None,
+) -> Colorizer:
+    """Build the model that a params block describes, with fresh or pretrained weights.
 
     Args:
         size: side in pixels at which it will work.
-        statistics: the training split's colors; None where saved weights will be loaded over them.
+        statistics: the training split's colors; None where saved weights will be loaded over them, and then no
+            pretrained ones are read.
+        centers: of a classification, the bins [Q, 2] of those saved weights.
+        downloads: folder that keeps pretrained weights of a URL.
 
     Raises:
-        InputError: it cannot be built, because of its arguments, its head or the size.
+        InputError: it cannot be built, because of its arguments, its head, the size or its pretrained weights.
     """
-    return model_class(block)(build_head(block.head, statistics), Setup(size, statistics), **block.network)
+    model = model_class(block)
+    pretrained = None
+    weights, digits = pretrained_file(block)
+    if weights and statistics is not None:
+        content = fetch.read_pinned("network.weights", weights, digits, downloads)
+        pretrained = files.parse_tensors(f"network.weights: {weights}", content)
+    return model(build_head(block.head, statistics, centers), Setup(size, statistics, pretrained), **block.network)
 
 
 def build_baseline(name: str, statistics: Statistics) -> Colorizer:
@@ -96,12 +124,28 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
     description = load_description(folder)
     block = dict(description["block"])
     block["head"], block["train"] = HeadRule(**block["head"]), Recipe(**block["train"])
-    model = build_model(ModelBlock(**block), description["size"])
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        tensors = load_file(folder / WEIGHTS)
+        model = build_model(ModelBlock(**block), description["size"], centers=tensors.get("head.centers"))
+        model.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS} does not hold this model's weights; train it again") from error
     return model.to(device).eval()
+
+
+def start_from(model: Colorizer, trained: Colorizer) -> None:
+    """Take over the weights of a trained model; what the head knows of colors and of their weights stays the model's own.
+
+    Raises:
+        InputError: the two are not of one shape.
+    """
+    own = {f"head.{name}": buffer for name, buffer in model.head.named_buffers()}
+    try:
+        model.load_state_dict(trained.state_dict() | own)
+    except RuntimeError as error:
+        raise InputError(
+            "a fine-tuned model and the one it starts from differ in shape; give both blocks the same arch, network and head"
+        ) from error
 
 
 def describe_block(block: ModelBlock) -> dict:

@@ -1,5 +1,6 @@
 """What every model promises, and what it is told when it is built."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ class Setup:
     """Side in pixels at which it will work."""
     statistics: Statistics | None = None
     """The training split's colors; None where saved weights will be loaded over them."""
+    pretrained: Mapping[str, Tensor] | None = None
+    """What the file of the network's `weights` holds; None where there is none, or saved weights will be loaded."""
 
 
 class Colorizer(nn.Module):
@@ -30,6 +33,8 @@ class Colorizer(nn.Module):
 
     phases: tuple[str, ...] = ("net",)
     """Sub-modules trained in turn; a GAN has two, a constant none."""
+    any_size: bool = True
+    """Whether it takes photographs of any side that divides by 8, whatever size it was built for."""
     net: nn.Module
 
     def __init__(self, head: Head, setup: Setup) -> None:
@@ -69,6 +74,15 @@ class Colorizer(nn.Module):
 def parameter_count(model: nn.Module) -> int:
     """Trainable numbers of a model."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def with_l1(losses: dict[str, Tensor], monitor: str, encoder: nn.Module, l1: float) -> dict[str, Tensor]:
+    """Losses of a head with what it monitors as `reconstruction`, and `l1` times the L1 norm of the encoder's weights."""
+    losses["reconstruction"] = losses[monitor].detach()
+    if l1:
+        losses["l1"] = l1_norm(encoder)
+        losses["loss"] = losses["loss"] + l1 * losses["l1"]
+    return losses
 
 
 def l1_norm(module: nn.Module) -> Tensor:

@@ -16,11 +16,12 @@ from colorize.color import grey_rgb
 from colorize.files import InputError
 from colorize.heads import Head, Rgb
 from colorize.models._base import Colorizer, Setup
-from colorize.models._blocks import conv, fitting, kaiming_
+from colorize.models._blocks import conv, kaiming_
 
 
 class Model(Colorizer):
     monitor = "mae"
+    any_size = False
     head: Rgb
 
     def __init__(self, head: Head, setup: Setup, channels: Sequence[int]) -> None:
@@ -30,11 +31,11 @@ class Model(Colorizer):
         encoder, decoder = nn.Sequential(), nn.Sequential()
         inputs, sides = 1, [setup.size]
         for outputs in channels:
-            encoder.append(conv(inputs, outputs, fitting(3, sides[-1]), 2))
+            encoder.append(conv(inputs, outputs, 3, 2))
             inputs = outputs
             sides.append(-(-sides[-1] // 2))
         for outputs, side in zip(channels[-2::-1], sides[-2:0:-1], strict=True):
-            decoder.append(nn.Upsample(size=(side, side))).append(conv(inputs, outputs, fitting(3, side)))
+            decoder.append(nn.Upsample(size=(side, side))).append(conv(inputs, outputs))
             inputs = outputs
         decoder.append(nn.Upsample(size=(setup.size, setup.size))).append(nn.Conv2d(inputs, head.channels, 3, padding=1))
         self.net = nn.Sequential(encoder, decoder)

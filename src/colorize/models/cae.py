@@ -14,8 +14,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from colorize.heads import Head
-from colorize.models._base import Colorizer, Setup, l1_norm
-from colorize.models._blocks import conv, fitting, kaiming_
+from colorize.models._base import Colorizer, Setup, with_l1
+from colorize.models._blocks import conv, kaiming_
 
 
 def transposed_conv(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
@@ -40,10 +40,8 @@ class Model(Colorizer):
         super().__init__(head, setup)
         self.l1 = l1
         encoder = nn.Sequential()
-        side = setup.size
         for i, o in pairwise((1, *channels)):
-            encoder.append(conv(i, o, fitting(3, side), 2, batch_norm))
-            side = -(-side // 2)
+            encoder.append(conv(i, o, 3, 2, batch_norm))
         decoder = nn.Sequential()
         for i, o in pairwise((*reversed(channels), channels[0])):
             if transposed:
@@ -54,9 +52,4 @@ class Model(Colorizer):
         kaiming_(self.net)
 
     def losses(self, phase: str, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        losses = super().losses(phase, light, ab)
-        losses["reconstruction"] = losses[self.head.monitor].detach()
-        if self.l1:
-            losses["l1"] = l1_norm(self.net[0])
-            losses["loss"] = losses["loss"] + self.l1 * losses["l1"]
-        return losses
+        return with_l1(super().losses(phase, light, ab), self.head.monitor, self.net[0], self.l1)

@@ -72,6 +72,7 @@ def _adversarial(logits: Tensor, real: bool) -> Tensor:
 
 
 class Model(Colorizer):
+    any_size = False  # it has to divide by 16
     phases = ("generator", "discriminator")
     monitor = "mae"
     head: Rgb

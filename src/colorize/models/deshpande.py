@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from colorize.heads import Head
-from colorize.models._base import Colorizer, Setup, l1_norm
-from colorize.models._blocks import conv, fitting, kaiming_
+from colorize.models._base import Colorizer, Setup, with_l1
+from colorize.models._blocks import conv, kaiming_
 
 ENCODER = (  # channels, kernel, stride
     (32, 5, 2), (32, 3, 1), (64, 5, 2), (64, 3, 1), (128, 5, 2), (128, 3, 1),
@@ -28,7 +28,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         layers, inputs, sides = [], 1, [size]
         for channels, kernel, stride in ENCODER:
-            layers.append(conv(inputs, channels, fitting(kernel, sides[-1]), stride, batch_norm))
+            layers.append(conv(inputs, channels, kernel, stride, batch_norm))
             inputs = channels
             if stride == 2:
                 sides.append(-(-sides[-1] // 2))
@@ -42,7 +42,7 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Sequential()
         widths = [channels for channels, _, stride in ENCODER if stride == 2]
         for i, o, side in zip(widths[::-1], [*widths[-2::-1], widths[0]], sides[-2::-1], strict=True):
-            self.decoder.append(nn.Upsample(size=(side, side))).append(conv(i, o, fitting(3, side), 1, batch_norm))
+            self.decoder.append(nn.Upsample(size=(side, side))).append(conv(i, o, 3, 1, batch_norm))
         self.decoder.append(nn.Conv2d(widths[0], outputs, 3, padding=1))
 
     def forward(self, light: Tensor) -> Tensor:
@@ -66,6 +66,7 @@ class Autoencoder(nn.Module):
 
 class Model(Colorizer):
     monitor = "reconstruction"
+    any_size = False
     net: Autoencoder
 
     def __init__(
@@ -77,11 +78,7 @@ class Model(Colorizer):
         kaiming_(self.net)
 
     def losses(self, phase: str, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        losses = super().losses(phase, light, ab)
-        losses["reconstruction"] = losses[self.head.monitor].detach()
-        if self.l1:
-            losses["l1"] = l1_norm(self.net.encoder)
-            losses["loss"] = losses["loss"] + self.l1 * losses["l1"]
+        losses = with_l1(super().losses(phase, light, ab), self.head.monitor, self.net.encoder, self.l1)
         if self.net.latent:
             losses["kl"] = self.net.kl()
             losses["loss"] = losses["loss"] + self.kl * losses["kl"]

@@ -99,6 +99,7 @@ class Mixture(nn.Module):
 class Model(Colorizer):
     phases = ("vae", "mdn")
     monitor = "reconstruction"
+    any_size = False
     head: Regression
     weights: Tensor
     mean: Tensor

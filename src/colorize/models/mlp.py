@@ -21,6 +21,8 @@ ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "none": 
 
 
 class Model(Colorizer):
+    any_size = False
+
     def __init__(
         self,
         head: Head,

@@ -4,7 +4,8 @@ Zhang, Isola, Efros, ECCV 2016, arXiv:1603.08511, and document 001, section 4.1.
 batch norm after the last ReLU of blocks 1 to 7, output at a quarter of the input's size. Document 001's Table 1 prints
 256 and 128 channels for blocks 7 and 8, which cannot give its own count of 32,235,385 parameters; 512 and 256 do, and
 that is what is built. Its simplified network has at most 2 convolutions a block and 416 channels: 15,387,513. Weights start
-from Kaiming initialization, not from the paper's k-means.
+from Kaiming initialization, not from the paper's k-means. The batch norm of the code that Zhang et al. released learns no
+scale and no offset: `affine` switches them off (the rest of what that code does otherwise is in the head's settings).
 """
 
 from typing import Literal
@@ -31,7 +32,9 @@ LAST = {"full": 2, "simplified": 1}  # convolutions of block 8 after its transpo
 
 
 class Model(Colorizer):
-    def __init__(self, head: Head, setup: Setup, variant: Literal["full", "simplified"] = "full") -> None:
+    def __init__(
+        self, head: Head, setup: Setup, variant: Literal["full", "simplified"] = "full", affine: bool = True
+    ) -> None:
         super().__init__(head, setup)
         self.net = nn.Sequential()
         inputs = 1
@@ -39,7 +42,7 @@ class Model(Colorizer):
             for step in (1,) * (count - 1) + (stride,):
                 self.net.append(nn.Conv2d(inputs, channels, 3, step, dilation, dilation)).append(nn.ReLU(inplace=True))
                 inputs = channels
-            self.net.append(nn.BatchNorm2d(channels))
+            self.net.append(nn.BatchNorm2d(channels, affine=affine))
         self.net.append(nn.ConvTranspose2d(inputs, 256, 4, 2, 1)).append(nn.ReLU(inplace=True))
         for _ in range(LAST[variant]):
             self.net.append(nn.Conv2d(256, 256, 3, padding=1)).append(nn.ReLU(inplace=True))
