@@ -33,9 +33,9 @@ class Model(Colorizer):
         head: Head,
         setup: Setup,
         channels: Sequence[int],
-        transposed: bool = False,
         batch_norm: bool = False,
         l1: float = 0,
+        transposed: bool = False,
     ) -> None:
         super().__init__(head, setup)
         self.l1 = l1
