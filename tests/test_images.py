@@ -84,12 +84,8 @@ def test_small_photographs_are_refused_where_the_rule_drops_them():
     assert crop(encoded(Image.new("RGB", (32, 99)), "PNG"), rule).shape == (32, 32, 3)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(kind, orientation):
-    """The corner that EXIF calls the upper left ends up there, whatever the stored order of rows and columns."""
-    upright = np.zeros((48, 64, 3), np.uint8)
-    upright[:24, :32], upright[:24, 32:], upright[24:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+def turned(upright: np.ndarray, orientation: int, kind: str) -> bytes:
+    """A photograph as a camera stores it: rows and columns turned, and EXIF that says how."""
     # EXIF 2.32, tag 0x0112: where the stored row 0 and column 0 lie in the upright picture.
     stored = {
         1: upright,
@@ -103,7 +99,16 @@ def test_exif_orientation_is_applied(kind, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels, record = crop_square(encoded(Image.fromarray(stored), kind, exif=exif), RULE)
+    return encoded(Image.fromarray(stored), kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind, orientation):
+    """The corner that EXIF calls the upper left ends up there, whatever the stored order of rows and columns."""
+    upright = np.zeros((48, 64, 3), np.uint8)
+    upright[:24, :32], upright[:24, 32:], upright[24:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    pixels, record = crop_square(turned(upright, orientation, kind), RULE)
     expected = crop(encoded(Image.fromarray(upright), "PNG"))
     assert np.abs(pixels[4:12, 4:12].astype(int) - expected[4:12, 4:12]).max() < 20
     assert np.abs(pixels[4:12, 20:28].astype(int) - expected[4:12, 20:28]).max() < 20
@@ -275,19 +280,7 @@ def test_padding_keeps_the_whole_photograph_between_black_bars(shape: tuple[int,
 def test_padding_is_that_of_the_upright_photograph(orientation: int) -> None:
     """An odd bar does not change sides with the stored order of rows and columns."""
     upright = np.asarray(PHOTO.resize((64, 34)))
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: upright.transpose(1, 0, 2)[:, ::-1],
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    pixels, record = crop_square(encoded(Image.fromarray(stored), "PNG", exif=exif), PADDED)
+    pixels, record = crop_square(turned(upright, orientation, "PNG"), PADDED)
     expected = crop(encoded(Image.fromarray(upright), "PNG"), PADDED).astype(int)
     difference = np.abs(pixels.astype(int) - expected)
     assert difference.mean() < 0.2 and difference.max() <= 8  # rows and columns are resampled, and clipped, in turns

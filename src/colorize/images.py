@@ -115,7 +115,7 @@ def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
         turn = _UPRIGHT.get(orientation)
-    except Exception:  # broken metadata is no reason to lose the photograph
+    except Exception:  # Pillow's EXIF parser fails with whatever it meets; broken metadata must not cost the pixels
         turn = None
         notes.append("exif_ignored")
     scaled = _plain(image).resize((across, down), Image.Resampling.BICUBIC, box)
