@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from colorize.files import InputError
 from pipeline import paths
 
 POLL_SECONDS = 10.0
+UNATTENDED_POLLS = 3
+"""So often in a row no worker may be seen before new ones are started; one takes seconds to appear."""
 AB_UNIT = 128
 """Lab units in which the losses of document 000's models are squared."""
 _TASK = re.compile(r"^[0-9a-f]+\s+(?P<name>\S+)\s.*\s(?P<status>Queued|Running|Success|Failed)\s*$")
+_WORKERS = re.compile(r"^Worker status: (\d+) active, (\d+) idle", re.MULTILINE)
 
 
 def _run(*command: str) -> str:
@@ -56,10 +59,16 @@ def baseline(commit: str) -> str:
     return _run("git", "rev-parse", "--short=10", f"{commit}^").strip()
 
 
+def _queue() -> tuple[dict[str, str], int]:
+    """What stands in DVC's queue, name to Queued, Running, Success or Failed; and how many workers there are."""
+    said = _dvc("queue", "status")
+    matches = map(_TASK.match, said.splitlines())
+    return {match["name"]: match["status"] for match in matches if match}, sum(map(int, _WORKERS.findall(said)[0]))
+
+
 def tasks() -> dict[str, str]:
     """What stands in DVC's queue: name to Queued, Running, Success or Failed."""
-    matches = map(_TASK.match, _dvc("queue", "status").splitlines())
-    return {match["name"]: match["status"] for match in matches if match}
+    return _queue()[0]
 
 
 def submit(name: str, settings: Sequence[str]) -> None:
@@ -72,22 +81,43 @@ def submit(name: str, settings: Sequence[str]) -> None:
     _dvc("exp", "run", "--quiet", "--queue", "--force", "--name", name, *changes)
 
 
-def finish(names: Sequence[str], jobs: int) -> Iterator[tuple[str, str]]:
-    """Let `jobs` workers go through the queue; yields each of `names` once as it ends: name, "" or why it failed."""
+def finish(names: Sequence[str], jobs: int) -> Generator[tuple[str, str]]:
+    """Let `jobs` workers go through the queue; yields each of `names` once as it ends: name, "" or why it failed.
+
+    Left before the end, by Ctrl-C or `close`, it stops the workers and those of `names` that run.
+    """
     waiting = set(names)
-    if waiting:
-        _dvc("queue", "start", "--jobs", str(jobs))  # workers that run already are left alone
-    while waiting:
-        status = tasks()
-        for name in sorted(waiting):
-            if revision(name) is not None and status.get(name) not in ("Queued", "Running"):
-                waiting.discard(name)
-                yield name, ""
-            elif status.get(name, "Failed") == "Failed":
-                waiting.discard(name)
-                yield name, _reason(name)
+    unattended = 0
+    try:
         if waiting:
-            time.sleep(POLL_SECONDS)
+            _dvc("queue", "start", "--jobs", str(jobs))  # workers that run already are left alone
+        while waiting:
+            status, workers = _queue()
+            for name in sorted(waiting):
+                if revision(name) is not None and status.get(name) not in ("Queued", "Running"):
+                    waiting.discard(name)
+                    yield name, ""
+                elif status.get(name, "Failed") == "Failed":
+                    waiting.discard(name)
+                    yield name, _reason(name)
+            unattended = 0 if workers else unattended + 1
+            if waiting and unattended == UNATTENDED_POLLS:  # the workers were killed, the machine went down
+                _kill(waiting)
+                _dvc("queue", "start", "--jobs", str(jobs))
+                unattended = 0
+            if waiting:
+                time.sleep(POLL_SECONDS)
+    finally:
+        if waiting:
+            _dvc("queue", "stop")  # first, or its workers would go on with what is queued
+            _kill(waiting)
+
+
+def _kill(names: Collection[str]) -> None:
+    """Interrupt those experiments that run; DVC lists as failed what has no process any more."""
+    status = tasks()
+    if running := sorted(name for name in names if status.get(name) == "Running"):
+        _dvc("queue", "kill", *running)
 
 
 def _reason(name: str) -> str:

@@ -29,6 +29,8 @@ TRAINED = {
     "best_epoch": "best epoch",
 }
 """What the page shows of model.json beside the block."""
+OF_SEVERAL = ("psnr_best", "ab_spread")
+"""Metrics over several colorings of one photograph."""
 WIDEST = 1200
 """Pixels to which photographic sheets are scaled down for the page."""
 
@@ -46,10 +48,16 @@ def mark(metric: Metric, low: float, high: float) -> str:
 
 
 def results(comparison: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of the headline table: a metric, its cells by system, its differences by baseline."""
+    """The rows of the headline table: a metric, its cells by system, its differences by baseline.
+
+    What is measured over several colorings is left out for a model that has one.
+    """
     found = {(row["metric"], row["system"]): row for row in comparison.to_dict("records")}
+    one = found["ab_spread", "model"]["mean"] == 0
     rows = []
     for name, metric in METRICS.items():
+        if one and name in OF_SEVERAL:
+            continue
         cells, differences = {}, {}
         for system in SYSTEMS:
             row = found[name, system]

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -141,8 +142,11 @@ def run_missing(
         if not started and (again or experiments.revision(experiment) is None):
             experiments.submit(experiment, resolved[each])
     failed = {}
-    with tqdm(total=len(missing), unit="run", disable=None) as bar:
-        for experiment, reason in experiments.finish(list(missing), jobs):
+    with (
+        tqdm(total=len(missing), unit="run", disable=None) as bar,
+        closing(experiments.finish(list(missing), jobs)) as ended,
+    ):
+        for experiment, reason in ended:
             run, seed, settings = wanted[missing[experiment]]
             if reason:
                 failed[run] = reason

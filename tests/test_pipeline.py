@@ -3,11 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, _photographs
 from PIL import Image
@@ -194,6 +199,48 @@ def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(proj
     )
     assert Image.open(path.with_name("009-sheet.png")).size[0] > 200
     assert "No experiment tasks" in run(project, "dvc", "queue", "status")
+    run(project, "git", "clean", "-qfd", "studies")
+
+
+def until(happened: Callable[[], bool], otherwise: str, seconds: float = 120) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.5)
+
+
+def at_work(project: Path) -> list[str]:
+    """The commands that run inside the project's folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(project):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def test_a_study_that_is_interrupted_leaves_nothing_running(project: Path, photos: Path) -> None:
+    """Ctrl-C ends the training, the worker and the queue's next experiment too; what did not end is not in the table."""
+    path = project / "studies/009.yaml"
+    path.write_text(
+        "document: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\nseeds: {cpu: [1, 2], cuda: [1, 2]}\n"
+        "settings: {cpu: &all ['data.path=@photos', train.max_epochs=0, models.cae.train.epochs=1000000], cuda: *all}\n"
+        "runs: {plain: []}\ntables: [{title: T, columns: {test: psnr}, order: test, rows: []}]\n"
+    )
+    command = (sys.executable, "-m", "pipeline.study", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "1")
+    study = subprocess.Popen(
+        command, cwd=project, env=environment(project), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    until(lambda: any("pipeline.train" in each for each in at_work(project)), "the training has not begun")
+    study.send_signal(signal.SIGINT)
+    output, _ = study.communicate(timeout=120)
+    assert study.returncode == 130 and output.endswith("stopped; the same command continues\n"), output
+    until(lambda: not at_work(project), "something goes on")
+    status = run(project, "dvc", "queue", "status")
+    assert "Running" not in status and "Success" not in status
+    assert not path.with_suffix(".json").exists()
+    run(project, "dvc", "queue", "remove", "--all")
     run(project, "git", "clean", "-qfd", "studies")
 
 

@@ -189,6 +189,15 @@ def test_the_stage_ends_with_the_scores_and_where_the_pictures_are(
     assert lines[4] == "pictures: metrics/samples.png, metrics/report.html"
 
 
+def test_a_model_with_one_coloring_has_no_rows_about_several(params: Params) -> None:
+    """Its best is its only one and its spread is 0; a model that has several shows both."""
+    path = paths.METRICS / "comparison.csv"
+    table = pd.read_csv(path)
+    assert {"psnr_best", "ab_spread"} <= {row["name"] for row in report.results(table)}
+    table.loc[(table["metric"] == "ab_spread") & (table["system"] == "model"), "mean"] = 0.0
+    assert {row["name"] for row in report.results(table)} == set(METRICS) - {"psnr_best", "ab_spread"}
+
+
 @pytest.mark.parametrize("path", ["metrics/comparison.csv", "data/prior.npz", "data/removed.png"])
 def test_a_missing_result_is_one_sentence(params: Params, path: str) -> None:
     """It names the file and the command."""

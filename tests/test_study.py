@@ -169,3 +169,40 @@ def test_curves_and_bars_are_drawn_alike_twice() -> None:
     for kind, show in (("curves", ["train_loss", "val_loss"]), ("bars", ["raw_mse"])):
         figure = Figure(name="f", title="F", kind=kind, runs=["a", "b"], show=show, over="minutes", averaged=True)
         assert draw(figure, records) == draw(figure, records)
+
+
+class Queue:
+    """DVC's queue by script: what `dvc queue status` says, poll by poll; what else was asked of it is kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *states: tuple[str, int]) -> None:
+        self.states, self.calls = list(states), []
+        monkeypatch.setattr(experiments, "_dvc", self.call)
+        monkeypatch.setattr(experiments, "POLL_SECONDS", 0.0)
+        monkeypatch.setattr(experiments, "revision", lambda name: "c0ffee" if self.states[0][0] == "Success" else None)
+
+    def call(self, *arguments: str) -> str:
+        if arguments != ("queue", "status"):
+            self.calls.append(arguments)
+            return ""
+        status, workers = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        row = f"0123abc  009-a-1-0123ab  10:18 AM   {status}\n" if status else "No experiment tasks in the queue.\n"
+        return f"Task     Name            Created    Status\n{row}\nWorker status: {workers} active, 0 idle\n"
+
+
+def test_workers_that_died_are_replaced_and_what_they_ran_counts_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that went down leaves "Running" behind for ever; a worker that has not yet appeared is waited for."""
+    queue = Queue(monkeypatch, ("Running", 0), ("Running", 0), ("Running", 1), *[("Running", 0)] * 4, ("Failed", 1))
+    ended = list(experiments.finish(["009-a-1-0123ab"], 2))
+    assert [name for name, _ in ended] == ["009-a-1-0123ab"] and ended[0][1]
+    start = ("queue", "start", "--jobs", "2")
+    assert queue.calls[:3] == [start, ("queue", "kill", "009-a-1-0123ab"), start]
+    assert ("queue", "stop") not in queue.calls
+
+
+def test_a_study_that_is_left_stops_the_workers_first_and_then_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other way round the workers would take the next experiment."""
+    queue = Queue(monkeypatch, ("Running", 1))
+    monkeypatch.setattr(experiments.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        list(experiments.finish(["009-a-1-0123ab"], 1))
+    assert queue.calls[1:] == [("queue", "stop"), ("queue", "kill", "009-a-1-0123ab")]
