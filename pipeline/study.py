@@ -35,8 +35,8 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    document: str
-    """Its title and authors."""
+    title: str
+    """The document's number, title and authors, or the question that is answered."""
     paths: dict[str, str]
     """What each --path NAME=PATH has to be; a setting's value "@NAME" becomes that path, figures name folders by it."""
     used: dict[Device, str]

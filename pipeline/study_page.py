@@ -2,16 +2,16 @@
 
 A value is chosen by a selector: the name of a metric on the test split, of a curve (its last epoch) or of a fact
 (parameters, minutes). `ma20:val_loss` is the mean of a curve's last 20 epochs, `val_loss@600` its value after 600 seconds of
-training; both go together.
+training; both go together. `psnr over grey` is what the model has more than that baseline, with its paired interval.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from colorize import figures
 from colorize.metrics import BASELINES
@@ -27,7 +27,12 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     label: str
     run: str
-    printed: tuple[float | None, ...]
+    printed: tuple[float | None, ...] = ()
+    """Empty if the document has no numbers for this run."""
+
+    def document(self, column: int) -> float | None:
+        """What the document prints of the run in a column."""
+        return self.printed[column] if self.printed else None
 
 
 class Table(BaseModel):
@@ -43,7 +48,20 @@ class Table(BaseModel):
     order: str
     """The heading by which the document's order and ours are compared."""
     better: Literal["lower", "higher"] = "lower"
+    ranked: bool = False
+    """Best row first by `order`, instead of the document's order."""
     rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.order not in self.columns:
+            raise ValueError(f"{self.title}: order has to be one of its columns, {', '.join(self.columns)}")
+        for row in self.rows:
+            if row.printed and len(row.printed) != len(self.columns):
+                raise ValueError(
+                    f"{self.title}: {row.label} prints {len(row.printed)} values for {len(self.columns)} columns"
+                )
+        return self
 
 
 class Figure(BaseModel):
@@ -71,9 +89,12 @@ def value(record: Record, selector: str) -> float:
     Raises:
         KeyError: there is no such metric, curve or fact.
     """
+    metric, _, baseline = selector.partition(" over ")
+    if baseline:
+        return record["metrics"][baseline][metric][3]
     name, _, seconds = selector.removeprefix("ma20:").partition("@")
-    if name == "parameters":
-        return record["model"]["parameters"]
+    if name in ("parameters", "epochs"):
+        return record["model"][name]
     if name == "minutes":
         return record["curves"]["seconds"][-1] / 60
     if name in record["metrics"]["model"]:
@@ -91,23 +112,48 @@ def of_run(records: Sequence[Record], run: str) -> list[Record]:
 
 
 def cell(values: Sequence[float], table: Table) -> str:
-    """Mean over the seeds, and the range where there are several."""
+    """Mean over the seeds, and the range if they differ; large numbers are whole."""
     scaled = [each / table.unit for each in values]
-    text = f"{np.mean(scaled):.{table.decimals}f}"
-    if len(scaled) > 1:
-        text += f" ({min(scaled):.{table.decimals}f} to {max(scaled):.{table.decimals}f})"
-    return text
+    low, middle, high = (
+        f"{each:,.0f}" if each >= 1000 else f"{each:.{table.decimals}f}"
+        for each in (min(scaled), float(np.mean(scaled)), max(scaled))
+    )
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def gain(records: Sequence[Record], selector: str, decimals: int) -> str:
+    """What a model has more than a baseline: mean over the seeds, and what the paired intervals of all seeds cover."""
+    metric, _, baseline = selector.partition(" over ")
+    found = np.array([record["metrics"][baseline][metric][3:6] for record in records])
+    numbers = (found[:, 0].mean(), found[:, 1].min(), found[:, 2].max())
+    return "{} [{}, {}]".format(*(f"{number:+.{decimals}f}" for number in numbers))
+
+
+def mean(records: Sequence[Record], run: str, selector: str) -> float:
+    """A run's value, averaged over its seeds."""
+    return float(np.mean([value(record, selector) for record in of_run(records, run)]))
+
+
+def steadiness(table: Table, records: Sequence[Record]) -> str:
+    """One sentence: how many pairs of rows stand in one order whatever the seed; empty for one seed."""
+    selector = table.columns[table.order]
+    by_run = [[value(record, selector) for record in of_run(records, row.run)] for row in table.rows]
+    if min(map(len, by_run)) < 2 or len(set(map(len, by_run))) > 1:
+        return ""
+    pairs = list(itertools.combinations(by_run, 2))
+    steady = sum(len({a < b for a, b in zip(one, other, strict=True)}) == 1 for one, other in pairs)
+    return f"By {table.order}, {steady} of {len(pairs)} pairs stand in one order with every seed."
 
 
 def agreement(table: Table, records: Sequence[Record]) -> str:
-    """One sentence: which pairs of rows stand in the document's order, and which do not."""
+    """One sentence: which pairs of rows stand in the document's order, and which do not; empty if it has none."""
     column = list(table.columns).index(table.order)
     selector = table.columns[table.order]
     known: list[tuple[str, float, float]] = []
     for row in table.rows:
-        printed = row.printed[column]
-        if printed is not None:
-            known.append((row.label, printed, float(np.mean([value(r, selector) for r in of_run(records, row.run)]))))
+        number = row.document(column)
+        if number is not None:
+            known.append((row.label, number, mean(records, row.run, selector)))
     agree: list[str] = []
     differ: list[str] = []
     for (label, printed, ours), (other, other_printed, other_ours) in itertools.combinations(known, 2):
@@ -123,23 +169,37 @@ def agreement(table: Table, records: Sequence[Record]) -> str:
 
 
 def table_lines(table: Table, records: Sequence[Record]) -> list[str]:
-    """A table in markdown, the baselines below it, and how the orders compare."""
-    heads = [f"{heading}, {whose}" for heading in table.columns for whose in ("document", "ours")]
+    """A table in markdown, the baselines below it, how the orders compare and how steady ours is.
+
+    A column of which the document prints nothing is ours alone.
+    """
+    selectors = list(table.columns.values())
+    both = [any(row.document(column) is not None for row in table.rows) for column in range(len(selectors))]
+    heads = []
+    for heading, has_document in zip(table.columns, both, strict=True):
+        heads += [f"{heading}, document", f"{heading}, ours"] if has_document else [heading]
     lines = [f"### {table.title}", "", "| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    for row in table.rows:
+    rows = list(table.rows)
+    if table.ranked:
+        rows.sort(key=lambda row: mean(records, row.run, table.columns[table.order]), reverse=table.better == "higher")
+    for row in rows:
         cells = [row.label]
-        for printed, selector in zip(row.printed, table.columns.values(), strict=True):
-            values = [value(record, selector) for record in of_run(records, row.run)]
-            cells += ["" if printed is None else f"{printed:g}", cell(values, table)]
+        own = of_run(records, row.run)
+        for column, selector in enumerate(selectors):
+            number = row.document(column)
+            cells += ["" if number is None else f"{number:g}"] * both[column]
+            over = " over " in selector
+            cells.append(gain(own, selector, table.decimals) if over else cell([value(r, selector) for r in own], table))
         lines.append("| " + " | ".join(cells) + " |")
+    first = of_run(records, records[0]["run"])
     for baseline in BASELINES:
         cells = [f"*{baseline}*"]
-        for selector in table.columns.values():
-            found = records[0]["metrics"][baseline].get(selector)
-            cells += ["", "" if found is None else cell(found[:1], table)]
+        for column, selector in enumerate(selectors):
+            found = [record["metrics"][baseline][selector][0] for record in first if selector in record["metrics"][baseline]]
+            cells += [""] * both[column] + [cell(found, table) if found else ""]
         if any(cells[1:]):
             lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", agreement(table, records), ""]
+    return [*lines, "", " ".join(filter(None, (agreement(table, records), steadiness(table, records)))), ""]
 
 
 def cost_lines(records: Sequence[Record]) -> list[str]:
@@ -178,7 +238,7 @@ def page(study: Any, name: str, device: str, records: Sequence[Record], pictures
     machines = sorted({record["hardware"] for record in records})
     options = " ".join(f"--path {each}=PATH" for each in study.paths)
     lines = [
-        f"# Document {name}: {study.document}",
+        f"# {study.title}",
         "",
         f"Written by `python -m pipeline.study studies/{name}.yaml {options}`:",
         *(f"- {each}: {what}" for each, what in study.paths.items()),

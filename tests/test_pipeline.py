@@ -173,7 +173,7 @@ def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(proj
     """Queued, two at a time, one of them failing: the others count, the same command tries it again, pictures are drawn."""
     path = project / "studies/009.yaml"
     text = (
-        "document: D\npaths: {photos: a folder}\nused: {cpu: Small., cuda: Small.}\nseeds: {cpu: [1], cuda: [1]}\n"
+        "title: D\npaths: {photos: a folder}\nused: {cpu: Small., cuda: Small.}\nseeds: {cpu: [1], cuda: [1]}\n"
         "settings: {cpu: ['data.path=@photos'], cuda: ['data.path=@photos']}\n"
         "runs: {plain: [], deeper: ['models.cae.network.channels=[4,CHANNELS]']}\n"
         "tables: [{title: T, columns: {test: psnr}, order: test, rows: [{label: A, run: deeper, printed: [1]}]}]\n"
@@ -224,7 +224,7 @@ def test_a_study_that_is_interrupted_leaves_nothing_running(project: Path, photo
     """Ctrl-C ends the training, the worker and the queue's next experiment too; what did not end is not in the table."""
     path = project / "studies/009.yaml"
     path.write_text(
-        "document: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\nseeds: {cpu: [1, 2], cuda: [1, 2]}\n"
+        "title: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\nseeds: {cpu: [1, 2], cuda: [1, 2]}\n"
         "settings: {cpu: &all ['data.path=@photos', train.max_epochs=0, models.cae.train.epochs=1000000], cuda: *all}\n"
         "runs: {plain: []}\ntables: [{title: T, columns: {test: psnr}, order: test, rows: []}]\n"
     )
