@@ -110,6 +110,12 @@ def hardware(device: Device) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
 
 
+def write(store: Path, records: Mapping[str, Record]) -> None:
+    """The .json of a study: one line per run, so that a difference in Git names the runs that differ."""
+    lines = [f"{json.dumps(each)}: {json.dumps(record, allow_nan=False)}" for each, record in records.items()]
+    files.write_text(store, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def run_missing(
     study: Study,
     name: str,
@@ -129,7 +135,7 @@ def run_missing(
     """
     records: dict[str, Record] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     wanted = {}
-    for run, seed in itertools.product(study.runs, study.seeds[device]):
+    for seed, run in itertools.product(study.seeds[device], study.runs):  # a whole seed before the next
         settings = settings_of(study, run, seed, device)
         wanted[key(run, seed, settings)] = (run, seed, settings)
     missing = {f"{name}-{each}": each for each in wanted if again or each not in records}
@@ -154,7 +160,7 @@ def run_missing(
                 found = experiments.results(str(experiments.revision(experiment)))
                 about = {"run": run, "seed": seed, "settings": settings, "device": device, "hardware": hardware(device)}
                 records[missing[experiment]] = about | {"torch": torch.__version__} | found
-                files.write_json(store, records)
+                write(store, records)
             tqdm.write(f"{experiment}: {reason or 'done'}")
             bar.update()
     experiments.forget(list(missing))
@@ -166,7 +172,7 @@ def run_missing(
 
 def main(_: Params) -> None:
     parser = argparse.ArgumentParser(prog="python -m pipeline.study", description=__doc__.splitlines()[0])
-    parser.add_argument("study", type=Path, help="studies/000.yaml to studies/004.yaml")
+    parser.add_argument("study", type=Path, help="one of studies/*.yaml")
     parser.add_argument("--path", metavar="NAME=PATH", action="append", default=[], help="where the study's data lies")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one per GPU, else one per core")
     parser.add_argument("--again", action="store_true", help="run everything, also what is in the .json")
