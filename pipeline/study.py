@@ -1,7 +1,7 @@
 """Answer a document: run what its study lists as DVC experiments, set our figures beside the printed ones.
 
 `python -m pipeline.study studies/003.yaml --path cifar=PATH` queues every run that studies/003.json does not hold yet,
-waits for them, and writes studies/003.json (everything measured), studies/003.md (the tables) and studies/003-*.png.
+waits for them, and writes studies/003.json (everything measured), studies/003.md (the tables) and its figures, studies/003-*.
 Stopped and started again it goes on; with nothing left to run it writes the tables from the .json alone.
 """
 
@@ -187,7 +187,7 @@ def main(_: Params) -> None:
     records = run_missing(study, name, store, device, places, jobs, arguments.again)
     pictures = {}
     for figure in study.figures:
-        path = arguments.study.with_name(f"{name}-{figure.name}.png")
+        path = arguments.study.with_name(f"{name}-{figure.name}{figure.suffix}")
         if figure.kind in ("curves", "bars"):
             files.write_bytes(path, study_page.draw(figure, records))
         else:

@@ -70,17 +70,23 @@ class Figure(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     title: str
-    kind: Literal["curves", "bars", "sheet", "temperatures", "priors"]
+    kind: Literal["curves", "bars", "priors", "sheet", "strips", "temperatures"]
+    """sheet: a column for each run; strips: for many runs; temperatures: a column for each, of one run."""
     runs: tuple[str, ...]
     show: tuple[str, ...] = ()
     """curves: which; bars: selectors."""
     photographs: str = "test"
-    """sheet, temperatures: train, test, or the name under which --path gives a folder."""
+    """sheet, strips, temperatures: train, test, or the name under which --path gives a folder."""
     count: int = 6
-    """sheet: how many photographs."""
+    """The same: how many photographs."""
     over: Literal["epoch", "minutes"] = "epoch"
     averaged: bool = False
     """curves: means of the last 20 epochs, of what there is in the first ones."""
+
+    @property
+    def suffix(self) -> str:
+        """Photographs are WebP, a tenth of the size; the rest is PNG."""
+        return ".webp" if self.kind in ("sheet", "strips", "temperatures") else ".png"
 
 
 def value(record: Record, selector: str) -> float:

@@ -65,7 +65,7 @@ def _photographs(figure: Figure, commit: str, below: Path, folders: Mapping[str,
 
 
 def draw(figure: Figure, commits: Mapping[str, str], folders: Mapping[str, Path]) -> bytes:
-    """A figure as PNG.
+    """A figure, in the format of its suffix.
 
     Args:
         commits: run to the commit of its experiment, for each of the figure's runs.
@@ -90,4 +90,5 @@ def draw(figure: Figure, commits: Mapping[str, str], folders: Mapping[str, Path]
                     model.head.temperature = temperature
                 label = run if temperature is None else f"T = {temperature:g}"
                 columns[label] = evaluation.predict(model, size, photographs).image
-        return figures.encode(figures.sheet(columns), "png")
+        picture = figures.strips(columns) if figure.kind == "strips" else figures.sheet(columns)
+        return figures.encode(picture, "webp")

@@ -197,7 +197,7 @@ def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(proj
         f"| A | 1 | {next(r for r in measured.values() if r['run'] == 'deeper')['metrics']['model']['psnr'][0]:.2f} |"
         in page
     )
-    assert Image.open(path.with_name("009-sheet.png")).size[0] > 200
+    assert Image.open(path.with_name("009-sheet.webp")).size[0] > 200
     assert "No experiment tasks" in run(project, "dvc", "queue", "status")
     run(project, "git", "clean", "-qfd", "studies")
 
