@@ -1,7 +1,7 @@
 """Answer a document: run what its study lists as DVC experiments, set our figures beside the printed ones.
 
 `python -m pipeline.study studies/003.yaml --path cifar=PATH` queues every run that studies/003.json does not hold yet,
-waits for them, and writes studies/003.json (everything measured), studies/003.md (the tables) and its figures, studies/003-*.
+waits for them, and writes studies/003.json (everything measured), studies/003.md (the tables) and its figures beside them.
 Stopped and started again it goes on; with nothing left to run it writes the tables from the .json alone.
 """
 
