@@ -185,9 +185,8 @@ def main(_: Params) -> None:
     if unknown := sorted(set(places) - set(study.paths)):
         raise InputError(f"--path {unknown[0]}: {arguments.study} asks for {', '.join(study.paths)}")
     records = run_missing(study, name, store, device, places, jobs, arguments.again)
-    pictures = {}
     for figure in study.figures:
-        path = arguments.study.with_name(f"{name}-{figure.name}{figure.suffix}")
+        path = arguments.study.with_name(figure.file(name))
         if figure.kind in ("curves", "bars"):
             files.write_bytes(path, study_page.draw(figure, records))
         else:
@@ -198,11 +197,9 @@ def main(_: Params) -> None:
                 files.write_bytes(path, study_pictures.draw(figure, commits, places))
             else:
                 print(f"{path} is left as it is: its models were trained elsewhere; --again trains them here")
-        if path.exists():
-            pictures[path.name] = figure.title
-    text = page(study, name, device, records, pictures)
+    text = page(study, name, device, records)
     files.write_text(arguments.study.with_suffix(".md"), text)
-    print(f"{arguments.study.with_suffix('.md')} and {store}: {len(records)} runs, {len(pictures)} figures")
+    print(f"{arguments.study.with_suffix('.md')} and {store}: {len(records)} runs, {len(study.figures)} figures")
 
 
 if __name__ == "__main__":

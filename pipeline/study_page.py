@@ -6,7 +6,7 @@ training; both go together. `psnr over grey` is what the model has more than tha
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -84,9 +84,13 @@ class Figure(BaseModel):
     """curves: means of the last 20 epochs, of what there is in the first ones."""
 
     @property
-    def suffix(self) -> str:
-        """Photographs are WebP, a tenth of the size; the rest is PNG."""
-        return ".webp" if self.kind in ("sheet", "strips", "temperatures") else ".png"
+    def photographic(self) -> bool:
+        """Whether it shows photographs: WebP, a tenth of the size, and not in Git, as they are others' property."""
+        return self.kind in ("sheet", "strips", "temperatures")
+
+    def file(self, study: str) -> str:
+        """Its file's name, beside the study's page."""
+        return f"{study}-{self.name}{'.webp' if self.photographic else '.png'}"
 
 
 def value(record: Record, selector: str) -> float:
@@ -231,13 +235,8 @@ def at_hour(table: Table, seconds: float) -> Table:
     return table.model_copy(update={"columns": {k: v.replace("@hour", f"@{seconds:g}") for k, v in table.columns.items()}})
 
 
-def page(study: Any, name: str, device: str, records: Sequence[Record], pictures: Mapping[str, str]) -> str:
-    """The whole study as markdown.
-
-    Args:
-        study: a `pipeline.study.Study`.
-        pictures: file name to title of every figure there is.
-    """
+def page(study: Any, name: str, device: str, records: Sequence[Record]) -> str:
+    """The whole study, a `pipeline.study.Study`, as markdown."""
     seeds = sorted({record["seed"] for record in records})
     versions = sorted({record["torch"] for record in records})
     commits = sorted({record["commit"] for record in records})
@@ -259,10 +258,17 @@ def page(study: Any, name: str, device: str, records: Sequence[Record], pictures
     lines += ["## Tables", ""]
     for table in study.tables:
         lines += table_lines(at_hour(table, study.hour.get(device, 3600)), records)
-    if pictures:
+    if study.figures:
         lines += ["## Figures", ""]
-        for file, title in pictures.items():
-            lines += [f"**{title}**", "", f"![{title}]({file})", ""]
+    for figure in study.figures:
+        file = figure.file(name)
+        if figure.photographic:
+            text = (
+                f"{figure.title}: `{file}`, drawn beside this page by that command; the photographs are not ours to publish."
+            )
+        else:
+            text = f"**{figure.title}**\n\n![{figure.title}]({file})"
+        lines += [text, ""]
     lines += ["## Runs", "", "Settings of every run: " + ", ".join(f"`{each}`" for each in study.settings[device]) + ".", ""]
     lines += [f"- `{run}`: " + ", ".join(f"`{each}`" for each in changes) for run, changes in study.runs.items()]
     return "\n".join([*lines, "", *cost_lines(records), ""])
