@@ -12,6 +12,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ SHARD_BYTES = 2**28
 MIN_SHARDS = 16
 """Small data sets are cut into about so many shards, so that every core has work."""
 
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -41,8 +42,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+"""EXIF's orientations but the upright one: what makes them upright."""
+TURNED_ASIDE = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
+"""Those that exchange width and height."""
 _ORIENTATION = 0x0112
-_SRGB = ImageCms.createProfile("sRGB")
+SRGB = ImageCms.createProfile("sRGB")
 
 Read = Callable[[str, str], bytes]
 """From shard and member to the original bytes."""
@@ -76,11 +80,18 @@ def crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
         Refused: not_image, truncated, corrupt, too_many_pixels, too_many_scans, mode (no defined way to 8-bit
             RGB) or too_small (only where the rule drops small ones).
     """
+    with refusing():
+        return _crop_square(content, rule)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn whatever goes wrong with a photograph's bytes into `Refused`, its message the reason."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, which does not concern the pixels
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return _crop_square(content, rule)
+            yield
         except Refused:
             raise
         except UnidentifiedImageError as error:
@@ -92,10 +103,25 @@ def crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
             raise Refused("truncated" if "truncated" in str(error).lower() else "corrupt") from error
 
 
-def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
-    image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+def open_image(content: bytes) -> Image.Image:
+    """A photograph of one of `FORMATS`, not decoded yet; call it and decode within `refusing`."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
         raise Refused("too_many_scans")
+    return image
+
+
+def orientation_of(image: Image.Image) -> int | None:
+    """EXIF's orientation, 1 to 8 (1: upright); None if its metadata cannot be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF parser fails with whatever it meets; broken metadata must not cost the pixels
+        return None
+    return found if found in UPRIGHT else 1
+
+
+def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
+    image = open_image(content)
     width, height = image.size
     decisive = (max if rule.fit == "pad" else min)(width, height)
     record = Record("", "ok", width=width, height=height, small=decisive < rule.size)
@@ -111,23 +137,19 @@ def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
         side = min(right, bottom)
         left, top = (right - side) / 2, (bottom - side) / 2
         box = (left, top, left + side, top + side)
-    notes = []
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        turn = _UPRIGHT.get(orientation)
-    except Exception:  # Pillow's EXIF parser fails with whatever it meets; broken metadata must not cost the pixels
-        turn = None
-        notes.append("exif_ignored")
-    scaled = _plain(image).resize((across, down), Image.Resampling.BICUBIC, box)
+    orientation = orientation_of(image)
+    notes = ["exif_ignored"] if orientation is None else []
+    scaled = plain(image).resize((across, down), Image.Resampling.BICUBIC, box)
     if profile := image.info.get("icc_profile"):
         try:
-            scaled = _to_srgb(profile, scaled.mode).apply(scaled)
+            scaled = to_srgb(profile, scaled.mode).apply(scaled)
         except (ImageCms.PyCMSError, ValueError, TypeError, OSError):
             notes.append("profile_ignored")
     scaled = scaled.convert("RGB")
+    turn = UPRIGHT.get(orientation or 1)
     if turn is not None:  # a centered box turns onto itself, so turning the scaled one is exact
         scaled = scaled.transpose(turn)
-        if orientation >= 5:
+        if turn in TURNED_ASIDE:
             record.width, record.height = height, width
     record.note = "+".join(notes)
     square = np.zeros((rule.size, rule.size, 3), np.uint8)
@@ -137,11 +159,16 @@ def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
 
 
 @lru_cache(maxsize=32)
-def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(ImageCms.ImageCmsProfile(io.BytesIO(profile)), _SRGB, mode, "RGB")
+def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    """From an embedded profile to sRGB.
+
+    Raises:
+        ImageCms.PyCMSError, ValueError, TypeError, OSError: the profile is none, or of another mode.
+    """
+    return ImageCms.buildTransform(ImageCms.ImageCmsProfile(io.BytesIO(profile)), SRGB, mode, "RGB")
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
     """8 bits per channel and nothing to see through: L, RGB or CMYK."""
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)

@@ -1,0 +1,146 @@
+"""Coloring at full size: the lightness, the size and the metadata stay; color follows edges and orientation."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from skimage.color import rgb2lab
+
+from colorize import photographs
+from colorize.images import UPRIGHT, Refused
+
+SIZE = 32
+
+
+def encoded(pixels: np.ndarray, kind: str = "png", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def colored(content: bytes, color: tuple[float, float] = (20.0, -15.0)) -> tuple[bytes, photographs.Photograph]:
+    """A photograph with the same ab predicted everywhere."""
+    photograph = photographs.read(content)
+    light = torch.rand(1, 1, 8, 8) * 100
+    ab = torch.tensor(color)[:, None, None].expand(2, 8, 8)
+    return photographs.encode(photograph, photographs.paint(photograph, light, ab)), photograph
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(7, 300), (301, 5), (130, 257), (1, 1)])
+def test_the_size_and_the_lightness_stay(size: tuple[int, int]) -> None:
+    """Of any shape, across the edges of bands; by scikit-image's L*."""
+    source = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    out = pixels(colored(encoded(source))[0])
+    assert out.shape == source.shape
+    error = np.abs(rgb2lab(out)[..., 0] - rgb2lab(source)[..., 0])
+    assert error.mean() < 0.3 and error.max() < 1.5
+
+
+def test_a_color_stays_the_one_predicted_where_the_display_can_show_it() -> None:
+    """On middle greys; where it cannot, the hue stays and the chroma is less."""
+    grey = np.repeat(np.arange(0, 256, dtype=np.uint8)[:, None, None], 3, axis=2)
+    lab = rgb2lab(pixels(colored(encoded(grey))[0]))[:, 0]
+    middle = lab[100:180]
+    assert np.abs(middle[:, 1:] - (20, -15)).max() < 1
+    dark = lab[5:60]
+    chroma = np.hypot(dark[:, 1], dark[:, 2])
+    assert (chroma < 26).all()
+    shown = dark[chroma > 4]
+    assert np.abs(np.degrees(np.arctan2(shown[:, 2], shown[:, 1]) - np.arctan2(-15, 20))).max() < 12
+
+
+@pytest.mark.parametrize("orientation", [1, *UPRIGHT])
+def test_a_turned_photograph_is_colored_as_it_is_seen(orientation: int) -> None:
+    """The model's left half is red as one sees it; the file keeps its pixels' order and its orientation."""
+    upright = np.full((40, 60, 3), 120, np.uint8)
+    stored = Image.fromarray(upright)
+    turn = UPRIGHT.get(orientation)
+    if turn is not None:
+        undo = {Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270}
+        stored = stored.transpose(undo.get(turn, turn))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "a camera"
+    photograph = photographs.read(encoded(np.asarray(stored), "jpeg", exif=exif, quality=95))
+    assert photograph.size == (60, 40)
+    ab = torch.zeros(2, 8, 12)
+    ab[0, :, :6] = 40
+    result = photographs.encode(photograph, photographs.paint(photograph, torch.full((1, 1, 8, 12), 50.0), ab))
+    image = Image.open(io.BytesIO(result))
+    assert image.size == stored.size and image.getexif()[0x0112] == orientation and image.getexif()[0x010F] == "a camera"
+    seen = np.asarray(image if turn is None else image.transpose(turn)).astype(int)
+    redness = seen[..., 0] - seen[..., 1]
+    assert redness[:, :20].min() > 30 and np.abs(redness[:, 40:]).max() < 8
+
+
+def test_color_does_not_bleed_over_an_edge_that_the_small_copy_blurs() -> None:
+    """A red disk's edge on grey, at eight times the model's size: less error than by bilinear spreading."""
+    down, across = np.mgrid[:256, :256]
+    disk = (down - 120) ** 2 + (across - 133) ** 2 < 70**2
+    truth = np.where(disk[..., None], (240, 130, 120), (60, 62, 66)).astype(np.uint8)
+    photograph = photographs.read(encoded(truth))
+    small = rgb2lab(np.asarray(photograph.rgb.resize((32, 32), Image.Resampling.BOX)))
+    light, ab = torch.tensor(small, dtype=torch.float32).permute(2, 0, 1)[None].split((1, 2), dim=1)
+    ours = np.asarray(photographs.paint(photograph, light, ab[0])).astype(float)
+    plain = np.asarray(photographs.paint(photograph, torch.full_like(light, 50), ab[0])).astype(float)  # no slope: bilinear
+    assert np.square(ours - truth).mean() < 0.5 * np.square(plain - truth).mean()
+
+
+def test_profile_transparency_and_resolution_are_kept() -> None:
+    """A PNG with alpha stays one; a profile of RGB is in the result, and its colors are meant in it."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = np.dstack([np.full((20, 30, 3), 128, np.uint8), np.tile(np.arange(30, dtype=np.uint8) * 8, (20, 1))])
+    result = Image.open(io.BytesIO(colored(encoded(source, "png", icc_profile=profile, dpi=(300, 300)))[0]))
+    assert result.mode == "RGBA" and np.array_equal(np.asarray(result)[..., 3], source[..., 3])
+    assert result.info["icc_profile"] == profile and result.info["dpi"][0] == pytest.approx(300, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "suffix"),
+    [("L", "jpeg", ".jpg"), ("1", "png", ".png"), ("P", "gif", ".png"), ("I;16", "png", ".png"), ("CMYK", "jpeg", ".jpg"),
+     ("L", "webp", ".webp"), ("LA", "png", ".png"), ("L", "tiff", ".tif"), ("RGB", "bmp", ".png")],
+)  # fmt: skip
+def test_every_format_comes_out_in_color(mode: str, kind: str, suffix: str) -> None:
+    """As the same format where that can hold color and metadata."""
+    levels = {"I;16": 30000, "LA": (120, 255), "CMYK": (0, 0, 0, 120), "RGB": (120, 120, 120)}
+    image = Image.new("L", (24, 17), 120).convert("P") if mode == "P" else Image.new(mode, (24, 17), levels.get(mode, 120))
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    result, photograph = colored(buffer.getvalue())
+    assert photograph.suffix == suffix
+    assert Image.open(io.BytesIO(result)).size == (24, 17)
+    if mode != "1":
+        assert np.ptp(pixels(result)[8, 8].astype(int)) > 20
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"text", "not_image"), (b"", "not_image")])
+def test_what_is_no_photograph_is_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        photographs.read(content)
+
+
+def test_a_cut_photograph_is_refused() -> None:
+    """No half picture is colored."""
+    content = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "jpeg")
+    with pytest.raises(Refused, match="truncated"):
+        photographs.read(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(("any_size", "shape"), [(True, (32, 48)), (False, (32, 32))])
+def test_a_model_sees_the_whole_photograph(any_size: bool, shape: tuple[int, int]) -> None:
+    """In its proportions if it can take them, squeezed into its square if not; a panorama is not too wide for it."""
+
+    class Model:
+        pass
+
+    model = Model()
+    model.any_size = any_size  # type: ignore[attr-defined]
+    photograph = photographs.read(encoded(np.full((100, 150, 3), 99, np.uint8)))
+    assert photographs.small_light(photograph, model, SIZE).shape == (1, 1, *shape)  # type: ignore[arg-type]
+    wide = photographs.read(encoded(np.full((10, 1000, 3), 99, np.uint8)))
+    assert photographs.small_light(wide, model, SIZE).shape[-1] == (128 if any_size else 32)  # type: ignore[arg-type]
