@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
@@ -34,11 +35,17 @@ def _run(*command: str) -> str:
     Raises:
         InputError: it failed; the sentence is its last line.
     """
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    # Files, not pipes: queue workers outlive the command that starts them and would keep a pipe open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        status = subprocess.run(command, stdout=out, stderr=err).returncode
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+    if status:
+        said = [line for line in (texts[1] + texts[0]).splitlines() if line.strip()]
         raise InputError(f"`{' '.join(command[-4:])}` failed: {said[-1] if said else 'no reason given'}")
-    return done.stdout
+    return texts[0]
 
 
 def _dvc(*arguments: str) -> str:

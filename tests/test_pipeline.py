@@ -220,26 +220,28 @@ def at_work(project: Path) -> list[str]:
     return found
 
 
-def test_a_study_that_is_interrupted_leaves_nothing_running(project: Path, photos: Path) -> None:
-    """Ctrl-C ends the training, the worker and the queue's next experiment too; what did not end is not in the table."""
+def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_running(project: Path, photos: Path) -> None:
+    """Each run is in the .json as soon as it ends. Ctrl-C ends the training, the worker and what is queued."""
     path = project / "studies/009.yaml"
     path.write_text(
         "title: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\nseeds: {cpu: [1, 2], cuda: [1, 2]}\n"
-        "settings: {cpu: &all ['data.path=@photos', train.max_epochs=0, models.cae.train.epochs=1000000], cuda: *all}\n"
-        "runs: {plain: []}\ntables: [{title: T, columns: {test: psnr}, order: test, rows: []}]\n"
+        "settings: {cpu: &all ['data.path=@photos'], cuda: *all}\n"
+        "runs: {quick: [], endless: [train.max_epochs=0, models.cae.train.epochs=1000000]}\n"
+        "tables: [{title: T, columns: {test: psnr}, order: test, rows: []}]\n"
     )
     command = (sys.executable, "-m", "pipeline.study", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "1")
     study = subprocess.Popen(
         command, cwd=project, env=environment(project), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    until(lambda: any("pipeline.train" in each for each in at_work(project)), "the training has not begun")
+    store = path.with_suffix(".json")
+    until(store.exists, "the first run is not in the .json while the second one goes on")
+    until(lambda: any("pipeline.train" in each for each in at_work(project)), "the second training has not begun")
     study.send_signal(signal.SIGINT)
     output, _ = study.communicate(timeout=120)
     assert study.returncode == 130 and output.endswith("stopped; the same command continues\n"), output
     until(lambda: not at_work(project), "something goes on")
-    status = run(project, "dvc", "queue", "status")
-    assert "Running" not in status and "Success" not in status
-    assert not path.with_suffix(".json").exists()
+    assert [each["run"] for each in json.loads(store.read_text()).values()] == ["quick"]
+    assert "Running" not in run(project, "dvc", "queue", "status")
     run(project, "dvc", "queue", "remove", "--all")
     run(project, "git", "clean", "-qfd", "studies")
 
