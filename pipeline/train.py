@@ -158,6 +158,7 @@ def trained(params: Params, name: str, wait: bool = False) -> tuple[Colorizer, P
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "fingerprint": digits,
+        "mean_ab": [float(f"{value:.6g}") for value in statistics.arrays["mean_ab"]],
         "notes": notes,
     }
     return model, progress, description

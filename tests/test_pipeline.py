@@ -169,6 +169,17 @@ def test_the_zoo_trains_every_model_and_ranks_them(project: Path) -> None:
     run(project, "git", "checkout", "-q", ".")
 
 
+def test_a_revision_colors_and_a_changed_file_is_named(project: Path, photos: Path, tmp_path: Path) -> None:
+    """`colorize apply -m HEAD` finds the model of a commit; `colorize verify` what is not as dvc.lock says."""
+    output = run(project, "colorize", "apply", str(photos / "00.png"), "-m", "HEAD", "-o", str(tmp_path))
+    assert "1 colored" in output and (tmp_path / "00.png").exists()
+    assert "outs are what dvc.lock says" in run(project, "colorize", "verify")
+    scores = project / "metrics/metrics.json"
+    scores.write_text(scores.read_text().replace("psnr", "pnsr", 1))
+    assert run(project, "colorize", "verify", status=1).startswith("metrics/metrics.json: differs")
+    run(project, "git", "checkout", "-q", "metrics")
+
+
 def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(project: Path, photos: Path) -> None:
     """Queued, two at a time, one of them failing: the others count, the same command tries it again, pictures are drawn."""
     path = project / "studies/009.yaml"

@@ -6,11 +6,13 @@ project (its models, its dvc.lock) is looked for from the current folder upwards
 """
 
 import json
+import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +20,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 from colorize.files import InputError
+from colorize.project import find_model, list_models, required_project, verify_outs
+
+if TYPE_CHECKING:  # torch takes a second to import, which `colorize --help` should not
+    import torch
+
+    from colorize.coloring import System
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,55 +45,29 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to c
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for a program instead of a table for a person.")]
 
 
-def project() -> Path | None:
-    """The project's folder: the nearest one upwards with a params.yaml and a dvc.yaml."""
-    here = Path.cwd()
-    return next((f for f in (here, *here.parents) if (f / "params.yaml").exists() and (f / "dvc.yaml").exists()), None)
-
-
-def required_project() -> Path:
-    """Raises InputError: there is no project around the current folder."""
-    root = project()
-    if root is None:
-        raise InputError("there is no params.yaml beside a dvc.yaml here or above; change into a project of colorize")
-    return root
-
-
-def trained(root: Path) -> dict[str, Path]:
-    """Every trained model of a project: name to folder; the chosen one's own folder before the zoo's."""
-    found: dict[str, Path] = {}
-    for folder in (root / "data/model", *sorted((root / "data/zoo").glob("*"))):
-        if (folder / "model.json").exists():
-            found.setdefault(json.loads((folder / "model.json").read_text(encoding="utf-8"))["name"], folder)
-    return found
-
-
-def find_model(name: str, temporary: Path) -> Path:
-    """The folder of a trained model.
-
-    Args:
-        temporary: where one that lies in an experiment or revision is copied to.
+def load_all(names: list[str], device: Literal["auto", "cpu", "cuda"]) -> "tuple[list[System], torch.device]":
+    """Trained models by name, and the device they are on.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: one is not there, or two have one name.
     """
-    if (Path(name) / "model.json").exists():
-        return Path(name)
-    root = project()
-    here = trained(root) if root else {}
-    if name in here:
-        return here[name]
-    if root:
-        from dvc.api import DVCFileSystem
-        from dvc.exceptions import DvcException
+    from colorize.coloring import System
+    from colorize.device import select_device
+    from colorize.settings import TrainRule
 
-        try:
-            DVCFileSystem(str(root), rev=name).get("data/model", str(temporary / "model"), recursive=True)
-            return temporary / "model"
-        except (DvcException, OSError):
-            pass
-    known = f"trained here: {', '.join(here)}" if here else "no model is trained here; `dvc repro` trains one"
-    raise InputError(f"there is no trained model {name!r}, neither a folder nor in this project; {known}")
+    chosen = select_device(TrainRule(device=device, threads=os.cpu_count() or 1))
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(names)]
+        systems = [System.load(folder, chosen.type) for folder in folders]
+    known = [system.name for system in systems]
+    if len(set(known)) < len(known):
+        raise InputError(f"two models are called {max(known, key=known.count)}; name each model once")
+    return systems, chosen
+
+
+def interval(values: Sequence[float], form: str) -> str:
+    """A mean and its interval in brackets."""
+    return "{} [{}, {}]".format(*(format(value, form) for value in values))
 
 
 def print_table(rows: list[dict[str, Any]], right: tuple[str, ...] = ()) -> None:
@@ -124,13 +106,8 @@ def apply(
     `colorize apply album/ -m zhang_simplified --temperature 0.2 -o vivid`
     """
     from colorize import coloring
-    from colorize.device import select_device
-    from colorize.settings import TrainRule
 
-    chosen = select_device(TrainRule(device=device))
-    with tempfile.TemporaryDirectory() as temporary:
-        folders = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)]
-        systems = [coloring.System.load(folder, chosen.type) for folder in folders]
+    systems, _ = load_all(model, device)
     items = coloring.find(photographs)
     rows = []
     work = coloring.color_all(items, systems, output, samples, temperature, compare)
@@ -145,6 +122,90 @@ def apply(
         told = f"{count['done']} colored, {count['kept']} were done before, {count['failed']} failed"
         print(f"{told}; see {output / coloring.ACCOUNT}")
     if count["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    photographs: Annotated[list[Path], typer.Argument(help="Color photographs, or folders of them.", show_default=False)],
+    model: Models,
+    size: Annotated[int, typer.Option(min=0, help="Side of the crops in pixels; 0: the largest of the models'.")] = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score models on color photographs: the pipeline's metrics, both baselines, 95 % intervals.
+
+    Photographs are cropped to squares and scored as in the pipeline; `over` columns are paired differences.
+
+    `colorize score holiday/ --model vae`
+
+    `colorize score holiday/ -m vae -m cgan --json > scores.json`
+    """
+    from colorize import scoring
+    from colorize.metrics import BASELINES, METRICS
+    from colorize.settings import EvaluateRule
+
+    systems, chosen = load_all(model, device)
+    found = scoring.score(photographs, systems, EvaluateRule(), size, device=chosen, threads=os.cpu_count() or 1)
+    if as_json:
+        content = {key: value for key, value in asdict(found).items() if key != "table"}
+        records = [{k: v for k, v in row.items() if v == v} for row in found.table.to_dict("records")]
+        print(json.dumps(content | {"scores": records}, indent=2))
+        return
+    rows = []
+    for row in found.table.to_dict("records"):
+        metric = METRICS[row["metric"]]
+        cells = {"metric": f"{row['metric']} {metric.unit}".strip(), "system": row["system"]}
+        cells["mean"] = interval([row["mean"], row["low"], row["high"]], f".{metric.decimals}f")
+        for base in BASELINES:
+            gain = [row[f"over_{base}{end}"] for end in ("", "_low", "_high")]
+            cells[f"over {base}"] = "" if row["system"] == base else interval(gain, f"+.{metric.decimals}f")
+        rows.append(cells)
+    print_table(rows, right=("mean", *(f"over {base}" for base in BASELINES)))
+    grey = f", {found.grey_truths} of them grey in truth and left out of PSNR" if found.grey_truths else ""
+    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}")
+    for photo, reason in found.failed.items():
+        print(f"{photo}: {reason}", file=sys.stderr)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List every model: its document, its size, whether it is trained, and its scores.
+
+    `colorize models`
+    """
+    rows = list_models(required_project())
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    shown = []
+    for row in rows:
+        texts = {key: "" if value is None else value for key, value in row.items()}
+        if row["parameters"] is not None:
+            texts["parameters"] = f"{row['parameters']:,}"
+        shown.append(texts)
+    print_table(shown, right=("parameters", "psnr", "ssim", "rmse"))
+
+
+@app.command()
+def verify(as_json: AsJson = False) -> None:
+    """Hash data, models and metrics again and name what differs from dvc.lock.
+
+    Exit status 1 if something is missing or differs: `dvc repro` makes it again, `dvc checkout` brings it back.
+
+    `colorize verify`
+    """
+    rows = verify_outs(required_project())
+    wrong = [row for row in rows if row["status"] != "ok"]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        for row in wrong:
+            print(f"{row['path']}: {row['status']}")
+        print(f"{len(rows) - len(wrong)} of {len(rows)} outs are what dvc.lock says")
+    if wrong:
         raise typer.Exit(1)
 
 

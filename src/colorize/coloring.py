@@ -69,13 +69,16 @@ class System:
     size: int
     sha256: str
     """Of its weights."""
+    mean_ab: tuple[float, float]
+    """Mean color of the photographs that it learned from, in Lab units."""
 
     @staticmethod
     def load(folder: Path, device: str = "cpu") -> "System":
         """Raises InputError: there is no trained model in the folder."""
         description = load_description(folder)
         model = load_model(folder, device)
-        return System(description["name"], model, description["size"], files.sha256(folder / WEIGHTS))
+        mean = tuple(description["mean_ab"])
+        return System(description["name"], model, description["size"], files.sha256(folder / WEIGHTS), mean)
 
 
 def find(given: Sequence[Path]) -> list[Item]:

@@ -1,0 +1,111 @@
+"""Score trained models on any folder of color photographs, by the pipeline's own protocol.
+
+Photographs are cropped as the crop stage does, at one size for all models, and scored as the evaluate stage does, beside the
+baselines `grey` and `mean_color`, with bootstrap intervals and paired differences. What cannot be decoded is left out and
+counted with its reason.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from colorize import evaluation, files, metrics
+from colorize.bins import Statistics
+from colorize.coloring import System, find
+from colorize.files import InputError
+from colorize.images import crop_shards, read_crops
+from colorize.models import build_baseline
+from colorize.settings import CropRule, EvaluateRule
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What came of scoring."""
+
+    size: int
+    """Side of the crops in pixels."""
+    images: int
+    """Photographs that were scored."""
+    grey_truths: int
+    """Those of them that are grey in truth, which PSNR leaves out."""
+    failed: dict[str, str]
+    """Photographs that were not, and why."""
+    table: pd.DataFrame
+    """Columns metric, system, mean, low, high; then for each baseline over_NAME, over_NAME_low, over_NAME_high."""
+
+
+def _read(shard: str, member: str) -> bytes:
+    return Path(member).read_bytes()
+
+
+def score(
+    given: Sequence[Path],
+    systems: Sequence[System],
+    rule: EvaluateRule,
+    size: int = 0,
+    seed: int = 1,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+) -> Scores:
+    """Score models and both baselines.
+
+    Args:
+        size: side of the crops; 0 takes the largest at which one of the models works.
+
+    Raises:
+        InputError: there is no usable photograph, the size is below a model's, or a model predicts something not finite.
+    """
+    size = size or max(system.size for system in systems)
+    for system in systems:
+        if system.size > size:
+            raise InputError(
+                f"{system.name} works at {system.size} pixels; score at that size or a larger one, not at {size}"
+            )
+    items = find(given)
+    rows = [
+        {"photo": item.name, "shard": "", "member": str(item.source), "sha256": files.sha256(item.source)} for item in items
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        records = [record for part in crop_shards(rows, _read, folder, CropRule(size=size)) for record in part]
+        kept = [record.photo for record in records if record.status == "ok"]
+        if not kept:
+            why = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in records).most_common())
+            raise InputError(f"none of {len(records)} photographs could be read ({why}); give color photographs")
+        photos = pd.DataFrame({"index": np.arange(len(kept)), "photo": kept})
+        read = partial(read_crops, folder)
+        mean = Statistics({"mean_ab": np.array(systems[0].mean_ab)})
+        models = {system.name: (system.model, system.size) for system in systems}
+        models |= {name: (build_baseline(name, mean), size) for name in metrics.BASELINES}
+        none = np.array([], dtype=int)
+        tables = {
+            name: evaluation.score(name, model, side, photos, read, rule.batch, none, rule.colorings, device, threads)[0]
+            for name, (model, side) in models.items()
+        }
+    draws = metrics.resamples(len(kept), rule.bootstrap, seed)
+    failed = {record.photo: record.reason for record in records if record.status != "ok"}
+    grey = int(tables[systems[0].name]["grey_truth"].sum())
+    return Scores(size, len(kept), grey, failed, summarize(tables, draws))
+
+
+def summarize(tables: dict[str, pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:
+    """Every metric of every system with its interval, and what it has more than each baseline, paired."""
+    rows: list[dict[str, Any]] = []
+    for name, table in tables.items():
+        summary = metrics.summarize(table, draws)
+        gains = {base: metrics.paired_difference(table, tables[base], draws) for base in metrics.BASELINES if base != name}
+        for metric in metrics.METRICS:
+            row: dict[str, Any] = {"metric": metric, "system": name}
+            row |= dict(zip(("mean", "low", "high"), summary.loc[metric], strict=True))
+            for base, gain in gains.items():
+                row |= dict(zip((f"over_{base}{end}" for end in ("", "_low", "_high")), gain.loc[metric], strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows).sort_values("metric", key=lambda names: names.map(list(metrics.METRICS).index), kind="stable")
