@@ -8,7 +8,6 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from colorize import evaluation, figures, files, metrics
@@ -59,13 +58,11 @@ def main(params: Params, name: str | None = None) -> None:
         systems |= {baseline: (build_baseline(baseline, statistics), params.crop.size) for baseline in metrics.BASELINES}
 
     read = partial(read_crops, paths.CROPS)
-    shown = figures.spread(len(test), rule.samples)
-    tables: dict[str, pd.DataFrame] = {}
-    pictures: dict[str, np.ndarray] = {}
+    tables = {}
     for system, (model, size) in systems.items():
         known_as = description["name"] if system == "model" else system
-        tables[system], pictures[system] = evaluation.score(
-            known_as, model, size, test, read, rule.batch, shown, rule.colorings, device, params.train.threads
+        tables[system] = evaluation.score(
+            known_as, model, size, test, read, rule.batch, rule.colorings, device, params.train.threads
         )
     draws = metrics.resamples(len(test), rule.bootstrap, params.seed)
     numbers = describe(tables["model"], metrics.summarize(tables["model"], draws))
@@ -73,17 +70,23 @@ def main(params: Params, name: str | None = None) -> None:
     out: Path = paths.METRICS if name is None else folder
     files.write_json(out / "metrics.json", numbers)
     files.write_text(out / "per_image.csv", significant(listed))
+
+    indices = test["index"].to_numpy()
+    chosen = indices[evaluation.notable(tables["model"], rule.gallery)]
+    painted = {
+        system: evaluation.pictures(model, size, chosen, read, rule.batch, device)
+        for system, (model, size) in systems.items()
+    }
+    painted |= {"index": chosen, "truth": read(chosen)}
+    files.write_arrays(paths.PICTURES if name is None else folder / paths.PICTURES.name, painted)
     if name is not None:
-        files.write_array(out / "samples.npy", pictures["model"])
         return
     files.write_text(out / "comparison.csv", significant(evaluation.compare(tables, draws)))
     files.write_text(out / "loss.csv", (folder / HISTORY).read_text(encoding="utf-8"))
-    columns = {
-        "grey input": pictures["grey"],
-        "truth": read(test["index"].iloc[shown].to_numpy()),
-        description["name"]: pictures["model"],
-    }
-    files.write_bytes(out / "samples.png", figures.encode(figures.sheet(columns), "png"))
+    sampled = figures.spread(len(chosen), rule.samples)
+    columns = {"grey input": "grey", "truth": "truth", description["name"]: "model"}
+    sheet = figures.sheet({title: painted[system][sampled] for title, system in columns.items()})
+    files.write_bytes(out / "samples.png", figures.encode(sheet, "png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md and .jpg.
+"""Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md, .jpg and .html.
 
 Reads what the zoo trained and scored, data/zoo/<name>/. Differences from the baselines are paired, photograph by
 photograph, with 95 % bootstrap intervals. Below the models and the baselines stand the ceilings, which are given the
@@ -17,7 +17,9 @@ import pandas as pd
 from colorize import ceilings, figures, files, metrics
 from colorize.files import InputError
 from colorize.images import read_crops
-from pipeline import paths
+from colorize.models import HISTORY
+from pipeline import page, paths
+from pipeline.page import Shown
 from pipeline.params import Params, stage
 
 COLUMNS = (
@@ -34,7 +36,7 @@ COLUMNS = (
 )
 """The metrics that stand beside PSNR."""
 SHOWN = 4
-"""Photographs of each system on the picture, of those that evaluate.samples keeps."""
+"""Photographs of each system on the JPEG."""
 
 
 def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
@@ -107,31 +109,71 @@ def training_seconds(name: str, fingerprint: str) -> str:
     return f"{pd.read_csv(timing)['seconds'].sum():.1f}" if timing.exists() else "-"
 
 
-def draw(board: pd.DataFrame, samples: np.ndarray) -> bytes:
+def read_pictures(names: list[str], common: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
+    """What each model paints, by the photographs' indices; its own best and worst, and those that all have in `common`.
+
+    Raises:
+        InputError: a model's pictures are missing, or of other photographs.
+    """
+    found = {}
+    for name in names:
+        path = paths.ZOO / name / paths.PICTURES.name
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                found[name] = dict(zip(map(int, archive["index"]), archive["model"], strict=True))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} is missing or damaged; run `make zoo`") from error
+        if missing := set(common.tolist()) - set(found[name]):
+            raise InputError(f"{path} lacks photograph {min(missing)}, which evaluate.gallery asks for; run `make zoo`")
+    return found
+
+
+def draw(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], common: np.ndarray) -> bytes:
     """A JPEG of the same few test photographs as every system of the board colors them.
 
     Args:
-        samples: indices of the photographs of which the zoo holds pictures.
-
-    Raises:
-        InputError: a model's pictures are missing or of other photographs.
+        painted: pictures by system and index.
+        common: indices of photographs of which there is a picture of every system.
     """
-    truth = read_crops(paths.CROPS, samples)
-    shown = figures.spread(len(samples), SHOWN)
-    strips = {"truth": truth[shown]}
+    shown = common[figures.spread(len(common), SHOWN)]
+    strips = {"truth": read_crops(paths.CROPS, shown)}
     for name, psnr in zip(board["model"], board["psnr"], strict=True):
-        if name in ceilings.CEILINGS:
-            pictures, _ = ceilings.color(name, truth)
-        else:
-            path = paths.ZOO / name / "samples.npy"
-            try:
-                pictures = np.load(path, allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path} is missing or damaged; run `make zoo`") from error
-            if pictures.shape != truth.shape:
-                raise InputError(f"{path} holds other photographs than evaluate.samples asks for; run `make zoo`")
-        strips[f"{name}  {psnr:.2f} dB"] = pictures[shown]
+        strips[f"{name}  {psnr:.2f} dB"] = np.stack([painted[name][index] for index in shown.tolist()])
     return figures.encode(figures.strips(strips), "jpeg")
+
+
+def build(
+    params: Params,
+    board: pd.DataFrame,
+    tables: dict[str, pd.DataFrame],
+    painted: dict[str, dict[int, np.ndarray]],
+) -> str:
+    """The zoo's page: every system of the board, best first."""
+    draws = metrics.resamples(len(tables["grey"]), params.evaluate.bootstrap, params.seed)
+    position = {int(index): place for place, index in enumerate(tables["grey"]["index"])}
+    shown = []
+    for row in board.to_dict("records"):
+        name = row["model"]
+        summary = metrics.summarize(tables[name], draws)
+        history = pd.read_csv(paths.ZOO / name / HISTORY) if row["kind"] == "model" else None
+        over = {
+            baseline: [row[f"psnr_over_{baseline}{end}"] for end in ("", "_low", "_high")]
+            for baseline in metrics.BASELINES
+            if baseline != name
+        }
+        facts = {"parameters": f"{row['parameters']:,}", "epochs": str(row["epochs"])}
+        pictures = {position[index]: picture for index, picture in painted[name].items()}
+        values = {metric: list(summary.loc[metric]) for metric in metrics.METRICS}
+        shown.append(Shown(name, row["kind"], tables[name], values, over, pictures, facts, history, row["notes"]))
+    wanted = sorted({place for system in shown for place in system.pictures})
+    truth = dict(zip(wanted, read_crops(paths.CROPS, tables["grey"]["index"].to_numpy()[wanted]), strict=True))
+    best = next(system for system in shown if system.kind != "ceiling")
+    side = params.crop.size
+    lead = (
+        f"On {len(position)} test photographs at {side} × {side} pixels the best PSNR is that of {best.name}. Ceilings are "
+        "given the truth: they are no models, but what a kind of model would score if it made no mistake."
+    )
+    return page.render("page.html.j2", "Leaderboard", lead, shown, truth, side, params.evaluate.bootstrap, extra={})
 
 
 def main(params: Params, cost: bool = False) -> None:
@@ -152,8 +194,11 @@ def main(params: Params, cost: bool = False) -> None:
         seconds = {name: training_seconds(name, descriptions[name]["fingerprint"]) for name in names}
         print(markdown(board, seconds), end="")
         return
-    samples = photos["index"].to_numpy()[figures.spread(len(photos), params.evaluate.samples)]
-    picture = draw(board, samples)
+    common = photos["index"].to_numpy()[figures.spread(len(photos), params.evaluate.gallery)]
+    painted = read_pictures(names, common)
+    for name in ceilings.CEILINGS:
+        painted[name] = dict(zip(common.tolist(), ceilings.color(name, read(common))[0], strict=True))
+    picture, html = draw(board, painted, common), build(params, board, tables, painted)
     files.write_text(paths.METRICS / "leaderboard.csv", board.to_csv(index=False, lineterminator="\n"))
     files.write_json(paths.METRICS / "leaderboard.json", board.to_dict("records"))
     text = (
@@ -164,6 +209,7 @@ def main(params: Params, cost: bool = False) -> None:
     )
     files.write_text(paths.METRICS / "leaderboard.md", text)
     files.write_bytes(paths.METRICS / "leaderboard.jpg", picture)
+    files.write_text(paths.METRICS / "leaderboard.html", html)
     print(markdown(board), end="")
 
 

@@ -17,6 +17,8 @@ REMOVED_PNG = Path("data/removed.png")
 PRIOR = Path("data/prior.npz")
 MODEL = Path("data/model")
 ZOO = Path("data/zoo")
+PICTURES = Path("data/pictures.npz")
+"""What the report shows of the test split; a model of the zoo has its own in a file of this name."""
 
 METRICS = Path("metrics")
 

@@ -1,7 +1,7 @@
 """Gather one experiment on one self-contained page, metrics/report.html, and draw metrics/prior.png.
 
-The page needs no network: pictures are inlined, there is no script and no foreign font. It shows what the other
-stages wrote and computes nothing anew; what is measured is defined in colorize.metrics.
+It shows what the other stages wrote and computes nothing anew; what is measured is defined in colorize.metrics. What it has
+in common with the zoo's page is page.py's.
 """
 
 import base64
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from colorize import figures, files
 from colorize.files import InputError
 from colorize.metrics import BASELINES, METRICS, Metric
-from pipeline import paths
+from pipeline import page, paths
+from pipeline.page import OF_SEVERAL, Shown, number
 from pipeline.params import Params, stage
 
 SYSTEMS = ("model", *BASELINES)
@@ -29,15 +29,8 @@ TRAINED = {
     "best_epoch": "best epoch",
 }
 """What the page shows of model.json beside the block."""
-OF_SEVERAL = ("psnr_best", "ab_spread")
-"""Metrics over several colorings of one photograph."""
 WIDEST = 1200
 """Pixels to which photographic sheets are scaled down for the page."""
-
-
-def number(value: float, metric: Metric, signed: bool = False) -> str:
-    """A figure with as many decimals as its metric deserves, and a true minus sign."""
-    return f"{value:{'+' if signed else ''}.{metric.decimals}f}".replace("-", "−")
 
 
 def mark(metric: Metric, low: float, high: float) -> str:
@@ -61,12 +54,12 @@ def results(comparison: pd.DataFrame) -> list[dict[str, Any]]:
         cells, differences = {}, {}
         for system in SYSTEMS:
             row = found[name, system]
-            cells[system] = [number(row[column], metric) for column in ("mean", "low", "high")]
+            cells[system] = [number(row[column], metric.decimals) for column in ("mean", "low", "high")]
         for system in BASELINES:
             row = found[name, system]
             columns = ("difference", "difference_low", "difference_high")
             differences[system] = {
-                "figures": [number(row[column], metric, signed=True) for column in columns],
+                "figures": [number(row[column], metric.decimals, signed=True) for column in columns],
                 "mark": mark(metric, row["difference_low"], row["difference_high"]),
             }
         rows.append({"name": name, "metric": metric, "cells": cells, "differences": differences})
@@ -104,7 +97,34 @@ def removed_because(splits: pd.DataFrame) -> dict[str, int]:
     return {str(reason): int(count) for reason, count in counts.items()}
 
 
-def page(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
+def systems(name: str, history: pd.DataFrame, comparison: pd.DataFrame) -> tuple[list[Shown], dict[int, np.ndarray]]:
+    """The model and both baselines for the page, and the truth of the photographs they are shown on.
+
+    Raises:
+        FileNotFoundError: what the evaluate stage should have written is missing.
+    """
+    per_image = pd.read_csv(paths.METRICS / "per_image.csv", dtype={"photo": str, "class": str}, keep_default_na=False)
+    with np.load(paths.PICTURES, allow_pickle=False) as archive:
+        pictures = dict(archive)
+    found = []
+    for system in SYSTEMS:
+        table = per_image[per_image["system"] == system].reset_index(drop=True)
+        rows = comparison[comparison["system"] == system].to_dict("records")
+        position = {index: place for place, index in enumerate(table["index"])}
+        shown = Shown(
+            name=name if system == "model" else system,
+            kind="model" if system == "model" else "baseline",
+            table=table,
+            summary={row["metric"]: [row["mean"], row["low"], row["high"]] for row in rows},
+            pictures={position[i]: picture for i, picture in zip(pictures["index"], pictures[system], strict=True)},
+            history=history if system == "model" else None,
+        )
+        found.append(shown)
+    truth = dict(zip(found[0].pictures, pictures["truth"], strict=True))
+    return found, truth
+
+
+def build(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
     """The report, prior.png, the rows of its headline table and the model's name.
 
     Raises:
@@ -112,49 +132,36 @@ def page(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
     """
     try:
         description = json.loads((paths.MODEL / "model.json").read_text(encoding="utf-8"))
-        scores = json.loads((paths.METRICS / "metrics.json").read_text(encoding="utf-8"))
         comparison = pd.read_csv(paths.METRICS / "comparison.csv")
         history = pd.read_csv(paths.METRICS / "loss.csv")
         splits = pd.read_csv(paths.SPLITS_CSV, dtype=str, keep_default_na=False)
         with np.load(paths.PRIOR, allow_pickle=False) as archive:
             arrays = dict(archive)
-        samples = inline_sheet(paths.METRICS / "samples.png")
         removed = inline_sheet(paths.REMOVED_PNG)
+        shown, truth = systems(description["name"], history, comparison)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing; run `dvc repro`") from error
     rows = results(comparison)
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.j2")
-    html = template.render(
-        name=description["name"],
-        trained={label: f"{description[key]:,}" for key, label in TRAINED.items()},
-        best_epoch=description["best_epoch"],
-        keep=params.train.keep,
-        block=flatten(description["block"]),
-        notes=description["notes"],
-        scores=scores,
-        rows=rows,
-        baselines=BASELINES,
-        bootstrap=params.evaluate.bootstrap,
-        size=params.crop.size,
-        epochs=len(history),
-        curves=[inline(figures.loss_curves(history, averaged), "png") for averaged in (False, True) if len(history)],
-        panels={title: inline(png, "png") for title, png in figures.prior_panels(arrays).items()},
-        bins=len(arrays["bins"]),
-        mean_ab=[f"{value:.2f}".replace("-", "−") for value in arrays["mean_ab"]],
-        faintest=f"{figures.FAINTEST:.6f}",
-        photographs=len(splits),
-        splits={split: int((splits["split"] == split).sum()) for split in ("train", "val", "test")},
-        because=removed_because(splits),
-        removed_count=int((splits["reason"] != "").sum()),
-        samples=samples,
-        removed=removed,
-    )
+    shown[0].note = "; ".join(description["notes"])
+    extra = {
+        "rows": rows,
+        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()},
+        "best_epoch": description["best_epoch"],
+        "epochs": len(history),
+        "keep": params.train.keep,
+        "block": flatten(description["block"]),
+        "panels": {title: inline(png, "png") for title, png in figures.prior_panels(arrays).items()},
+        "bins": len(arrays["bins"]),
+        "mean_ab": [number(value, 2) for value in arrays["mean_ab"]],
+        "faintest": f"{figures.FAINTEST:.6f}",
+        "photographs": len(splits),
+        "splits": {split: int((splits["split"] == split).sum()) for split in ("train", "val", "test")},
+        "because": removed_because(splits),
+        "removed_count": int((splits["reason"] != "").sum()),
+        "removed": removed,
+    }
+    size, resamples = params.crop.size, params.evaluate.bootstrap
+    html = page.render("report.html.j2", description["name"], "", shown, truth, size, resamples, extra)
     return html, figures.prior(arrays), rows, description["name"]
 
 
@@ -172,7 +179,7 @@ def summary(rows: list[dict[str, Any]], name: str) -> str:
 
 
 def main(params: Params) -> None:
-    html, prior, rows, name = page(params)
+    html, prior, rows, name = build(params)
     files.write_bytes(paths.METRICS / "prior.png", prior)
     files.write_text(paths.METRICS / "report.html", html)
     print(summary(rows, name))

@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from colorize import files, metrics
 from colorize.bins import Statistics
-from colorize.evaluation import compare, predict, score
+from colorize.evaluation import compare, pictures, predict, score
 from colorize.files import InputError
 from colorize.models import Colorizer, build_model, describe_block, save_model
 from colorize.settings import PriorRule
@@ -77,7 +77,7 @@ def test_the_truths_own_ab_scores_above_45_db() -> None:
 def test_grey_scores_what_an_independent_loop_finds() -> None:
     """Grey by scikit-image's conversions and PSNR, photograph by photograph; one level of rounding is allowed."""
     truth = tiles(5)
-    table, _ = score("grey", Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, photos(5), lambda i: truth[i], 2, np.array([0]))
+    table = score("grey", Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, photos(5), lambda i: truth[i], 2)
     for i, photo in enumerate(truth):
         lab = rgb2lab(photo)
         lab[..., 1:] = 0
@@ -144,7 +144,7 @@ def test_a_single_coloring_is_its_own_best_and_is_computed_once() -> None:
     """psnr_best is psnr, ab_spread is 0, whatever number is asked for; the model runs once per batch."""
     truth = tiles(4)
     model = Fake(np.full((1, SIDE, SIDE, 2), 10.0))
-    table, _ = score("flat", model, SIDE, photos(4), lambda i: truth[i], 4, np.array([0]), 8)
+    table = score("flat", model, SIDE, photos(4), lambda i: truth[i], 4, 8)
     assert table["psnr_best"].to_list() == table["psnr"].to_list()
     assert table["ab_spread"].to_list() == [0] * 4
     assert model.runs == 1
@@ -153,7 +153,7 @@ def test_a_single_coloring_is_its_own_best_and_is_computed_once() -> None:
 def test_colorings_that_are_not_finite_are_refused() -> None:
     """As a prediction is: the photograph is named."""
     with pytest.raises(InputError, match=r"model odd predicts NaN or infinity for photo p0\.png"):
-        score("odd", Several(np.inf), SIDE, photos(2), lambda i: tiles(2)[i], 2, np.array([0]), 3)
+        score("odd", Several(np.inf), SIDE, photos(2), lambda i: tiles(2)[i], 2, 3)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -163,26 +163,25 @@ def test_what_is_not_finite_is_refused_with_model_and_photo(wrong: float) -> Non
     ab = np.zeros((2, SIDE, SIDE, 2))
     ab[1, 0, 0, 0] = wrong
     with pytest.raises(InputError, match=r"model vae predicts NaN or infinity for photo p1\.png"):
-        score("vae", Fake(ab), SIDE, photos(4), lambda i: truth[i], 2, np.array([0]))
+        score("vae", Fake(ab), SIDE, photos(4), lambda i: truth[i], 2)
 
 
 def test_the_batch_changes_nothing() -> None:
     """Batches of 2 and of 5 give equal scores and pictures."""
     truth = tiles(5)
     model = Fake(np.full((1, SIDE, SIDE, 2), 8.0))
-    shown = np.array([1, 4])
-    (a, pictures_a), (b, pictures_b) = (
-        score("flat", model, SIDE, photos(5), lambda i: truth[i], batch, shown) for batch in (2, 5)
-    )
+    a, b = (score("flat", model, SIDE, photos(5), lambda i: truth[i], batch) for batch in (2, 5))
     pd.testing.assert_frame_equal(a, b)
-    assert (pictures_a == pictures_b).all()
-    assert (pictures_a == predict(model, SIDE, truth).image[shown]).all()
+    chosen = np.array([1, 4, 2])
+    for batch in (2, 5):
+        painted = pictures(model, SIDE, chosen, lambda i: truth[i], batch)
+        assert (painted == predict(model, SIDE, truth).image[chosen]).all()
 
 
 def test_an_empty_test_split_is_refused() -> None:
     """One sentence that names the parameter."""
     with pytest.raises(InputError, match="filter.test"):
-        score("m", Fake(np.zeros((1, 1, 1, 2))), SIDE, photos(0), lambda i: tiles(1)[i], 2, np.array([], int))
+        score("m", Fake(np.zeros((1, 1, 1, 2))), SIDE, photos(0), lambda i: tiles(1)[i], 2)
 
 
 def test_comparison_has_a_row_per_metric_and_system() -> None:
@@ -209,7 +208,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callab
     files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
     statistics = Statistics.measure(crops[:3], PriorRule())
     statistics.write(paths.PRIOR)
-    rule = {"batch": 3, "samples": 4, "bootstrap": 50}
+    rule = {"batch": 3, "samples": 4, "gallery": 4, "bootstrap": 50}
     params = make_params({"crop.size": SIDE, "train.device": "cpu", "evaluate": rule})
     block = params.block("mean_color")
     for folder in (paths.MODEL, paths.ZOO / "mean_color"):
@@ -254,9 +253,19 @@ def test_the_same_inputs_give_the_same_bytes(project: Params) -> None:
 def test_a_model_of_the_zoo_is_scored_into_its_own_folder(project: Params) -> None:
     """`--model mean_color` writes beside the weights and leaves metrics/ alone."""
     evaluate.main(project, "mean_color")
-    assert {"metrics.json", "per_image.csv", "samples.npy"} <= set(contents(paths.ZOO / "mean_color"))
-    assert np.load(paths.ZOO / "mean_color" / "samples.npy").shape == (4, SIDE, SIDE, 3)
+    assert {"metrics.json", "per_image.csv", "pictures.npz"} <= set(contents(paths.ZOO / "mean_color"))
     assert not paths.METRICS.exists()
+
+
+def test_pictures_are_spread_and_of_the_best_and_worst(project: Params) -> None:
+    """4 of 8 spread evenly, and the 3 best and 3 worst by PSNR; what the model paints, the baselines and the truth."""
+    evaluate.main(project)
+    table = pd.read_csv(paths.METRICS / "per_image.csv").query("system == 'model' and not grey_truth")
+    ranked = table.sort_values("psnr")["index"].to_list()
+    painted = np.load(paths.PICTURES)
+    assert set(painted["index"]) >= {*ranked[:3], *ranked[-3:], 3, 10}
+    assert np.array_equal(painted["truth"], np.load(paths.CROPS / "crops-00000.npy")[painted["index"]])
+    assert np.array_equal(painted["model"], painted["mean_color"]) and painted["grey"].shape == painted["truth"].shape
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def add_model(name: str, psnr: float) -> None:
             table[metric] = 0.5
     table["psnr"] = psnr + np.arange(IMAGES) - (IMAGES - 1) / 2
     files.write_text(folder / "per_image.csv", table.to_csv(index=False))
-    files.write_array(folder / "samples.npy", np.full((3, 16, 16, 3), int(psnr), np.uint8))
+    painted = np.full((IMAGES, 16, 16, 3), int(psnr), np.uint8)
+    files.write_arrays(folder / "pictures.npz", {"index": np.arange(IMAGES), "model": painted})
+    files.write_text(folder / "history.csv", "epoch,train_loss,train_eval_loss,val_loss\n1,3,3,4\n2,2,2,3\n")
 
 
 @pytest.fixture
@@ -50,11 +52,11 @@ def params(
     files.write_array(paths.CROPS / "crops-00000.npy", photographs(IMAGES, 16))
     for name, psnr in PSNR.items():
         add_model(name, psnr)
-    whole = make_params({"crop.size": 16, "evaluate": {"samples": 3, "bootstrap": 100}})
+    whole = make_params({"crop.size": 16, "evaluate": {"gallery": 3, "bootstrap": 100}})
     return make_params(
         {
             "crop.size": 16,
-            "evaluate": {"samples": 3, "bootstrap": 100},
+            "evaluate": {"gallery": 3, "bootstrap": 100},
             "models": {name: whole.models[name] for name in PSNR if name != "vae"},
             "fine_tuned": {"vae": replace(whole.models["vae"], start="cae")},
         }
@@ -108,7 +110,7 @@ def test_differences_from_the_baselines_are_paired(params: Params) -> None:
 
 def test_the_same_zoo_gives_the_same_bytes(params: Params) -> None:
     """Twice, and with the models in another order."""
-    names = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "jpg")]
+    names = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "jpg", "html")]
     leaderboard.main(params)
     first = [(paths.METRICS / name).read_bytes() for name in names]
     reordered = params.model_copy(update={"models": dict(reversed(params.models.items()))})
@@ -130,7 +132,7 @@ def test_the_cost_is_printed_and_written_nowhere(params: Params, capsys: pytest.
     assert not paths.METRICS.exists()
 
 
-@pytest.mark.parametrize("missing", ["model.json", "per_image.csv", "samples.npy"])
+@pytest.mark.parametrize("missing", ["model.json", "per_image.csv", "pictures.npz"])
 def test_a_model_without_results_asks_for_the_zoo(params: Params, missing: str) -> None:
     """The sentence names the file and `make zoo`, and nothing is written."""
     (paths.ZOO / "cae" / missing).unlink()
@@ -148,9 +150,10 @@ def test_scores_of_other_photographs_are_refused(params: Params) -> None:
 
 
 def test_pictures_of_other_photographs_are_refused(params: Params) -> None:
-    """As many as evaluate.samples asks for, or the zoo has to be run again."""
-    files.write_array(paths.ZOO / "vae" / "samples.npy", np.zeros((2, 16, 16, 3), np.uint8))
-    with pytest.raises(InputError, match="evaluate.samples"):
+    """All that evaluate.gallery asks for have to be there, or the zoo has to be run again."""
+    some = {"index": np.arange(2), "model": np.zeros((2, 16, 16, 3), np.uint8)}
+    files.write_arrays(paths.ZOO / "vae" / "pictures.npz", some)
+    with pytest.raises(InputError, match="evaluate.gallery"):
         leaderboard.main(params)
 
 

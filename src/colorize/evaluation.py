@@ -28,6 +28,10 @@ Reader = Callable[[np.ndarray], np.ndarray]
 """Photographs by their indices [n]: uint8 [n, S, S, 3]."""
 
 
+EXTREMES = 3
+"""So many of the best and of the worst predictions of a system are worth a look."""
+
+
 class Prediction(NamedTuple):
     """What a system makes of n photographs."""
 
@@ -102,11 +106,10 @@ def score(
     photos: pd.DataFrame,
     read: Reader,
     batch: int,
-    shown: np.ndarray,
     colorings: int = 2,
     device: torch.device | str = "cpu",
     threads: int = 1,
-) -> tuple[pd.DataFrame, np.ndarray]:
+) -> pd.DataFrame:
     """Score one system on photographs.
 
     Args:
@@ -114,11 +117,10 @@ def score(
         size: side at which the model works.
         photos: one row per photograph, with `index` and `photo`.
         batch: photographs at a time.
-        shown: positions of the photographs whose predictions are wanted as pictures.
         colorings: of each photograph, from a model that has several; at least 2.
 
     Returns:
-        One row per photograph with every metric (see `metrics.averages`), and the pictures, uint8 [len(shown), S, S, 3].
+        One row per photograph with every metric (see `metrics.averages`).
 
     Raises:
         InputError: there is no photograph, they are too small for SSIM, or the model predicts something not finite.
@@ -126,7 +128,7 @@ def score(
     if photos.empty:
         raise InputError("there is no test photograph to score on; raise filter.test or give more photographs")
     model = model.to(device)
-    tables, pictures = [], []
+    tables = []
     for start in tqdm(range(0, len(photos), batch), desc=f"score {name}", file=sys.stderr, disable=None):
         part = photos.iloc[start : start + batch]
         truth = read(part["index"].to_numpy())
@@ -139,8 +141,24 @@ def score(
             ) from error
         scores = metrics.per_image(truth, prediction.image, prediction.ab, threads)
         tables.append(scores.assign(**prediction.scores))
-        pictures.append(prediction.image[shown[(shown >= start) & (shown < start + batch)] - start])
-    return pd.concat(tables, ignore_index=True), np.concatenate(pictures)
+    return pd.concat(tables, ignore_index=True)
+
+
+def pictures(
+    model: Colorizer, size: int, indices: np.ndarray, read: Reader, batch: int, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """What a system makes of some photographs, uint8 [n, S, S, 3]."""
+    model = model.to(device)
+    parts = np.array_split(indices, -(-len(indices) // batch))
+    return np.concatenate([predict(model, size, read(part), device=device).image for part in parts])
+
+
+def notable(table: pd.DataFrame, count: int) -> np.ndarray:
+    """Positions of the photographs that are worth a look: `count` evenly spread, and a system's best and worst by PSNR."""
+    colored = np.flatnonzero(~table["grey_truth"].to_numpy(bool) & np.isfinite(table["psnr"].to_numpy()))
+    ranked = colored[np.argsort(table["psnr"].to_numpy()[colored], kind="stable")]
+    spread = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int)
+    return np.unique(np.concatenate((spread, ranked[:EXTREMES], ranked[-EXTREMES:])))
 
 
 def compare(tables: Mapping[str, pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:

@@ -85,9 +85,8 @@ def score(
         mean = Statistics({"mean_ab": np.array(systems[0].mean_ab)})
         models = {system.name: (system.model, system.size) for system in systems}
         models |= {name: (build_baseline(name, mean), size) for name in metrics.BASELINES}
-        none = np.array([], dtype=int)
         tables = {
-            name: evaluation.score(name, model, side, photos, read, rule.batch, none, rule.colorings, device, threads)[0]
+            name: evaluation.score(name, model, side, photos, read, rule.batch, rule.colorings, device, threads)
             for name, (model, side) in models.items()
         }
     draws = metrics.resamples(len(kept), rule.bootstrap, seed)

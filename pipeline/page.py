@@ -1,0 +1,198 @@
+"""One self-contained page about systems that were scored on the same photographs: for a trained model, and for the zoo.
+
+Numbers stand in it as HTML tables; a few lines of script sort them, zoom the curves and compare photographs. Nothing is
+loaded from anywhere. Photographs are WebP, one strip per photograph with all systems side by side, scaled down and then left
+out until they fit the budget; what is left out is said.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from colorize.metrics import BASELINES, METRICS
+
+BUDGET = 6_000_000
+"""Bytes of all photographs, before base64 makes them a third larger."""
+SIDES = (256, 192, 128, 96, 64)
+"""Sides in pixels at which photographs are tried, the largest first, until they fit the budget."""
+OF_SEVERAL = ("psnr_best", "ab_spread")
+"""Metrics over several colorings of one photograph: shown if a system has several."""
+QUARTERS = ("least color", "less color", "more color", "most color")
+
+
+@dataclass
+class Shown:
+    """A system on the page."""
+
+    name: str
+    kind: str
+    """model, baseline or ceiling."""
+    table: pd.DataFrame
+    """Its scores per photograph, in the order of the test split."""
+    summary: dict[str, list[float]]
+    """Metric to mean, low, high."""
+    over: dict[str, list[float]] = field(default_factory=dict)
+    """Baseline to what its PSNR is more: difference, low, high."""
+    pictures: dict[int, np.ndarray] = field(default_factory=dict)
+    """Position in the test split to uint8 [S, S, 3]."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Heading to text: parameters, epochs and the like."""
+    history: pd.DataFrame | None = None
+    note: str = ""
+
+
+def webp(image: Image.Image, quality: int = 80) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "webp", quality=quality)
+    return buffer.getvalue()
+
+
+def strip(photos: Sequence[np.ndarray | None], side: int) -> bytes:
+    """Pictures of one photograph side by side as WebP; where a system has none, its place is grey."""
+    sheet = Image.new("RGB", (side * len(photos), side), "#808080")
+    for place, pixels in enumerate(photos):
+        if pixels is not None:
+            image = Image.fromarray(pixels)
+            sheet.paste(
+                image.resize((side, side), Image.Resampling.LANCZOS) if image.width != side else image, (place * side, 0)
+            )
+    return webp(sheet)
+
+
+def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> tuple[list[dict[str, Any]], int]:
+    """The photographs of the page, and the side at which they are: name, class, strip, PSNR by system.
+
+    Those of which every system has a picture come first when not all fit; they stand in the order of the test split.
+    """
+    complete = [p for p in truth if all(p in system.pictures for system in systems)]
+    wanted = [*complete, *(p for p in truth if p not in set(complete))]
+    largest = next(iter(truth.values())).shape[0]
+    sides = [side for side in SIDES if side <= max(largest, SIDES[-1])]
+    for side in sides:
+        strips: dict[int, bytes] = {}
+        for position in wanted:
+            strips[position] = strip([truth[position], *(s.pictures.get(position) for s in systems)], side)
+            if sum(map(len, strips.values())) > BUDGET:
+                break
+        else:
+            break
+    while sum(map(len, strips.values())) > BUDGET:
+        strips.popitem()
+    found = []
+    for position in sorted(strips):
+        rows = [system.table.iloc[position] for system in systems]
+        found.append(
+            {
+                "name": rows[0]["photo"],
+                "class": rows[0].get("class", ""),
+                "strip": "data:image/webp;base64," + base64.b64encode(strips[position]).decode(),
+                "has": [position in system.pictures for system in systems],
+                "psnr": [round(float(row["psnr"]), 2) if np.isfinite(row["psnr"]) else None for row in rows],
+            }
+        )
+    return found, side
+
+
+def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
+    """Where each model loses: its PSNR over grey by how much color the truth has, and by class where there are several.
+
+    How much color a photograph has is told by grey's own PSNR: the higher, the less there was to paint.
+    """
+    grey = next(system.table for system in systems if system.name == "grey")
+    counted = ~grey["grey_truth"].to_numpy(bool) & np.isfinite(grey["psnr"].to_numpy())
+    if counted.sum() < len(QUARTERS):
+        return []
+    edges = np.quantile(grey["psnr"].to_numpy()[counted], [0.25, 0.5, 0.75])
+    quarter = 3 - np.searchsorted(edges, grey["psnr"].to_numpy(), side="left")
+    groups = {name: counted & (quarter == number) for number, name in enumerate(QUARTERS)}
+    classes = grey["class"].to_numpy(str) if "class" in grey else np.full(len(grey), "")
+    names, sizes = np.unique(classes[counted], return_counts=True)
+    if len(names) > 1:
+        largest = names[np.argsort(-sizes, kind="stable")][:8]
+        groups |= {f"{name}/": counted & (classes == name) for name in sorted(largest)}
+    rows = []
+    for system in systems:
+        if system.kind != "model":
+            continue
+        gain = system.table["psnr"].to_numpy() - grey["psnr"].to_numpy()
+        cells = [(f"{gain[mask].mean():+.2f}" if mask.any() else "").replace("-", "−") for mask in groups.values()]
+        worse = float((gain[counted] < 0).mean())
+        rows.append({"name": system.name, "cells": cells, "worse": f"{100 * worse:.0f} %"})
+    return [{"name": "", "cells": list(groups), "worse": "worse than grey"}, *rows]
+
+
+def number(value: float, decimals: int, signed: bool = False) -> str:
+    """A figure with a true minus sign."""
+    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+
+
+def render(
+    template: str,
+    title: str,
+    lead: str,
+    systems: Sequence[Shown],
+    truth: Mapping[int, np.ndarray],
+    size: int,
+    resamples: int,
+    extra: Mapping[str, Any],
+) -> str:
+    """The page.
+
+    Args:
+        template: page.html.j2 or one that extends it.
+        lead: the sentence under the title.
+        truth: position in the test split to uint8 [S, S, 3], of every photograph that a system has a picture of.
+        size: side in pixels at which systems were scored.
+        extra: what only one of the pages has, for the template.
+    """
+    photos, side = gallery(systems, truth)
+    several = any(system.summary["ab_spread"][0] for system in systems)
+    shown = {name: metric for name, metric in METRICS.items() if several or name not in OF_SEVERAL}
+    data = {
+        "systems": [system.name for system in systems],
+        "side": side,
+        "photos": photos,
+        "curves": {
+            system.name: {
+                column: [float(f"{x:.5g}") for x in system.history[column]]
+                for column in system.history
+                if not str(column).endswith("_ma20")
+            }
+            for system in systems
+            if system.history is not None and len(system.history)
+        },
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["number"] = number
+    return environment.get_template(template).render(
+        title=title,
+        lead=lead,
+        systems=systems,
+        metrics=shown,
+        baselines=BASELINES,
+        size=size,
+        resamples=resamples,
+        tested=len(systems[0].table),
+        grey_truths=int(systems[0].table["grey_truth"].sum()),
+        photos=photos,
+        failures=failures(systems),
+        # "<" never stands in it, so no text of a file name can end the script
+        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+        **extra,
+    )
