@@ -23,7 +23,7 @@ LAYERS = [
     {"models"},
     {"training", "evaluation", "figures", "photographs"},
     {"ceilings", "coloring", "project"},
-    {"scoring"},
+    {"scoring", "app"},
     {"cli"},
 ]
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -20,7 +20,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from colorize.files import InputError
-from colorize.project import find_model, list_models, required_project, verify_outs
+from colorize.project import find_model, list_models, required_project, trained, verify_outs
 
 if TYPE_CHECKING:  # torch takes a second to import, which `colorize --help` should not
     import torch
@@ -209,9 +209,64 @@ def verify(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command("app")
+def serve(
+    model: Annotated[list[str] | None, MODEL] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Of an uploaded photograph.")] = 50,
+    show: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Serve a local page on which one drops a photograph and compares models.
+
+    Without --model it offers every trained model of this project. It listens on this computer only and keeps nothing.
+    Needs `pip install 'colorize[app]'`.
+
+    `colorize app`
+
+    `colorize app --model vae --model zhang_simplified --port 8000`
+    """
+    try:
+        import uvicorn
+
+        from colorize.app import create_app
+    except ImportError as error:
+        raise InputError("the page needs two more packages; run pip install 'colorize[app]'") from error
+    import socket
+
+    from colorize.device import select_device
+    from colorize.settings import TrainRule
+
+    with tempfile.TemporaryDirectory() as temporary:
+        if model:
+            folders = {name: find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)}
+        else:
+            folders = trained(required_project())
+        if not folders:
+            raise InputError("no model is trained here; run `dvc repro` first, or give --model")
+        chosen = select_device(TrainRule(device=device, threads=os.cpu_count() or 1))
+        served = create_app({Path(name).name: folder for name, folder in folders.items()}, max_megabytes, chosen.type)
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listening.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise InputError(f"port {port} is taken; give another --port") from error
+            listening.listen()  # who comes before the server is up waits
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            print(f"{address} (Ctrl-C stops)", flush=True)
+            if show:
+                typer.launch(address)
+            uvicorn.Server(uvicorn.Config(served, log_level="warning")).run(sockets=[listening])
+
+
 def main() -> None:
     """The entry point."""
     try:
         app()
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
