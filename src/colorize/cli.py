@@ -235,17 +235,19 @@ def serve(
     import socket
 
     from colorize.device import select_device
+    from colorize.models import load_description
     from colorize.settings import TrainRule
 
     with tempfile.TemporaryDirectory() as temporary:
         if model:
-            folders = {name: find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)}
+            found = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)]
+            folders = {load_description(folder)["name"]: folder for folder in found}
         else:
             folders = trained(required_project())
         if not folders:
             raise InputError("no model is trained here; run `dvc repro` first, or give --model")
         chosen = select_device(TrainRule(device=device, threads=os.cpu_count() or 1))
-        served = create_app({Path(name).name: folder for name, folder in folders.items()}, max_megabytes, chosen.type)
+        served = create_app(folders, max_megabytes, chosen.type)
         with socket.socket() as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
