@@ -1,7 +1,8 @@
 """What several tests share: small photographs with known content, and a project folder to run stages in."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -53,3 +54,16 @@ def make_params() -> Callable[..., Params]:
         return Params.model_validate(content)
 
     return make
+
+
+@pytest.fixture
+def browser() -> Iterator[object]:
+    """Headless Chromium, where there is one."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium here")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()

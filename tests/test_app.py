@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,19 +95,6 @@ def test_other_pages_and_other_hosts_are_refused(address: str) -> None:
         requests.post(f"{address}/color?model=cae", headers={"origin": "http://evil.example"}, timeout=9).status_code == 403
     )
     assert requests.get(address, headers={"host": "evil.example"}, timeout=9).status_code == 400
-
-
-@pytest.fixture
-def browser() -> Iterator[object]:
-    """Headless Chromium, where there is one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium here")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("width", [1200, 375])

@@ -169,3 +169,19 @@ def test_a_model_with_the_name_of_a_ceiling_is_refused(params: Params) -> None:
     clash = params.model_copy(update={"models": params.models | {"ceiling_mean": params.models["cae"]}})
     with pytest.raises(InputError, match=r"models\.ceiling_mean"):
         leaderboard.main(clash)
+
+
+def test_the_page_sorts(params: Params, browser) -> None:
+    """A press on a heading puts the largest on top, another one the smallest; every model's curves can be chosen."""
+    leaderboard.main(params)
+    page = browser.new_page()
+    page.goto((paths.METRICS / "leaderboard.html").resolve().as_uri())
+    systems = "#board tbody th"
+    assert page.locator(systems).all_inner_texts()[:4] == ["vae", "mean_color", "grey", "cae"]
+    heading = page.get_by_role("button", name="PSNR over grey")
+    heading.press("Enter")
+    assert page.locator(systems).first.inner_text() in {*CEILINGS, "vae"}
+    heading.press("Enter")
+    ascending = page.locator(systems).all_inner_texts()
+    assert ascending.index("cae") < ascending.index("grey") < ascending.index("mean_color") < ascending.index("vae")
+    assert page.locator("#model option").all_inner_texts() == ["vae", "cae"]

@@ -218,3 +218,28 @@ def test_a_missing_result_is_one_sentence(params: Params, path: str) -> None:
     Path(path).unlink()
     with pytest.raises(InputError, match=f"{path} is missing; run `dvc repro`"):
         report.main(params)
+
+
+def test_a_person_looks_through_the_page(params: Params, browser) -> None:
+    """Order by the worst, go on, move the slider and zoom the curves, all by keyboard and without any network."""
+    report.main(params)
+    page = browser.new_page(viewport={"width": 375, "height": 800})
+    problems, asked = [], []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((paths.METRICS / "report.html").resolve().as_uri())
+    assert page.locator("#thumbs button").count() == 5
+    page.select_option("#order", "worst:some_model")
+    assert page.locator("#caption").inner_text().startswith("0</script>.png: grey 20.00 dB | some_model 20.00 dB")
+    page.locator("#next").press("Enter")
+    assert page.locator("#caption").inner_text().startswith("1</script>.png:")
+    page.locator("#slider").press("ArrowLeft")
+    assert "51%" in page.locator("#viewer > div").first.get_attribute("style")
+    epochs = "#plot text[text-anchor=middle]"
+    before = page.locator(epochs).all_text_contents()
+    page.locator("#plot").press("+")
+    assert page.locator(epochs).all_text_contents() != before
+    page.locator("#whole").press("Enter")
+    assert page.locator(epochs).all_text_contents() == before == ["1", "2", "3", "4", "5", "epoch"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert not problems and all(url.startswith(("file:", "data:")) for url in asked)
