@@ -22,7 +22,7 @@ LAYERS = [
     {"heads"},
     {"models"},
     {"training", "evaluation", "figures", "photographs"},
-    {"ceilings", "coloring", "project"},
+    {"ceilings", "coloring", "export", "project"},
     {"scoring", "app"},
     {"cli"},
 ]

@@ -209,6 +209,24 @@ def verify(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    model: Annotated[str, MODEL],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the three files.", show_default=False)],
+) -> None:
+    """Write a trained model for other programs: safetensors with its description, and ONNX.
+
+    The ONNX file is written only if ONNX Runtime gives what PyTorch gives. Needs `pip install 'colorize[onnx]'`.
+
+    `colorize export --model zhang_simplified --output exported`
+    """
+    from colorize.export import export as write
+
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in write(find_model(model, Path(temporary)), output):
+            print(path)
+
+
 @app.command("app")
 def serve(
     model: Annotated[list[str] | None, MODEL] = None,

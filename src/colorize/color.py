@@ -8,6 +8,7 @@ Source: IEC 61966-2-1 (sRGB); CIE 15 (L*a*b*).
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +20,15 @@ RGB_TO_XYZ = (
 WHITE = (0.95047, 1.0, 1.08883)
 
 
+_TO_XYZ = np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None]
+_MATRICES = _TO_XYZ.tolist(), np.linalg.inv(_TO_XYZ).tolist()  # plain numbers: constants of an exported model
+
+
 @cache
 def _matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Linear RGB to XYZ relative to the white point, and its inverse; made once, as a copy to a GPU blocks."""
-    matrix = torch.tensor(RGB_TO_XYZ, dtype=torch.float64) / torch.tensor(WHITE, dtype=torch.float64)[:, None]
-    return matrix.to(device, dtype), torch.linalg.inv(matrix).to(device, dtype)
+    forward, backward = (torch.tensor(matrix, dtype=dtype, device=device) for matrix in _MATRICES)
+    return forward, backward
 
 
 def _mix(matrix: Tensor, channels: Tensor) -> Tensor:
