@@ -21,8 +21,8 @@ from colorize.files import InputError
 from pipeline import paths
 
 POLL_SECONDS = 10.0
-UNATTENDED_POLLS = 3
-"""So often in a row no worker may be seen before new ones are started; one takes seconds to appear."""
+PATIENCE = 3
+"""So many polls in a row may show no worker (one takes seconds to appear) or not show an experiment (between two lists)."""
 AB_UNIT = 128
 """Lab units in which the losses of document 000's models are squared."""
 _TASK = re.compile(r"^[0-9a-f]+\s+(?P<name>\S+)\s.*\s(?P<status>Queued|Running|Success|Failed)\s*$")
@@ -94,6 +94,7 @@ def finish(names: Sequence[str], jobs: int) -> Generator[tuple[str, str]]:
     Left before the end, by Ctrl-C or `close`, it stops the workers and those of `names` that run.
     """
     waiting = set(names)
+    unseen = dict.fromkeys(names, 0)
     unattended = 0
     try:
         if waiting:
@@ -104,11 +105,12 @@ def finish(names: Sequence[str], jobs: int) -> Generator[tuple[str, str]]:
                 if revision(name) is not None and status.get(name) not in ("Queued", "Running"):
                     waiting.discard(name)
                     yield name, ""
-                elif status.get(name, "Failed") == "Failed":
+                elif status.get(name) == "Failed" or unseen[name] == PATIENCE:
                     waiting.discard(name)
                     yield name, _reason(name)
+                unseen[name] = 0 if name in status else unseen[name] + 1
             unattended = 0 if workers else unattended + 1
-            if waiting and unattended == UNATTENDED_POLLS:  # the workers were killed, the machine went down
+            if waiting and unattended == PATIENCE:  # the workers were killed, the machine went down
                 _kill(waiting)
                 _dvc("queue", "start", "--jobs", str(jobs))
                 unattended = 0

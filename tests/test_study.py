@@ -220,6 +220,15 @@ def test_workers_that_died_are_replaced_and_what_they_ran_counts_as_failed(monke
     assert ("queue", "stop") not in queue.calls
 
 
+def test_an_experiment_that_is_between_two_lists_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC shows a task neither as queued nor as running while a worker takes it; one that stays away has failed."""
+    seen = ("Queued", 1), ("", 1), ("", 1), ("Running", 1), ("", 1), ("Success", 1)
+    Queue(monkeypatch, *seen)
+    assert list(experiments.finish(["009-a-1-0123ab"], 1)) == [("009-a-1-0123ab", "")]
+    Queue(monkeypatch, ("Queued", 1), ("", 1))
+    assert [bool(reason) for _, reason in experiments.finish(["009-a-1-0123ab"], 1)] == [True]
+
+
 def test_a_study_that_is_left_stops_the_workers_first_and_then_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other way round the workers would take the next experiment."""
     queue = Queue(monkeypatch, ("Running", 1))
