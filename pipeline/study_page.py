@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from colorize import figures
+from colorize.files import InputError
 from colorize.metrics import BASELINES
 from colorize.training import AVERAGED_EPOCHS
 
@@ -97,8 +98,17 @@ def value(record: Record, selector: str) -> float:
     """What a selector picks out of a record.
 
     Raises:
-        KeyError: there is no such metric, curve or fact.
+        InputError: there is no such metric, curve or fact.
     """
+    try:
+        return _value(record, selector)
+    except KeyError as error:
+        raise InputError(
+            f"run {record['run']} has no {selector!r}; name a metric, a curve, parameters or minutes"
+        ) from error
+
+
+def _value(record: Record, selector: str) -> float:
     metric, _, baseline = selector.partition(" over ")
     if baseline:
         return record["metrics"][baseline][metric][3]

@@ -11,6 +11,7 @@ from conftest import ROOT
 from dvc.utils.hydra import apply_overrides
 
 from colorize.files import InputError
+from colorize.metrics import METRICS
 from pipeline import experiments, study
 from pipeline.params import load
 from pipeline.study_page import Figure, Table, agreement, draw, table_lines, value
@@ -63,6 +64,24 @@ def table(**rows: float) -> Table:
 def test_a_selector_picks_the_value_it_describes(selector: str, expected: float) -> None:
     """Hand-computed on a loss that equals its epoch."""
     assert value(record("a"), selector) == pytest.approx(expected)
+
+
+def test_a_selector_of_nothing_is_refused() -> None:
+    """One sentence that names the run and the selector."""
+    with pytest.raises(InputError, match="run a has no 'val_mae'"):
+        value(record("a"), "val_mae")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_selector_of_a_study_is_known(path: Path) -> None:
+    """A metric, a fact or a loss: a study's hours of training must not end in a typo."""
+    losses = {"loss", "generator_loss", "discriminator_loss"}
+    known = {*METRICS, "mse_ab", "parameters", "epochs", "minutes"}
+    known |= {f"{split}_{loss}" for split in ("train", "train_eval", "val") for loss in losses}
+    found = study.read(path)
+    selectors = [each for table in found.tables for each in table.columns.values()]
+    selectors += [each for figure in found.figures for each in figure.show]
+    assert {each.removeprefix("ma20:").partition("@")[0].partition(" over ")[0] for each in selectors} <= known
 
 
 def test_a_table_sets_the_document_beside_ours_with_the_baselines_below() -> None:
