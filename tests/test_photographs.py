@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from skimage.color import rgb2lab
 
 from colorize import photographs
@@ -89,6 +89,20 @@ def test_color_does_not_bleed_over_an_edge_that_the_small_copy_blurs() -> None:
     ours = np.asarray(photographs.paint(photograph, light, ab[0])).astype(float)
     plain = np.asarray(photographs.paint(photograph, torch.full_like(light, 50), ab[0])).astype(float)  # no slope: bilinear
     assert np.square(ours - truth).mean() < 0.5 * np.square(plain - truth).mean()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+def test_what_the_camera_wrote_is_kept(kind: str) -> None:
+    """Its blocks too: exposure and place, whatever the format; and the result can be read again."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.25
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    result, photograph = colored(encoded(np.full((20, 30, 3), 128, np.uint8), kind, exif=exif.tobytes()))
+    found = Image.open(io.BytesIO(result)).getexif()
+    assert photograph.notes == () and found[0x010F] == "a camera"
+    assert found.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] == 0.25
+    assert found.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
 
 
 def test_profile_transparency_and_resolution_are_kept() -> None:

@@ -69,15 +69,15 @@ class System:
     size: int
     sha256: str
     """Of its weights."""
-    mean_ab: tuple[float, float]
-    """Mean color of the photographs that it learned from, in Lab units."""
+    mean_ab: tuple[float, float] | None
+    """Mean color of the photographs that it learned from, in Lab units; None if it was trained before that was kept."""
 
     @staticmethod
     def load(folder: Path, device: str = "cpu") -> "System":
         """Raises InputError: there is no trained model in the folder."""
         description = load_description(folder)
         model = load_model(folder, device)
-        mean = tuple(description["mean_ab"])
+        mean = tuple(description["mean_ab"]) if "mean_ab" in description else None
         return System(description["name"], model, description["size"], files.sha256(folder / WEIGHTS), mean)
 
 

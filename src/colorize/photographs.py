@@ -45,7 +45,7 @@ SAVE: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".png": {"format": "PNG"},
     ".webp": {"format": "WEBP", "quality": 95},
-    ".tif": {"format": "TIFF", "compression": "tiff_adobe_deflate"},
+    ".tif": {"format": "TIFF"},  # plain: Pillow's compressing writer cannot hold EXIF's blocks
 }
 LAYOUT = {*range(254, 270), 273, *range(277, 282), 284, 285, 292, 293, 297, 317, 318, 319, *range(320, 348), 513, 514,
           *range(529, 533), 34675}  # fmt: skip
@@ -119,7 +119,12 @@ def _read(image: Image.Image) -> Photograph:
         except (ImageCms.PyCMSError, ValueError, TypeError, OSError):
             notes.append("profile_ignored")
             profile = b""
-    exif = b"" if orientation is None else _descriptive(image.getexif())
+    exif = b""
+    if orientation is not None:
+        try:
+            exif = _descriptive(image.getexif())
+        except Exception:  # as in orientation_of: broken metadata must not cost the pixels
+            notes.append("exif_ignored")
     return Photograph(
         rgb.convert("RGB"), alpha, orientation or 1, suffix, exif, profile, image.info.get("dpi"), tuple(notes)
     )
@@ -128,12 +133,14 @@ def _read(image: Image.Image) -> Photograph:
 def _descriptive(exif: Image.Exif) -> bytes:
     """EXIF without what describes the layout of the file it was in, a thumbnail of the grey photograph among it."""
     kept = Image.Exif()
+    blocks = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
     for tag, value in exif.items():
-        if tag not in LAYOUT:
+        if tag not in LAYOUT and tag not in blocks:  # the value of a block's tag is its place in the old file
             kept[tag] = value
-    for block in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        kept.get_ifd(block).update(exif.get_ifd(block))
-    return kept.tobytes() if len(kept) else b""
+    for block in blocks:
+        if found := exif.get_ifd(block):
+            kept.get_ifd(block).update(found)
+    return kept.tobytes()
 
 
 def encode(photograph: Photograph, rgb: Image.Image) -> bytes:

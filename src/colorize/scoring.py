@@ -69,6 +69,8 @@ def score(
             raise InputError(
                 f"{system.name} works at {system.size} pixels; score at that size or a larger one, not at {size}"
             )
+    if systems[0].mean_ab is None:
+        raise InputError(f"{systems[0].name} does not tell the mean color it learned from; train it again")
     items = find(given)
     rows = [
         {"photo": item.name, "shard": "", "member": str(item.source), "sha256": files.sha256(item.source)} for item in items
