@@ -7,10 +7,11 @@ training; both go together. `psnr over grey` is what the model has more than tha
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from colorize import figures
@@ -51,7 +52,7 @@ class Table(BaseModel):
     better: Literal["lower", "higher"] = "lower"
     ranked: bool = False
     """Best row first by `order`, instead of the document's order."""
-    rows: tuple[Row, ...]
+    rows: Annotated[tuple[Row, ...], MinLen(1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -237,12 +237,18 @@ def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_runni
     path.write_text(
         "title: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\nseeds: {cpu: [1, 2], cuda: [1, 2]}\n"
         "settings: {cpu: &all ['data.path=@photos'], cuda: *all}\n"
-        "runs: {quick: [], endless: [train.max_epochs=0, models.cae.train.epochs=1000000]}\n"
-        "tables: [{title: T, columns: {test: psnr}, order: test, rows: []}]\n"
+        "runs: {quick: [], endless: [train.max_epochs=0, models.cae.train.epochs=1000000, models.cae.train.patience=0]}\n"
+        "tables: []\n"
     )
     command = (sys.executable, "-m", "pipeline.study", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "1")
     study = subprocess.Popen(
-        command, cwd=project, env=environment(project), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=project,
+        env=environment(project),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a script started with &
     )
     store = path.with_suffix(".json")
     until(store.exists, "the first run is not in the .json while the second one goes on")
