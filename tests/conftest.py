@@ -15,10 +15,15 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(1)  # one worker per core; two threads of each would wait for the other's
 torch.use_deterministic_algorithms(True)
 # A test that itself runs inside `dvc repro` must not see the outer project's root.
 os.environ.pop("DVC_ROOT", None)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """One worker per core: two threads of each would wait for the other's. What a test sets ends with it."""
+    torch.set_num_threads(1)
 
 
 def _photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
