@@ -8,6 +8,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from colorize import evaluation, figures, files, metrics
@@ -71,19 +72,20 @@ def main(params: Params, name: str | None = None) -> None:
     files.write_json(out / "metrics.json", numbers)
     files.write_text(out / "per_image.csv", significant(listed))
 
-    indices = test["index"].to_numpy()
-    chosen = indices[evaluation.notable(tables["model"], rule.gallery)]
-    painted = {
-        system: evaluation.pictures(model, size, chosen, read, rule.batch, device)
-        for system, (model, size) in systems.items()
-    }
-    painted |= {"index": chosen, "truth": read(chosen)}
-    files.write_arrays(paths.PICTURES if name is None else folder / paths.PICTURES.name, painted)
+    shown = figures.spread(len(test), rule.gallery)
+    positions = evaluation.notable(tables["model"], shown)
+    chosen = test["index"].to_numpy()[positions]
+    painted = {"index": chosen}
+    for system, (model, size) in systems.items():
+        painted[system] = evaluation.pictures(model, size, chosen, read, rule.batch, device)
     if name is not None:
+        files.write_arrays(folder / paths.PICTURES.name, painted)
         return
+    painted["truth"] = read(chosen)
+    files.write_arrays(paths.PICTURES, painted)
     files.write_text(out / "comparison.csv", significant(evaluation.compare(tables, draws)))
     files.write_text(out / "loss.csv", (folder / HISTORY).read_text(encoding="utf-8"))
-    sampled = figures.spread(len(chosen), rule.samples)
+    sampled = np.searchsorted(positions, shown[figures.spread(len(shown), rule.samples)])
     columns = {"grey input": "grey", "truth": "truth", description["name"]: "model"}
     sheet = figures.sheet({title: painted[system][sampled] for title, system in columns.items()})
     files.write_bytes(out / "samples.png", figures.encode(sheet, "png"))

@@ -102,13 +102,11 @@ def finish(names: Sequence[str], jobs: int) -> Generator[tuple[str, str]]:
         while waiting:
             status, workers = _queue()
             for name in sorted(waiting):
-                if revision(name) is not None and status.get(name) not in ("Queued", "Running"):
-                    waiting.discard(name)
-                    yield name, ""
-                elif status.get(name) == "Failed" or unseen[name] == PATIENCE:
-                    waiting.discard(name)
-                    yield name, _reason(name)
                 unseen[name] = 0 if name in status else unseen[name] + 1
+                if status.get(name) in ("Success", "Failed") or unseen[name] == PATIENCE:
+                    waiting.discard(name)
+                    done = status.get(name) != "Failed" and revision(name) is not None
+                    yield name, "" if done else _reason(name)
             unattended = 0 if workers else unattended + 1
             if waiting and unattended == PATIENCE:  # the workers were killed, the machine went down
                 _kill(waiting)

@@ -6,7 +6,6 @@ out until they fit the budget; what is left out is said.
 """
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from colorize import figures
 from colorize.metrics import BASELINES, METRICS
 
 BUDGET = 6_000_000
@@ -51,26 +51,17 @@ class Shown:
     note: str = ""
 
 
-def webp(image: Image.Image, quality: int = 80) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "webp", quality=quality)
-    return buffer.getvalue()
-
-
 def strip(photos: Sequence[np.ndarray | None], side: int) -> bytes:
     """Pictures of one photograph side by side as WebP; where a system has none, its place is grey."""
     sheet = Image.new("RGB", (side * len(photos), side), "#808080")
     for place, pixels in enumerate(photos):
         if pixels is not None:
-            image = Image.fromarray(pixels)
-            sheet.paste(
-                image.resize((side, side), Image.Resampling.LANCZOS) if image.width != side else image, (place * side, 0)
-            )
-    return webp(sheet)
+            sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (place * side, 0))
+    return figures.encode(sheet, "webp")
 
 
-def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> tuple[list[dict[str, Any]], int]:
-    """The photographs of the page, and the side at which they are: name, class, strip, PSNR by system.
+def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> list[dict[str, Any]]:
+    """The photographs of the page: name, strip and, system by system, whether it has a picture and its PSNR.
 
     Those of which every system has a picture come first when not all fit; they stand in the order of the test split.
     """
@@ -94,13 +85,12 @@ def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> tuple[
         found.append(
             {
                 "name": rows[0]["photo"],
-                "class": rows[0].get("class", ""),
                 "strip": "data:image/webp;base64," + base64.b64encode(strips[position]).decode(),
                 "has": [position in system.pictures for system in systems],
                 "psnr": [round(float(row["psnr"]), 2) if np.isfinite(row["psnr"]) else None for row in rows],
             }
         )
-    return found, side
+    return found
 
 
 def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
@@ -155,12 +145,11 @@ def render(
         size: side in pixels at which systems were scored.
         extra: what only one of the pages has, for the template.
     """
-    photos, side = gallery(systems, truth)
+    photos = gallery(systems, truth)
     several = any(system.summary["ab_spread"][0] for system in systems)
     shown = {name: metric for name, metric in METRICS.items() if several or name not in OF_SEVERAL}
     data = {
         "systems": [system.name for system in systems],
-        "side": side,
         "photos": photos,
         "curves": {
             system.name: {

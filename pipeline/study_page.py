@@ -105,7 +105,7 @@ def value(record: Record, selector: str) -> float:
         return _value(record, selector)
     except KeyError as error:
         raise InputError(
-            f"run {record['run']} has no {selector!r}; name a metric, a curve, parameters or minutes"
+            f"run {record['run']} has no {selector!r}; name a metric, a curve, parameters, epochs or minutes"
         ) from error
 
 

@@ -89,6 +89,22 @@ def test_another_temperature_or_a_lost_result_is_colored_again(models: Path, alb
     assert "1 colored" in call("apply", photo, "-m", model, "-o", out, "--temperature", 0)
 
 
+def test_results_below_the_album_are_not_photographs_of_it(models: Path, album: Path) -> None:
+    """The second call finds the two photographs again, not their results too."""
+    (album / "broken.jpg").unlink()
+    for told in ("2 colored, 0 were done", "0 colored, 2 were done"):
+        assert told in call("apply", album, "-m", models / "cae", "-o", album / "colored")
+
+
+def test_a_file_that_is_not_ours_is_never_overwritten(models: Path, album: Path, tmp_path: Path) -> None:
+    """Another original of the same name in the output folder stays as it is."""
+    other = tmp_path / "originals/a.jpg"
+    other.parent.mkdir()
+    other.write_bytes(b"someone's only copy")
+    assert "would be overwritten" in call("apply", album / "a.jpg", "-m", models / "cae", "-o", other.parent, status=1)
+    assert other.read_bytes() == b"someone's only copy"
+
+
 def test_several_colorings_and_several_models(models: Path, album: Path, tmp_path: Path) -> None:
     """Numbered files; a folder for each model; or one sheet with all of them."""
     photo = album / "a.jpg"

@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from skimage.data import astronaut, chelsea, coffee, rocket
@@ -13,11 +12,9 @@ from colorize import figures
 from colorize.bins import centers
 
 
-def history(epochs: int, first: float = 1.0) -> pd.DataFrame:
-    """Losses that fall by a tenth per epoch."""
-    losses = first * 0.9 ** np.arange(epochs)
-    columns = {name + suffix: losses for name in figures.CURVES for suffix in ("", "_ma20")}
-    return pd.DataFrame({"epoch": np.arange(1, epochs + 1)} | columns)
+def losses(epochs: int, first: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs, and losses that fall by a tenth in each."""
+    return np.arange(1, epochs + 1), first * 0.9 ** np.arange(epochs)
 
 
 def arrays(*names: str) -> dict[str, np.ndarray]:
@@ -91,8 +88,7 @@ def test_long_model_names_break_at_underscores_and_stay_in_their_column() -> Non
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: figures.loss_curves(history(40), averaged=True),
-        lambda: figures.loss_curves(history(1), averaged=False),
+        lambda: figures.curves({"a": {"val_loss": losses(40)}}, "epoch"),
         lambda: figures.prior(arrays("empirical", "smoothed")),
         lambda: figures.prior_panels(arrays("empirical"))["Empirical"],
         lambda: figures.encode(figures.sheet({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "webp"),
@@ -128,5 +124,5 @@ def test_a_bins_square_has_the_bins_own_color() -> None:
 
 def test_losses_over_many_decades_and_negative_ones_can_be_drawn() -> None:
     """A steep fall turns the axis logarithmic; values below zero keep it linear; neither warns."""
-    figures.loss_curves(history(80, first=100.0), averaged=False)
-    figures.loss_curves(history(10, first=-1.0), averaged=False)
+    for first in (100.0, -1.0):
+        assert figures.curves({"a": {"val_loss": losses(80, first)}}, "epoch").startswith(b"\x89PNG")

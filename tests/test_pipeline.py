@@ -165,7 +165,7 @@ def test_the_zoo_trains_every_model_and_ranks_them(project: Path) -> None:
     assert len(list((project / "runs").glob("cae-*"))) == 1
     cost = run(project, sys.executable, "-m", "pipeline.leaderboard", "--cost")
     assert "training s" in cost and "cae" in cost
-    run(project, "git", "clean", "-qfd", "metrics")
+    run(project, "git", "clean", "-qfd")
     run(project, "git", "checkout", "-q", ".")
 
 

@@ -244,6 +244,10 @@ def test_an_experiment_that_is_between_two_lists_has_not_failed(monkeypatch: pyt
     seen = ("Queued", 1), ("", 1), ("", 1), ("Running", 1), ("", 1), ("Success", 1)
     Queue(monkeypatch, *seen)
     assert list(experiments.finish(["009-a-1-0123ab"], 1)) == [("009-a-1-0123ab", "")]
+    queue = Queue(monkeypatch, *seen)
+    monkeypatch.setattr(experiments, "revision", lambda name: "of the run before")
+    assert list(experiments.finish(["009-a-1-0123ab"], 1)) == [("009-a-1-0123ab", "")]
+    assert queue.states == [("Success", 1)]  # not before
     Queue(monkeypatch, ("Queued", 1), ("", 1))
     assert [bool(reason) for _, reason in experiments.finish(["009-a-1-0123ab"], 1)] == [True]
 

@@ -108,7 +108,7 @@ def apply(
     from colorize import coloring
 
     systems, _ = load_all(model, device)
-    items = coloring.find(photographs)
+    items = coloring.find(photographs, output)
     rows = []
     work = coloring.color_all(items, systems, output, samples, temperature, compare)
     for row in tqdm(work, total=len(items), unit="photo", disable=None):

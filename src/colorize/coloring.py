@@ -2,8 +2,8 @@
 
 The account is `colorize.csv` in the output folder: one row per photograph with what became of it, the sha256 of the
 photograph and of what colored it. A photograph whose row still holds is not colored again. A broken one is a row, not an
-end.
-It knows neither params.yaml nor DVC.
+end. A file that is not ours is never overwritten: a folder is ours once it has an account. It knows neither params.yaml
+nor DVC.
 """
 
 import hashlib
@@ -81,8 +81,8 @@ class System:
         return System(description["name"], model, description["size"], files.sha256(folder / WEIGHTS), mean)
 
 
-def find(given: Sequence[Path]) -> list[Item]:
-    """The photographs among files and below folders, in the order given, folders sorted.
+def find(given: Sequence[Path], output: Path | None = None) -> list[Item]:
+    """The photographs among files and below folders, in the order given, folders sorted; none that lie below `output`.
 
     Raises:
         InputError: a path does not exist, there is no photograph, or two would get one name.
@@ -90,9 +90,9 @@ def find(given: Sequence[Path]) -> list[Item]:
     items: dict[str, Item] = {}
     for path in given:
         if path.is_dir():
-            found = [
-                Item(p, p.relative_to(path).as_posix()) for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES
-            ]
+            below = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix.lower() in SUFFIXES]
+            results = [p for p in below if output and p.resolve().is_relative_to(output.resolve())]
+            found = [Item(p, p.relative_to(path).as_posix()) for p in below if p not in results]
         elif path.exists():
             found = [Item(path, path.name)]
         else:
@@ -151,7 +151,9 @@ def color_all(
     """
     asked = {"samples": samples, "temperature": temperature, "compare": compare, "models": [s.sha256 for s in systems]}
     made_by = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    ours = (output / ACCOUNT).exists()
     account = read_account(output)
+    write_account(output, account)
     written = time.monotonic()
     try:
         for item in items:
@@ -163,7 +165,13 @@ def color_all(
                 if known and holds(known, row, output):
                     row = replace(known, status="kept")
                 else:
-                    _color(item, content, row, systems, output, samples, temperature, compare)
+                    made = _color(item, content, row, systems, samples, temperature, compare)
+                    for name in made:
+                        if (output / name).resolve() == item.source.resolve() or not ours and (output / name).exists():
+                            raise InputError(f"{output / name} would be overwritten; choose another --output")
+                    for name, picture in made.items():
+                        files.write_bytes(output / name, picture)
+                    row.outputs, row.status = "|".join(made), "done"
             except (Refused, OSError) as error:
                 row.reason = str(error) if isinstance(error, Refused) else "unreadable"
             account[item.name] = row
@@ -186,11 +194,11 @@ def _color(
     content: bytes,
     row: Row,
     systems: Sequence[System],
-    output: Path,
     samples: int,
     temperature: float | None,
     compare: bool,
-) -> None:
+) -> dict[str, bytes]:
+    """The files that a photograph becomes, by name below the output folder; its notes go to `row`."""
     photograph = photographs.read(content)
     row.note = "+".join(photograph.notes)
     # A suffix that does not fit what is written stays in the name: two sources may differ in their suffix only.
@@ -199,7 +207,7 @@ def _color(
         if Path(item.name).suffix.lower() in FITTING[photograph.suffix]
         else Path(item.name + photograph.suffix)
     )
-    written: list[tuple[Path, bytes]] = []
+    made: dict[str, bytes] = {}
     shown: dict[str, Image.Image] = {}
     if compare:
         light = photographs.small_light(photograph, systems[0].model, systems[0].size)
@@ -214,15 +222,10 @@ def _color(
                 continue
             folder = Path(system.name) if len(systems) > 1 else Path()
             name = folder / named.with_stem(named.stem + (f"-{number}" if samples > 1 else ""))
-            written.append((name, photographs.encode(photograph, picture)))
+            made[name.as_posix()] = photographs.encode(photograph, picture)
     if compare:
-        written.append((Path(f"{item.name}-compared.jpg"), figures.encode(side_by_side(photograph, shown), "jpeg")))
-    for name, _ in written:
-        if (output / name).resolve() == item.source.resolve():
-            raise InputError(f"{item.source} would be overwritten; choose another --output")
-    for name, content in written:
-        files.write_bytes(output / name, content)
-    row.outputs, row.status = "|".join(name.as_posix() for name, _ in written), "done"
+        made[f"{item.name}-compared.jpg"] = figures.encode(side_by_side(photograph, shown), "jpeg")
+    return made
 
 
 def side_by_side(photograph: photographs.Photograph, pictures: Mapping[str, Image.Image]) -> Image.Image:

@@ -26,8 +26,6 @@ from colorize.models import Colorizer
 
 Reader = Callable[[np.ndarray], np.ndarray]
 """Photographs by their indices [n]: uint8 [n, S, S, 3]."""
-
-
 EXTREMES = 3
 """So many of the best and of the worst predictions of a system are worth a look."""
 
@@ -153,12 +151,11 @@ def pictures(
     return np.concatenate([predict(model, size, read(part), device=device).image for part in parts])
 
 
-def notable(table: pd.DataFrame, count: int) -> np.ndarray:
-    """Positions of the photographs that are worth a look: `count` evenly spread, and a system's best and worst by PSNR."""
+def notable(table: pd.DataFrame, shown: np.ndarray) -> np.ndarray:
+    """Positions of the photographs that are worth a look: those in `shown`, and a system's best and worst by PSNR."""
     colored = np.flatnonzero(~table["grey_truth"].to_numpy(bool) & np.isfinite(table["psnr"].to_numpy()))
     ranked = colored[np.argsort(table["psnr"].to_numpy()[colored], kind="stable")]
-    spread = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int)
-    return np.unique(np.concatenate((spread, ranked[:EXTREMES], ranked[-EXTREMES:])))
+    return np.unique(np.concatenate((shown, ranked[:EXTREMES], ranked[-EXTREMES:])))
 
 
 def compare(tables: Mapping[str, pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:

@@ -5,7 +5,6 @@ bins and the temperature of a classifier are inside. Models that take any size k
 only if ONNX Runtime gives what PyTorch gives.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +77,6 @@ def export(folder: Path, output: Path) -> list[Path]:
     description = load_description(folder)
     content = to_onnx(load_model(folder), description["size"])
     files.write_bytes(output / WEIGHTS, (folder / WEIGHTS).read_bytes())
-    files.write_text(output / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    files.write_json(output / DESCRIPTION, description)
     files.write_bytes(output / ONNX, content)
     return [output / WEIGHTS, output / DESCRIPTION, output / ONNX]

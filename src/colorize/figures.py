@@ -11,12 +11,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from skimage.color import lab2rgb
 
@@ -140,37 +138,6 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def loss_curves(history: pd.DataFrame, averaged: bool) -> bytes:
-    """Losses over the epochs as PNG: as they are, or as moving averages over 20 epochs.
-
-    Args:
-        history: columns `epoch` and, for every one of `CURVES`, its name and its name + `_ma20`.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
-        axes = figure.subplots()
-        suffix = "_ma20" if averaged else ""
-        marker = "." if len(history) < 30 else ""
-        for column, (label, color) in CURVES.items():
-            axes.plot(
-                history["epoch"],
-                history[column + suffix],
-                color=color,
-                label=label,
-                linewidth=1.5,
-                marker=marker,
-            )
-        values = history[[column + suffix for column in CURVES]].to_numpy(float)
-        if values.min() > 0 and values.max() > 20 * values.min():
-            axes.set_yscale("log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title("Mean of the last 20 epochs" if averaged else "Each epoch")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("loss")
-        axes.legend()
-        return _png(figure)
 
 
 def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xlabel: str) -> bytes:

@@ -192,16 +192,24 @@ def colorings(model: Colorizer, light: Tensor, samples: int = 1, temperature: fl
     Raises:
         InputError: the model has no temperature or only one coloring, or predicts something not finite.
     """
-    if temperature is not None:
-        if not isinstance(model.head, Classification):
-            raise InputError("this model has no temperature; leave --temperature out or choose one that classifies")
-        model.head.temperature = temperature
-    ab = model.colorize(light) if samples == 1 else model.colorings(light, samples)[0]
+    ab = _ask(model, light, samples, temperature)
     if len(ab) < samples:
         raise InputError("this model has one coloring of a photograph; leave --samples out")
     if not torch.isfinite(ab).all():
         raise InputError("this model predicts NaN or infinity; train it again, with a lower learning rate")
     return ab
+
+
+def _ask(model: Colorizer, light: Tensor, samples: int, temperature: float | None) -> Tensor:
+    if temperature is None:
+        return model.colorize(light) if samples == 1 else model.colorings(light, samples)[0]
+    if not isinstance(model.head, Classification):
+        raise InputError("this model has no temperature; leave --temperature out or choose one that classifies")
+    own, model.head.temperature = model.head.temperature, temperature
+    try:
+        return _ask(model, light, samples, None)
+    finally:
+        model.head.temperature = own
 
 
 @torch.inference_mode()
