@@ -1,5 +1,6 @@
 # Each target is one line; .venv is set up on first use from requirements.txt.
 BIN = .venv/bin
+UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 
 repro: .venv/ready       ## the whole pipeline for the chosen model
@@ -7,6 +8,9 @@ repro: .venv/ready       ## the whole pipeline for the chosen model
 
 zoo: .venv/ready         ## every model of params.yaml, then the leaderboard
 	@$(DVC) repro pipeline/zoo/dvc.yaml
+
+experiments: .venv/ready ## every experiment beside the others: the main metrics and the parameters that differ
+	@$(DVC) exp show --only-changed --drop '$(UNASKED)' --sort-by psnr --sort-order desc
 
 test: .venv/ready        ## the tests
 	@$(BIN)/python -m pytest
@@ -17,4 +21,4 @@ check: .venv/ready       ## lint, types and tests: what CI runs
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
 
-.PHONY: repro zoo test check
+.PHONY: repro zoo experiments test check
