@@ -79,13 +79,15 @@ def tasks() -> dict[str, str]:
 
 
 def submit(name: str, settings: Sequence[str]) -> None:
-    """Queue an experiment: params.yaml with `settings`, each "parameter=value", changed.
+    """Queue an experiment: params.yaml with `settings`, each "parameter=value", changed. It replaces one of the same name.
 
     Raises:
         InputError: DVC refuses it, because params.yaml has no such parameter, say.
     """
+    if revision(name) is not None:  # with --force, DVC would replace it too, and run every stage anew
+        _dvc("exp", "remove", name)
     changes = [part for setting in settings for part in ("-S", setting)]
-    _dvc("exp", "run", "--quiet", "--queue", "--force", "--name", name, *changes)
+    _dvc("exp", "run", "--quiet", "--queue", "--name", name, *changes)
 
 
 def finish(names: Sequence[str], jobs: int) -> Generator[tuple[str, str]]:
