@@ -7,7 +7,10 @@ sentence and exit status 1.
 
 import difflib
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -134,8 +137,21 @@ def load(path: Path = paths.PARAMS) -> Params:
     return params
 
 
+def _follow(parent: int) -> None:
+    """End with the process that started this one: a training that nobody waits for would go on for hours."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def stage(function: Callable[[Params], None]) -> None:
-    """Run one stage with the checked parameters; what a user can mend ends in one sentence and exit status 1."""
+    """Run one stage with the checked parameters; what a user can mend ends in one sentence and exit status 1.
+
+    Ctrl-C, SIGTERM and the death of the DVC that started it end it with status 130; what it has written stays valid.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if "DVC_ROOT" in os.environ:
+        threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
     try:
         function(load())
     except InputError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import fault
 
 from colorize.files import InputError
 from pipeline import check, paths
@@ -68,8 +69,9 @@ def test_a_model_that_was_not_chosen_may_be_unfit_for_the_size(make_params) -> N
     assert paths.CHECKED.exists()
 
 
+@fault(43, "a GPU is asked for and there is none")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is demanded")
 def test_a_gpu_that_is_demanded_and_missing_is_refused(make_params) -> None:
-    """It says what to set instead."""
+    """Refused before anything is deleted, with what to set instead."""
     with pytest.raises(InputError, match=r"train.device is cuda but no usable GPU.*auto or cpu"):
         check.main(make_params({"train.device": "cuda"}))

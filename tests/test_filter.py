@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from faults import fault
 from PIL import Image
 from skimage.color import rgb2lab
 
@@ -227,6 +228,7 @@ def test_the_contact_sheet_shows_examples_of_every_reason(photos):
     assert Image.open(paths.REMOVED_PNG).height < 40
 
 
+@fault(41, "nothing, or too little, left after filtering")
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [

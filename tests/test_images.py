@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import fault
 from PIL import Image, ImageCms
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
@@ -412,8 +413,9 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@fault(22, "a decoder that crashes, or is killed for its memory")
 def test_a_photograph_that_kills_its_process_costs_only_itself(tmp_path):
-    """The others' crops are those of a run without it."""
+    """`failed`, `crash`: it costs only itself; the others' crops are those of a run without it."""
     records = crop_all(tmp_path / "crops", 2, deadly="80")
     assert [record.photo for record in records] == list(tiles())
     assert [(r.photo, r.status, r.reason) for r in records if r.status != "ok"] == [("80", "failed", "crash")]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from faults import fault
 
 from colorize.files import InputError
 from colorize.settings import count_of
@@ -148,6 +149,7 @@ def refuse(number: int, path: str) -> None:
     raise OSError(number, os.strerror(number), path)
 
 
+@fault(36, "a folder that cannot be written, a full disk, a file that is missing")
 @pytest.mark.parametrize(
     ("use", "words"),
     [
@@ -157,7 +159,7 @@ def refuse(number: int, path: str) -> None:
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(monkeypatch, tmp_path: Path, use, words: str) -> None:
-    """Also where no code expected it: a read-only folder, a full disk, a stage run before its time."""
+    """One sentence that names it and says what to do, and exit status 1, also where no code expected it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(TEXT)
     with pytest.raises(SystemExit) as caught:

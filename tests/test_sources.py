@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from faults import fault
 from PIL import Image
 from skimage import data
 from webserver import jpegs
@@ -446,6 +447,7 @@ class Malicious:
         return self.call
 
 
+@fault(38, "a CIFAR batch that would run a program")
 @pytest.mark.parametrize("place", ["batch", "labels", "meta"])
 def test_a_malicious_pickle_is_refused_and_nothing_executed(
     in_folder: Callable[..., Path], tmp_path: Path, place: str

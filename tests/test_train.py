@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from faults import fault
 from filelock import FileLock
 
 from colorize import files
@@ -190,6 +191,7 @@ def test_without_the_released_prior_the_own_one_is_used_and_named(data, make_par
     )
 
 
+@fault(35, "the same training twice at once")
 def test_two_processes_never_train_the_same_model_at_once(data, make_params) -> None:
     """The second is told where the first is."""
     params = make_params(SMALL)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from faults import fault
 
 from colorize import files
 from colorize.batches import Photos
@@ -90,8 +91,9 @@ files.write_state(Path(sys.argv[2]), model.state_dict())
 """
 
 
+@fault(33, "SIGKILL, a power cut, at any moment of a training")
 def test_killed_run_ends_with_identical_weights(photographs, tmp_path: Path) -> None:
-    """SIGKILL at random moments of the process's life, start-up and writing included, until it gets through."""
+    """Started again after each, start-up and writing included, it ends with the weights, bit for bit, of a run in one go."""
     program = PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT))
 
     def run(state: str, out: str) -> subprocess.Popen:

@@ -71,6 +71,11 @@ class Photos:
         for part in self.images.split(size):
             yield to_light_ab(part)
 
+    def order(self, seed: int, size: int) -> list[list[int]]:
+        """The photographs of every batch of `epoch` with that seed and size, by their positions."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return [part.tolist() for part in order.tensor_split(-(-len(self) // size))]
+
     def epoch(self, seed: int, size: int, flip: bool = False, crop: float = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Every photograph once, in an order, at crop positions and mirrored as `seed` says.
 

@@ -1,12 +1,13 @@
 """The command `colorize`: color one's own photographs, score models on them, list and verify what a project holds.
 
 Thin: arguments come in, the library works, a table or one sentence goes out. Exit status 0: all is done; 1: something
-is wrong and said in one sentence, or a photograph failed; 2: the command was mistyped; 130: stopped. What belongs to a
+is wrong and said in one sentence, or a photograph failed; 2: the command was mistyped; 130, 143: stopped. What belongs to a
 project (its models, its dvc.lock) is looked for from the current folder upwards; a folder with a trained model needs none.
 """
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from colorize.files import InputError
-from colorize.project import find_model, list_models, required_project, trained, verify_outs
+from colorize.project import find_model, list_models, other_versions, required_project, trained, verify_outs
 
 if TYPE_CHECKING:  # torch takes a second to import, which `colorize --help` should not
     import torch
@@ -193,11 +194,13 @@ def models(as_json: AsJson = False) -> None:
 def verify(as_json: AsJson = False) -> None:
     """Hash data, models and metrics again and name what differs from dvc.lock.
 
-    Exit status 1 if something is missing or differs: `dvc repro` makes it again, `dvc checkout` brings it back.
+    Exit status 1 if something is missing or differs: `dvc repro` makes it again, `dvc checkout` brings it back. Installed
+    packages of other versions than those pinned are named too: with them the same bytes cannot be promised.
 
     `colorize verify`
     """
-    rows = verify_outs(required_project())
+    root = required_project()
+    rows = verify_outs(root)
     wrong = [row for row in rows if row["status"] != "ok"]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -205,6 +208,8 @@ def verify(as_json: AsJson = False) -> None:
         for row in wrong:
             print(f"{row['path']}: {row['status']}")
         print(f"{len(rows) - len(wrong)} of {len(rows)} outs are what dvc.lock says")
+        for clause in other_versions(root):
+            print(f"{clause}: a new run may differ in the last digits", file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
 
@@ -280,8 +285,17 @@ def serve(
             uvicorn.Server(uvicorn.Config(served, log_level="warning")).run(sockets=[listening])
 
 
+def stop(signum: int, _: object) -> None:
+    """End as one who was told to: what is being done is undone or finished by the blocks that this passes through."""
+    print("stopped; the same command continues", file=sys.stderr)
+    sys.exit(128 + signum)
+
+
 def main() -> None:
     """The entry point."""
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in the background is started
+        signal.signal(signal.SIGINT, stop)
     try:
         app()
     except InputError as error:

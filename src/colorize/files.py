@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -75,7 +76,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write one array as .npy."""
     with atomic(path) as file:
-        np.save(file, array, allow_pickle=False)
+        # Given a file, NumPy writes to a copy of its descriptor and does not notice if closing that fails on a full disk.
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -107,7 +109,7 @@ def read_state(path: Path, device: str = "cpu") -> Any:
     content = path.read_bytes()
     seal, payload = content[:64], content[64:]
     if hashlib.sha256(payload).hexdigest().encode() != seal:
-        raise InputError(f"{path} is damaged (its sha256 does not match); delete it and run again")
+        raise InputError(f"{path} is damaged: its sha256 does not match")
     return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
 
 

@@ -9,6 +9,7 @@ It does not judge what a photograph shows; selection.py does.
 
 import hashlib
 import io
+import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,8 @@ from colorize.settings import CropRule
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_SCANS = 500
 """Scans of a progressive JPEG: real ones have about ten, crafted ones thousands that take minutes."""
+HANG_SECONDS = 1800.0
+"""Longest time that a worker may take for a shard; large photographs take it about a minute."""
 SHARD_ROWS = 1000
 SHARD_BYTES = 2**28
 MIN_SHARDS = 16
@@ -233,6 +236,9 @@ def crop_shards(rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rul
 
     Yields:
         The records of one shard after the other.
+
+    Raises:
+        InputError: a worker hangs in a photograph (with one worker there is nobody to notice).
     """
     per_shard = min(SHARD_ROWS, SHARD_BYTES // (rule.size**2 * 3) or 1, -(-len(rows) // MIN_SHARDS) or 1)
     jobs = [
@@ -243,9 +249,16 @@ def crop_shards(rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rul
     done = 0
     while done < len(jobs):
         try:
-            for records in Parallel(workers, return_as="generator")(delayed(_crop_shard)(*job) for job in jobs[done:]):
+            pool = Parallel(workers, return_as="generator", timeout=HANG_SECONDS if workers > 1 else None)
+            for records in pool(delayed(_crop_shard)(*job) for job in jobs[done:]):
                 done += 1
                 yield records
+        except (TimeoutError, multiprocessing.TimeoutError) as error:
+            first, last = jobs[done][0][0]["photo"], jobs[done][0][-1]["photo"]
+            raise InputError(
+                f"one of the photographs {first} to {last} keeps a worker busy for over {HANG_SECONDS:g} seconds; find it "
+                "with crop.workers=1 and remove it"
+            ) from error
         except BrokenProcessPool:  # by some photograph of the shards in flight: this one is taken apart
             done += 1
             yield _crop_shard(*jobs[done - 1], crop_row=_crop_row_apart)

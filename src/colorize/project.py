@@ -6,6 +6,7 @@ Of params.yaml only names and blocks are read here; what they mean is pipeline/p
 import hashlib
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from colorize.files import InputError
 
 SHOWN = ("psnr", "ssim", "rmse")
 """Metrics in the list of models."""
+DECISIVE = ("numpy", "pandas", "pillow", "scikit-image", "scipy", "torch")
+"""Packages whose version may change the last digits of a result."""
 
 
 def project() -> Path | None:
@@ -139,6 +142,14 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
                 status = "missing" if not path.exists() else "ok" if md5(path) == out["md5"] else "differs"
                 rows.append({"path": out["path"], "stage": name, "status": status})
     return rows
+
+
+def other_versions(root: Path) -> list[str]:
+    """The packages on which results depend that are not installed as requirements.txt pins them, one clause each."""
+    pins = (line.partition("==") for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    pinned = {name: version.strip() for name, _, version in pins if name in DECISIVE}
+    there = {name: metadata.version(name).partition("+")[0] for name in pinned}
+    return [f"{name} {pinned[name]} is pinned, {there[name]} is installed" for name in pinned if there[name] != pinned[name]]
 
 
 def md5(path: Path) -> str:

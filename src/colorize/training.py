@@ -11,7 +11,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from colorize.settings import Recipe, TrainRule
 Row = dict[str, float]
 
 EVALUATION_BATCH = 64
+LOWER = "lower the model's train.lr (or train.lr_at_least)"
 AVERAGED_EPOCHS = 20
 
 
@@ -113,14 +116,14 @@ def fit(
     """Train `model` in place, continuing from `state` if there is one.
 
     Args:
-        state: file of the training state; a finished one is loaded and nothing is trained.
+        state: file of the training state; a finished one is loaded and nothing is trained, a damaged one is left out.
         on_epoch: called with the row of every epoch trained here.
 
     Returns:
         What was done; the model holds the kept weights, in evaluation mode.
 
     Raises:
-        InputError: a loss is not finite, or the state file is damaged.
+        InputError: a loss is not finite; the sentence names step, phase and photographs.
     """
     device = train.images.device
     bf16 = use_bf16(rule, device)
@@ -132,8 +135,7 @@ def fit(
     }
     optimizers = {phase: make_optimizer(p, recipe, rate) for phase, p in parameters.items()}
     progress, best = Progress(), _copy(model)
-    if state.exists():
-        saved = files.read_state(state, str(device))
+    if (saved := _read(state, device)) is not None:
         progress = Progress(**saved["progress"])
         model.load_state_dict(saved["model"])
         if saved["finished"]:
@@ -157,7 +159,7 @@ def fit(
         torch.manual_seed(epoch_seed)
         if (wanted := scale_of(recipe.scales, progress.epoch, epochs)) != scale:
             shown, scale = train.scaled(wanted), wanted
-        means = _Means(model.monitor)
+        means, stepped = _Means(model.monitor), []
         model.train()
         for light, ab in shown.epoch(epoch_seed, recipe.batch, recipe.flip, recipe.crop):
             for phase, optimizer in optimizers.items():
@@ -167,7 +169,9 @@ def fit(
                 losses["loss"].backward(inputs=parameters[phase])  # the other phases get no gradient
                 optimizer.step()
                 means.add(phase == model.phases[0], losses, len(light))
+                stepped.append(losses["loss"].detach())
             bar.update()
+        _require_finite_steps(stepped, list(optimizers), progress.epoch + 1, partial(shown.order, epoch_seed, recipe.batch))
         row: Row = {"epoch": progress.epoch + 1}
         for prefix, values in (
             ("train", means.result()),
@@ -202,17 +206,41 @@ def fit(
     return progress
 
 
+def _read(state: Path, device: torch.device) -> dict[str, Any] | None:
+    """The saved state, None if there is none to go on from; a damaged one costs what was trained, not the run."""
+    if not state.exists():
+        return None
+    try:
+        return dict(files.read_state(state, str(device)))
+    except InputError as error:
+        tqdm.write(f"{error}; training starts again")
+        return None
+
+
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _require_finite_steps(losses: list[Tensor], phases: list[str], epoch: int, order: Callable[[], list[list[int]]]) -> None:
+    """Name the first step of an epoch whose loss is not finite. Looked at once per epoch: no step waits for a GPU.
+
+    Args:
+        losses: one per step and phase, the phases in turn.
+        order: gives the positions of the photographs of every step.
+    """
+    bad = (~torch.isfinite(torch.stack(losses))).nonzero() if losses else torch.empty(0)
+    if len(bad):
+        step, phase = divmod(int(bad[0]), len(phases))
+        raise InputError(
+            f"training stopped: the loss of phase {phases[phase]} is {float(losses[int(bad[0])])} in step {step + 1} of "
+            f"epoch {epoch}, on the photographs {order()[step]} of the training split; {LOWER}"
+        )
 
 
 def _require_finite(row: Row) -> None:
     for name, value in row.items():
         if not math.isfinite(value):
-            raise InputError(
-                f"training stopped: {name} is {value} after epoch {row['epoch']:g}; lower the model's train.lr "
-                "(or train.lr_at_least)"
-            )
+            raise InputError(f"training stopped: {name} is {value} after epoch {row['epoch']:g}; {LOWER}")
 
 
 def history_csv(history: list[Row]) -> str:
