@@ -84,6 +84,20 @@ def rank(
     return board.sort_values("kind", key=lambda kind: kind == "ceiling", kind="stable", ignore_index=True)
 
 
+def warn(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]]) -> list[str]:
+    """The notes of each system, with what makes a model suspicious: not better than grey, the same color everywhere."""
+    found = []
+    for row in board.to_dict("records"):
+        said = [row["notes"]] if row["notes"] else []
+        if row["kind"] == "model":
+            if row["psnr_over_grey_low"] <= 0:
+                said.append("not shown to be better than grey")
+            if metrics.is_one_color(np.stack(list(painted[row["model"]].values()))):
+                said.append("paints everything in one color")
+        found.append("; ".join(said))
+    return found
+
+
 def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
     """The board as a markdown table, with a column of training seconds if they are given, and the notes below it."""
     heads = ["model", "kind", "parameters", "epochs", "psnr dB", *COLUMNS]
@@ -198,6 +212,7 @@ def main(params: Params, cost: bool = False) -> None:
     painted = read_pictures(names, common)
     for name in ceilings.CEILINGS:
         painted[name] = dict(zip(common.tolist(), ceilings.color(name, read(common))[0], strict=True))
+    board["notes"] = warn(board, painted)
     picture, html = draw(board, painted, common), build(params, board, tables, painted)
     files.write_text(paths.METRICS / "leaderboard.csv", board.to_csv(index=False, lineterminator="\n"))
     files.write_json(paths.METRICS / "leaderboard.json", board.to_dict("records"))

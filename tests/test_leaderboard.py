@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from skimage.color import rgb2lab
+from skimage.color import lab2rgb, rgb2lab
 
 from colorize import files
 from colorize.ceilings import CEILINGS
@@ -34,7 +34,7 @@ def add_model(name: str, psnr: float) -> None:
             table[metric] = 0.5
     table["psnr"] = psnr + np.arange(IMAGES) - (IMAGES - 1) / 2
     files.write_text(folder / "per_image.csv", table.to_csv(index=False))
-    painted = np.full((IMAGES, 16, 16, 3), int(psnr), np.uint8)
+    painted = np.random.default_rng(int(psnr)).integers(0, 256, (IMAGES, 16, 16, 3), np.uint8)
     files.write_arrays(folder / "pictures.npz", {"index": np.arange(IMAGES), "model": painted})
     files.write_text(folder / "history.csv", "epoch,train_loss,train_eval_loss,val_loss\n1,3,3,4\n2,2,2,3\n")
 
@@ -84,9 +84,20 @@ def test_what_differs_from_the_block_stands_below_the_table(params: Params) -> N
     """And in a column of the CSV, empty for the others."""
     leaderboard.main(params)
     lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
-    assert lines[-2:] == ["", "- vae: starts from the weights of cae"]
+    assert lines[-3:] == ["", "- vae: starts from the weights of cae", "- cae: not shown to be better than grey"]
     notes = pd.read_csv(paths.METRICS / "leaderboard.csv", keep_default_na=False).set_index("model")["notes"]
-    assert {name for name, note in notes.items() if note} == {"vae"}
+    assert {name for name, note in notes.items() if note} == {"vae", "cae"}
+
+
+def test_a_model_that_learned_nothing_is_flagged(params: Params) -> None:
+    """One color in every pixel, whatever the lightness, and no gain over grey; the baselines are what they are."""
+    shades = np.broadcast_to(np.linspace(20, 90, 256).reshape(1, 16, 16, 1), (IMAGES, 16, 16, 1))
+    colored = (lab2rgb(np.concatenate((shades, shades * 0 + 5, shades * 0 + 9), axis=-1)) * 255).round().astype(np.uint8)
+    files.write_arrays(paths.ZOO / "cae/pictures.npz", {"index": np.arange(IMAGES), "model": colored})
+    leaderboard.main(params)
+    notes = pd.read_csv(paths.METRICS / "leaderboard.csv", keep_default_na=False).set_index("model")["notes"]
+    assert notes["cae"] == "not shown to be better than grey; paints everything in one color"
+    assert notes["grey"] == notes["mean_color"] == "" and "one color" not in notes["vae"]
 
 
 def test_ceilings_are_scored_on_the_zoos_photographs(params: Params) -> None:

@@ -173,6 +173,16 @@ def ab_spread(colorings: np.ndarray) -> np.ndarray:
     return colorings.std(1).mean(PIXELS)
 
 
+def is_one_color(images: np.ndarray) -> bool:
+    """Whether pictures uint8 [n, H, W, 3] differ in lightness only: a and b vary by less than 1 (standard deviation).
+
+    Only pixels of L* from 30 to 70 count: nearer to black and white the gamut bends any one color.
+    """
+    lab = rgb2lab(images)
+    middle = lab[(lab[..., 0] >= 30) & (lab[..., 0] <= 70)]
+    return len(middle) > 0 and bool((middle[:, 1:].std(axis=0) < 1).all())
+
+
 def raw_errors(truth: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
     """A system's own RGB [N, s, s, 3] in 0 to 1 against the truth's, in the units of documents 002 and 003."""
     error = own.astype(np.float64) - truth
