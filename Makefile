@@ -15,10 +15,13 @@ experiments: .venv/ready ## every experiment beside the others: the main metrics
 test: .venv/ready        ## the tests
 	@$(BIN)/python -m pytest
 
+faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50 && $(BIN)/python -m pytest --hypothesis-profile=long tests/test_fuzz.py
+
 check: .venv/ready       ## lint, types and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/python -m pytest
 
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
 
-.PHONY: repro zoo experiments test check
+.PHONY: repro zoo experiments test faults check

@@ -113,6 +113,15 @@ def load(path: Path = paths.PARAMS) -> Params:
     except (YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not valid YAML: {reason}") from error
+    return checked(content, path)
+
+
+def checked(content: Any, path: Path = paths.PARAMS) -> Params:
+    """Parameters from what YAML holds.
+
+    Raises:
+        InputError: something does not fit; the sentence names `path` and the parameter.
+    """
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
 from pipeline.params import Params
@@ -16,6 +17,10 @@ from pipeline.params import Params
 ROOT = Path(__file__).parent.parent
 
 torch.use_deterministic_algorithms(True)
+_SAME = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=60, derandomize=True, **_SAME)
+settings.register_profile("long", max_examples=20_000, **_SAME)  # pytest --hypothesis-profile=long
+settings.load_profile("short")
 # A test that itself runs inside `dvc repro` must not see the outer project's root.
 os.environ.pop("DVC_ROOT", None)
 

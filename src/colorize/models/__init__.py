@@ -2,10 +2,12 @@
 
 import inspect
 import pkgutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from colorize import fetch, files
@@ -13,7 +15,7 @@ from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import build_head
 from colorize.models._base import Colorizer, Setup
-from colorize.settings import HeadRule, ModelBlock, Recipe
+from colorize.settings import Count, HeadRule, ModelBlock, Recipe
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
@@ -102,14 +104,32 @@ def load_description(folder: Path) -> dict:
     """What `save_model` wrote about a model.
 
     Raises:
-        InputError: there is no trained model in the folder.
+        InputError: there is no trained model in the folder, or its description is not one.
     """
     import json
 
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        return json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        TypeAdapter(_Described).validate_python(description)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"there is no trained model in {folder}; run `dvc repro` first") from error
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "it"
+        raise InputError(f"{folder / DESCRIPTION} does not describe a trained model ({where}); train it again") from error
+    return dict(description)
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a description must hold, whoever wrote it."""
+
+    name: str
+    block: ModelBlock
+    size: Annotated[int, Gt(0), Le(4096)]
+    parameters: Count
+    mean_ab: tuple[float, float]
 
 
 def load_model(folder: Path, device: str = "cpu") -> Colorizer:
@@ -118,7 +138,6 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
     Raises:
         InputError: there is no trained model in the folder, or its parts do not fit each other.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     description = load_description(folder)
@@ -128,7 +147,9 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
         tensors = load_file(folder / WEIGHTS)
         model = build_model(ModelBlock(**block), description["size"], centers=tensors.get("head.centers"))
         model.load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # networks fail with whatever they like on arguments that nobody trained them with
         raise InputError(f"{folder / WEIGHTS} does not hold this model's weights; train it again") from error
     return model.to(device).eval()
 

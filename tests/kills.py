@@ -1,0 +1,92 @@
+"""The whole pipeline, killed at random moments and started again: `python tests/kills.py 50` prints what came of it as JSON.
+
+SIGKILL goes to every process of the run at once, as a power cut would. A run that gets through before its moment comes is
+compared with one that nobody disturbed, and the next one starts from nothing again.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+COMPARED = ("dvc.lock", "metrics", "data/model")
+
+
+def snapshot(project: Path) -> dict[str, str]:
+    from colorize import files
+
+    return {Path(p).relative_to(project).as_posix(): h for p, h in files.sha256_of([project / p for p in COMPARED]).items()}
+
+
+def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Kill `dvc repro` so often, in a project of its own below `root`, and let it get through at the end.
+
+    Returns:
+        What happened: kills, runs that were compared, whether all were identical, leftovers, seconds of a run in one go.
+    """
+    from conftest import _photographs
+    from test_pipeline import clone, environment, run
+
+    photos = root / "photos"
+    photos.mkdir(parents=True)
+    for number, pixels in enumerate(_photographs(30, 40)):
+        Image.fromarray(pixels).save(photos / f"{number:02}.png")
+    whole, project = clone(root / "whole" / "project", photos), clone(root / "killed" / "project", photos)
+    started = time.monotonic()
+    run(whole, "dvc", "repro")
+    seconds = time.monotonic() - started
+    expected = snapshot(whole)
+
+    moments, struck, compared, identical = random.Random(seed), 0, 0, True
+
+    def judge() -> None:
+        nonlocal compared, identical
+        left = [str(path) for path in project.rglob("*.partial") if ".dvc" not in path.parts]
+        compared, identical = compared + 1, identical and snapshot(project) == expected and not left
+
+    while struck < kills:
+        process = subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=project,
+            env=environment(project),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            if process.wait(moments.uniform(0, seconds)):
+                raise RuntimeError(f"dvc repro failed by itself after {struck} kills in {project}")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            struck += 1
+        else:
+            judge()
+            run(project, "git", "checkout", "-q", ".")
+            run(project, "git", "clean", "-qfdx", "-e", ".dvc/tmp")
+    run(project, "dvc", "repro")
+    judge()
+    return {
+        "kills": struck,
+        "runs that got through and were compared": compared,
+        "identical lock, weights and metrics, nothing left over": identical,
+        "seconds of a run in one go": round(seconds, 1),
+        "seed": seed,
+    }
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parent.parent
+    sys.path[:0] = [str(root), str(root / "src")]
+    with tempfile.TemporaryDirectory() as temporary:
+        found = torture(Path(temporary), int(sys.argv[1]), seed=1)
+    print(json.dumps(found, indent=2))
+    sys.exit(not found["identical lock, weights and metrics, nothing left over"])

@@ -1,0 +1,194 @@
+"""What comes from others, damaged and made up: it is taken, or refused in one sentence, and nothing else ever happens.
+
+`make faults` runs 20,000 cases of each; here a few, always the same. What was found that way stands as an `example`.
+"""
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, _photographs
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from ruamel.yaml import YAML
+from test_sources import COLORS, PHOTOS, cifar, listed
+
+from colorize import files
+from colorize.bins import Statistics
+from colorize.files import InputError
+from colorize.images import Refused, crop_square
+from colorize.models import build_model, load_model, save_model
+from colorize.photographs import read
+from colorize.settings import CropRule, PriorRule
+from pipeline.params import checked
+
+PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
+
+
+def damaged(originals: list[bytes]) -> st.SearchStrategy[bytes]:
+    """One of them with some bytes changed, cut off or put in."""
+    places = st.floats(0, 1, exclude_max=True)
+    edits = st.lists(
+        st.tuples(st.sampled_from(["set", "cut", "insert"]), places, st.binary(min_size=1, max_size=8)), max_size=8
+    )
+
+    def damage(original: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
+        content = bytearray(original)
+        for kind, place, new in changes:
+            at = int(place * len(content))
+            content[at : at + (0 if kind == "insert" else len(new))] = b"" if kind == "cut" else new
+        return bytes(content)
+
+    return st.builds(damage, st.sampled_from(originals), edits)
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=8)
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+
+
+def places_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The keys that lead to each part of a nested value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, each in inner for place in places_of(each, (*path, key)))]
+
+
+def replaced(original: dict[str, Any], place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    content = deepcopy(original)
+    inner: Any = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return content
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(_photographs(1, 24)[0]).save(buffer, kind)
+    return buffer.getvalue()
+
+
+IMAGES = [encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
+
+
+@given(damaged(IMAGES) | st.binary(max_size=200))
+def test_images(content: bytes) -> None:
+    """A whole crop or a reason of one word."""
+    try:
+        assert crop_square(content, CropRule(size=16))[0].shape == (16, 16, 3)
+    except Refused as refused:
+        assert str(refused).replace("_", "").isalpha()
+
+
+@given(damaged(IMAGES))
+def test_photographs_to_color(content: bytes) -> None:
+    """The same for what `colorize apply` reads."""
+    with suppress(Refused):
+        assert read(content).rgb.mode == "RGB"
+
+
+def write_and_list(source: str, folder: Path, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+        files.write_bytes(folder / name, content)
+    path = folder / next(iter(contents)) if source == "urls" else folder
+    try:
+        photos = listed(source, path)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert photos and len({photo.photo for photo in photos}) == len(photos)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("fuzz")
+
+    def empty(name: str) -> Path:
+        for old in (root / name).glob("*"):
+            old.unlink()
+        return root / name
+
+    return empty
+
+
+LIST = b'\xef\xbb\xbfurl,sha256\r\nhttp://x.test/1,ab\r\n# no\r\n"http://x.test/2,3",\r\nhttp://x.test/1,\r\n'
+
+
+@given(damaged([LIST]) | st.text(max_size=200).map(str.encode))
+def test_lists_of_addresses(folder: Callable[[str], Path], content: bytes) -> None:
+    """Every item has a name of its own, or the list is refused."""
+    write_and_list("urls", folder("list"), {"list.csv": content})
+
+
+@given(damaged([PHOTOS.encode()]), damaged([COLORS.format("").encode()]))
+def test_unsplash_tables(folder: Callable[[str], Path], photos: bytes, colors: bytes) -> None:
+    """The same for photos and colors."""
+    write_and_list("unsplash", folder("unsplash"), {"photos.tsv000": photos, "colors.tsv000": colors})
+
+
+@given(damaged([cifar()["data_batch_1"], pickle.dumps([1])]), damaged([cifar()["batches.meta"]]), damaged([bytes(3073 * 2)]))
+def test_cifar_files(folder: Callable[[str], Path], batch: bytes, meta: bytes, binary: bytes) -> None:
+    """Pickles and the binary version; no global outside the allow-list is ever looked up."""
+    write_and_list("cifar10", folder("cifar"), {"data_batch_1": batch, "batches.meta": meta})
+    write_and_list("cifar10", folder("binary"), {"data_batch_1.bin": binary})
+
+
+@given(st.sampled_from(places_of(PARAMS)), VALUES)
+def test_parameters(place: tuple[Any, ...], value: Any) -> None:
+    """Taken, or refused with a sentence that names the file."""
+    try:
+        checked(replaced(PARAMS, place, value))
+    except InputError as error:
+        assert "params.yaml" in str(error)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    pixels = _photographs(4, 16)
+    block = checked(replaced(PARAMS, ("models", "cae", "network"), {"channels": [2, 4]})).models["cae"]
+    model = build_model(block, 16, Statistics.measure(pixels, PriorRule()))
+    from colorize.models import describe_block
+
+    description = {"name": "cae", "block": describe_block(block), "seed": 1, "size": 16, "parameters": 9, "epochs": 1}
+    save_model(folder, model, description | {"best_epoch": 1, "mean_ab": [0.0, 1.0], "notes": []}, "")
+    return folder
+
+
+@given(st.data())
+def test_models_of_others(trained: Path, folder: Callable[[str], Path], data: st.DataObject) -> None:
+    """A model that colors, or one sentence; no code comes with a model."""
+    description = json.loads((trained / "model.json").read_text())
+    weights = (trained / "weights.safetensors").read_bytes()
+    place = data.draw(st.sampled_from(places_of(description)), "place")
+    small = st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    )
+    changed = folder("changed")
+    files.write_text(changed / "model.json", json.dumps(replaced(description, place, data.draw(small, "value"))))
+    files.write_bytes(changed / "weights.safetensors", data.draw(st.just(weights) | damaged([weights]), "weights"))
+    try:
+        model = load_model(changed)
+    except InputError as error:
+        assert str(changed) in str(error) or "architecture" in str(error)
+    else:
+        assert model.colorize(torch.full((1, 1, 16, 16), 50.0)).shape[:2] == (1, 2)
+
+
+def test_the_cases_hit_what_they_aim_at() -> None:
+    """The undamaged originals are taken, so that a refusal is one of the damage."""
+    assert all(crop_square(content, CropRule(size=16))[0].shape == (16, 16, 3) for content in IMAGES)
+    assert checked(PARAMS).seed == 1 and np.isfinite(PARAMS["train"]["lr_at_least"])
