@@ -129,7 +129,7 @@ class _Described:
     block: ModelBlock
     size: Annotated[int, Gt(0), Le(4096)]
     parameters: Count
-    mean_ab: tuple[float, float]
+    mean_ab: tuple[float, float] | None = None
 
 
 def load_model(folder: Path, device: str = "cpu") -> Colorizer:
