@@ -18,8 +18,8 @@ test: .venv/ready        ## the tests
 faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50 && $(BIN)/python -m pytest --hypothesis-profile=long tests/test_fuzz.py
 
-check: .venv/ready       ## lint, types and tests: what CI runs
-	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/python -m pytest
+check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
+	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest
 
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@

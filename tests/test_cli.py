@@ -1,9 +1,12 @@
 """The command `colorize`, called as a user calls it."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +195,30 @@ def test_the_command_is_installed() -> None:
     script = Path(sys.executable).with_name("colorize")
     result = subprocess.run([script, "verify"], cwd="/", capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.startswith("error: there is no params.yaml") and not result.stdout
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_stopped_goes_on_later(models: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Status 128 + signal, a sentence, an account of what is done; repeated, the command colors the rest only."""
+    album, out = tmp_path / "album", tmp_path / "out"
+    album.mkdir()
+    for number, pixels in enumerate(_photographs(100, 32)):
+        Image.fromarray(pixels).save(album / f"{number:03}.png")
+    arguments = ["apply", str(album), "-m", str(models / "cae"), "-o", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "colorize.cli", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        text=True,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "000.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + how and said.endswith("stopped; the same command continues\n")
+    assert not list(out.rglob("*.partial"))
+    done = len(list(out.glob("*.png")))
+    assert 1 <= done < 100
+    assert f"{100 - done} colored, {done} were done before, 0 failed" in call(*arguments)
