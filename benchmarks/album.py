@@ -1,7 +1,7 @@
 """An album in color by several models, as one sheet: `python benchmarks/album.py FOLDER SHEET.jpg MODEL...`.
 
 The photographs are colored at their full size, exactly as `colorize apply` does it, and only then scaled down: a row of the
-originals, below it a row for each model. A model is a folder with model.json and weights.safetensors.
+originals, below it a row for each model. A model is named as for `colorize apply`: one of the project around, a folder, an experiment.
 """
 
 import sys
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from colorize import coloring, figures, files
+from colorize.project import find_model
 
 HEIGHT = 150
 
@@ -35,19 +36,19 @@ def upright(path: Path) -> Image.Image:
 
 
 def main() -> None:
-    album, target, *folders = map(Path, sys.argv[1:])
-    items = coloring.find([album])
+    album, target, *names = sys.argv[1:]
+    items = coloring.find([Path(album)])
     rows = [row("original", [upright(item.source) for item in items])]
-    for folder in folders:
-        system = coloring.System.load(folder)
+    for name in names:
         with tempfile.TemporaryDirectory() as temporary:
-            work = coloring.color_all(items, [system], Path(temporary), 1, None, False)
-            done = list(tqdm(work, desc=system.name, total=len(items)))
-            rows.append(row(system.name, [upright(Path(temporary) / each.outputs) for each in done]))
+            system = coloring.System.load(find_model(name, Path(temporary)))
+            out = Path(temporary) / "colored"
+            done = list(tqdm(coloring.color_all(items, [system], out), desc=system.name, total=len(items)))
+            rows.append(row(system.name, [upright(out / each.outputs) for each in done]))
     sheet = Image.new("RGB", (rows[0].width, sum(each.height for each in rows)), "white")
     for number, each in enumerate(rows):
         sheet.paste(each, (0, number * each.height))
-    files.write_bytes(target, figures.encode(sheet, "jpeg"))
+    files.write_bytes(Path(target), figures.encode(sheet, "jpeg"))
 
 
 if __name__ == "__main__":
