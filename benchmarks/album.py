@@ -1,7 +1,7 @@
 """An album in color by several models, as one sheet: `python benchmarks/album.py FOLDER SHEET.jpg MODEL...`.
 
 The photographs are colored at their full size, exactly as `colorize apply` does it, and only then scaled down: a row of the
-originals, below it a row for each model. Models are named as for `colorize apply`: a folder, an experiment, one of a project.
+originals, below it a row for each model. Models are named as for `colorize apply`: a folder, an experiment, a name.
 """
 
 import sys
