@@ -15,7 +15,7 @@ from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import build_head
 from colorize.models._base import Colorizer, Setup
-from colorize.settings import Count, HeadRule, ModelBlock, Recipe
+from colorize.settings import Count, ModelBlock
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
@@ -106,29 +106,33 @@ def load_description(folder: Path) -> dict:
     Raises:
         InputError: there is no trained model in the folder, or its description is not one.
     """
+    return _describe(folder)[0]
+
+
+def _describe(folder: Path) -> tuple[dict, "_Described"]:
     import json
 
     from pydantic import TypeAdapter, ValidationError
 
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        TypeAdapter(_Described).validate_python(description)
+        checked = TypeAdapter(_Described).validate_python(description)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"there is no trained model in {folder}; run `dvc repro` first") from error
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "it"
         raise InputError(f"{folder / DESCRIPTION} does not describe a trained model ({where}); train it again") from error
-    return dict(description)
+    return {"name": folder.name} | description, checked
 
 
 @dataclass(frozen=True)
 class _Described:
     """What a description must hold, whoever wrote it."""
 
-    name: str
     block: ModelBlock
     size: Annotated[int, Gt(0), Le(4096)]
-    parameters: Count
+    name: str = ""
+    parameters: Count = 0
     mean_ab: tuple[float, float] | None = None
 
 
@@ -140,12 +144,10 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
     """
     from safetensors.torch import load_file
 
-    description = load_description(folder)
-    block = dict(description["block"])
-    block["head"], block["train"] = HeadRule(**block["head"]), Recipe(**block["train"])
+    _, described = _describe(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
-        model = build_model(ModelBlock(**block), description["size"], centers=tensors.get("head.centers"))
+        model = build_model(described.block, described.size, centers=tensors.get("head.centers"))
         model.load_state_dict(tensors)
     except InputError:
         raise
