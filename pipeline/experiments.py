@@ -22,7 +22,9 @@ from pipeline import paths
 
 POLL_SECONDS = 10.0
 PATIENCE = 3
-"""So many polls in a row may show no worker (one takes seconds to appear) or not show an experiment (between two lists)."""
+"""So many polls in a row may not show an experiment (between two lists)."""
+ABANDONED = 18
+"""So many polls in a row may show no worker: one takes seconds to appear, and on a busy machine they answer late."""
 AB_UNIT = 128
 """Lab units in which the losses of document 000's models are squared."""
 _TASK = re.compile(r"^[0-9a-f]+\s+(?P<name>\S+)\s.*\s(?P<status>Queued|Running|Success|Failed)\s*$")
@@ -110,7 +112,7 @@ def finish(names: Sequence[str], jobs: int) -> Generator[tuple[str, str]]:
                     done = status.get(name) != "Failed" and revision(name) is not None
                     yield name, "" if done else _reason(name)
             unattended = 0 if workers else unattended + 1
-            if waiting and unattended == PATIENCE:  # the workers were killed, the machine went down
+            if waiting and unattended == ABANDONED:  # the workers were killed, the machine went down
                 _kill(waiting)
                 _dvc("queue", "start", "--jobs", str(jobs))
                 unattended = 0

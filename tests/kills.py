@@ -45,6 +45,7 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
     seconds = time.monotonic() - started
     expected = snapshot(whole)
 
+    log = root / "log"
     moments, struck, compared, identical = random.Random(seed), 0, 0, True
 
     def judge() -> None:
@@ -57,13 +58,13 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
             ["dvc", "repro"],
             cwd=project,
             env=environment(project),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
             if process.wait(moments.uniform(0, seconds)):
-                raise RuntimeError(f"dvc repro failed by itself after {struck} kills in {project}")
+                raise RuntimeError(f"dvc repro failed by itself after {struck} kills:\n{log.read_text()}")
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -231,6 +231,7 @@ class Queue:
 
 def test_workers_that_died_are_replaced_and_what_they_ran_counts_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that went down leaves "Running" behind for ever; a worker that has not yet appeared is waited for."""
+    monkeypatch.setattr(experiments, "ABANDONED", 3)
     queue = Queue(monkeypatch, ("Running", 0), ("Running", 0), ("Running", 1), *[("Running", 0)] * 4, ("Failed", 1))
     ended = list(experiments.finish(["009-a-1-0123ab"], 2))
     assert [name for name, _ in ended] == ["009-a-1-0123ab"] and ended[0][1]
