@@ -7,11 +7,11 @@ what goes wrong; the first paragraph of its docstring says what happens then.
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,16 +26,8 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs/faults.md"
-Test = TypeVar("Test", bound=Callable[..., None])
-
-
-def fault(number: int, what: str) -> Callable[[Test], Test]:
-    """Mark a test as a row of the matrix."""
-
-    def mark(test: Test) -> Test:
-        return pytest.mark.fault(number, what)(test)
-
-    return mark
+fault = pytest.mark.fault
+"""Marks a test as a row of the matrix: its number, and what goes wrong."""
 
 
 def table() -> str:

@@ -30,6 +30,7 @@ from colorize.settings import CropRule, Source
 from colorize.training import fit
 
 STAGES = ("download", "crop", "filter", "prior")
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
 
 
 def project(folder: Path, photos: Path, **changes: Any) -> Path:
@@ -51,11 +52,10 @@ def project(folder: Path, photos: Path, **changes: Any) -> Path:
 
 
 def start(stage: str, folder: Path, *before: str, **environment: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     return subprocess.Popen(
         [*before, sys.executable, "-m", f"pipeline.{stage}"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": path} | environment,
+        env=ENVIRONMENT | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -91,7 +91,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, photos: Path) -> None:
     limited = subprocess.run(
         [sys.executable, "-m", "pipeline.crop"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])},
+        env=ENVIRONMENT,
         text=True,
         capture_output=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
@@ -260,10 +260,7 @@ def test_the_same_photographs_give_the_same_bytes(tmp_path: Path, photos: Path) 
         folder = project(tmp_path / f"ein anderer Weg für {workers}", photos, crop__workers=workers)
         for stage in STAGES:
             command = [sys.executable, "-c", SHUFFLED, str(workers), stage]
-            path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-            subprocess.run(
-                command, cwd=folder, env=os.environ | {"PYTHONPATH": path} | other, check=True, capture_output=True
-            )
+            subprocess.run(command, cwd=folder, env=ENVIRONMENT | other, check=True, capture_output=True)
         assert snapshot(folder / "data") == snapshot(expected / "data")
 
 

@@ -226,19 +226,28 @@ def test_an_address_that_must_not_be_asked_is_refused(server: Server, tmp_path: 
 
 def test_every_redirect_is_checked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A public host that redirects to a private one is refused at the second hop, and the target never asked."""
+    monkeypatch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1")
+    with Server("127.0.0.2") as private:
+        server.answers["/hop"] = redirect(private.url("/secret"))
+        private.answers["/secret"] = content(JPEG)
+        assert one(server.url("/hop"), tmp_path, replace(SETTINGS, allow_private=False)).reason == "forbidden_url"
+        assert server.asked == {"/hop": 1} and private.connections == 0
+
+
+def test_a_name_that_changes_its_address_is_caught(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: public when looked up first, private when connected to. Nothing is asked of the private host."""
     genuine = socket.getaddrinfo
+    public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", server.server_port))]
+    answers = iter([public])
 
     def resolve(host: str, port: int, *args: Any, **kwargs: Any) -> object:
-        public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", port))]
-        in_check = sys._getframe(1).f_code.co_name == "_host_of"
-        return public if host == "public.test" and in_check else genuine("127.0.0.1", port, *args, **kwargs)
+        return next(answers, None) or genuine("127.0.0.1", port, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    server.answers["/hop"] = redirect(server.url("/secret"))
-    server.answers["/secret"] = content(JPEG)
-    url = server.url("/hop", "public.test")
+    server.answers["/a"] = content(JPEG)
+    url = server.url("/a", "rebound.test")
     assert one(url, tmp_path, replace(SETTINGS, allow_private=False)).reason == "forbidden_url"
-    assert server.asked == {"/hop": 1}
+    assert server.connections == 1 and not server.asked
 
 
 def test_relative_redirects_are_followed(server: Server, tmp_path: Path) -> None:

@@ -136,7 +136,21 @@ def test_near_duplicates_across_splits_are_removed_from_val_and_test(tmp_path, m
     assert 0 < len(removed) < 10 and (removed.split == "").all()
     kept = rows[rows.reason == ""]
     assert (kept.groupby(kept.index.str[1:]).split.nunique() == 1).all()
-    assert (run(rules=()).reason == "").all()
+
+
+def test_near_duplicates_that_may_stay_are_told(tmp_path, monkeypatch, capsys):
+    """Without the rule, identical photographs on two sides stay, are noted row by row, and the run says so."""
+    monkeypatch.chdir(tmp_path)
+    lay_out({f"{copy}{i}": colorful(i) for copy, count in ((0, 30), (1, 10)) for i in range(count)})
+    rows = run(rules=())
+    assert (rows.reason == "").all()
+    noted = rows[rows.note == "near_duplicate"]
+    twins = rows.groupby(rows.index.str[1:]).split
+    torn = twins.transform("nunique") == 2
+    assert torn.any() and set(noted.split) <= {"val", "test"}
+    assert (torn.groupby(rows.index.str[1:]).sum() == 2 * (rows.note != "").groupby(rows.index.str[1:]).sum()).all()
+    assert f"filter: {len(noted)} photographs of val and test have near-duplicates in other" in capsys.readouterr().out
+    assert (run(rules=("duplicates",)).note == "").all() and "near-duplicates" not in capsys.readouterr().out
 
 
 def test_photographs_beyond_the_counts_are_unused(photos):

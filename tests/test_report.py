@@ -74,9 +74,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
         "notes": ["learned <by> heart"],
     }
     files.write_json(paths.MODEL / "model.json", about | {"block": block})
-    splits = [("train", "")] * 40 + [("val", "")] * 5 + [("test", "")] * 12
-    splits += [("", "dark")] * 2 + [("", "dark+grey")] + [("", "duplicate")]
-    files.write_text(paths.SPLITS_CSV, pd.DataFrame(splits, columns=["split", "reason"]).to_csv(index=False))
+    splits = [("train", "", "")] * 40 + [("val", "", "")] * 5 + [("test", "", "")] * 12
+    splits += [("", "dark", "")] * 2 + [("", "dark+grey", "")] + [("", "duplicate", "")]
+    files.write_text(paths.SPLITS_CSV, pd.DataFrame(splits, columns=["split", "reason", "note"]).to_csv(index=False))
     flat = {name: np.full(313, 1 / 313) for name in ("empirical", "smoothed")}
     weights = {f"weights_{name}": np.ones(313) for name in flat}
     mean = np.array([-1.5, 8.25])
@@ -133,6 +133,7 @@ def test_the_page_holds_the_numbers(page: Page) -> None:
         "3.16e-05",
         "some_model: learned <by> heart.",
         "a* −1.50, b* 8.25",
+        "No photograph of val or test has a near-duplicate in another split.",
     ):
         assert expected in text
     for row in (
@@ -145,6 +146,16 @@ def test_the_page_holds_the_numbers(page: Page) -> None:
         r"duplicate\s+1",
     ):
         assert re.search(row, page.text)
+
+
+def test_the_page_says_which_scores_flatter(params: Params) -> None:
+    """Near-duplicates across splits that the filter was told to leave are told to the reader too."""
+    splits = pd.read_csv(paths.SPLITS_CSV, keep_default_na=False)
+    splits.loc[splits["split"] == "test", "note"] = "near_duplicate"
+    files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
+    report.main(params)
+    text = " ".join(Page((paths.METRICS / "report.html").read_text(encoding="utf-8")).text.split())
+    assert "12 of val and test have near-duplicates in other splits and stay" in text
 
 
 def test_every_metric_is_defined_on_the_page(page: Page) -> None:

@@ -65,8 +65,8 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Request)
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Request)
         self.answers: dict[str, Answer] = {}
         self.asked: Counter[str] = Counter()
         self.queries: list[str] = []
@@ -75,8 +75,8 @@ class Server(ThreadingHTTPServer):
         self.connections = 0
         self.lock = threading.Lock()
 
-    def url(self, path: str, host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.server_port}{path}"
+    def url(self, path: str, host: str = "") -> str:
+        return f"http://{host or self.server_address[0]}:{self.server_port}{path}"
 
     def process_request(self, *args: object) -> None:
         self.connections += 1

@@ -8,8 +8,8 @@ makes one attempt at a time and never sleeps: an item that must wait (Retry-Afte
 and the other hosts keep flowing. One deadline covers all attempts of an item and is enforced by shutting its socket
 down, because a read timeout alone never ends a server that sends one byte a second.
 
-It does not follow robots.txt, and does not catch a name that changes its address between the check and the
-connection (DNS rebinding).
+A private address is refused twice: when its name is looked up, and when the connection stands, because a name may
+have changed its address in between (DNS rebinding). It does not follow robots.txt.
 """
 
 import hashlib
@@ -204,19 +204,30 @@ def _host_of(url: str, allow_private: bool) -> str:
         # A name that does not resolve is left to the connection: it may be for a proxy to resolve.
         with suppress(socket.gaierror):
             for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                address = ipaddress.ip_address(str(place[0]).partition("%")[0])
-                address = getattr(address, "ipv4_mapped", None) or address
-                if not allow_private and (not address.is_global or address.is_multicast):
+                if not allow_private and not is_public(str(place[0])):
                     raise _Failure("forbidden_url")
     except (ValueError, KeyError) as error:
         raise _Failure("forbidden_url") from error
     return f"{host}:{port}"
 
 
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the whole internet's, for one host: no private network, no loopback, no multicast."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_global and not found.is_multicast
+
+
 class _Watched:
-    """A connection that tells the thread's watchdog which socket to shut down at the deadline."""
+    """A connection to a public address, which tells the thread's watchdog what socket to shut down at the deadline."""
 
     current = threading.local()
+
+    def connect(self):
+        super().connect()  # type: ignore[misc]
+        # A proxy may well be on a private network, and looks names up itself.
+        if not (self.current.allow_private or self.proxy or is_public(self.sock.getpeername()[0])):  # type: ignore[attr-defined]
+            raise _Failure("forbidden_url")
 
     def getresponse(self):
         self.current.sockets.append(self.sock)  # type: ignore[attr-defined]
@@ -239,10 +250,10 @@ class _Adapter(HTTPAdapter):
 
 
 @contextmanager
-def _watchdog(seconds: float) -> Iterator[None]:
+def _watchdog(seconds: float, allow_private: bool) -> Iterator[None]:
     """Shut down whatever socket this thread reads from when the time is over; the read then ends."""
     sockets: list[socket.socket] = []
-    _Watched.current.sockets = sockets
+    _Watched.current.sockets, _Watched.current.allow_private = sockets, allow_private
 
     def shut() -> None:
         for each in sockets:
@@ -282,7 +293,7 @@ class _Fetcher:
         if job.attempts == 0 and (known := _recall(job.url, path, note)) is not None:
             return known
         try:
-            with _watchdog(self.settings.timeout_seconds - job.seconds):
+            with _watchdog(self.settings.timeout_seconds - job.seconds, self.settings.allow_private):
                 fetched = self._get(job, path, started + self.settings.timeout_seconds - job.seconds)
         except _Paused as paused:
             return paused.until

@@ -118,7 +118,7 @@ class PriorRule:
 class TrainRule:
     """What holds for the training of every model."""
 
-    max_epochs: Count = 12
+    max_epochs: Count = 4
     """Caps every model's own number of epochs; 0 leaves them alone."""
     max_minutes: Annotated[float, Ge(0)] = 0
     """Caps the training time, interruptions not counted; 0 is no cap."""
