@@ -72,29 +72,29 @@ def rank(
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
-        notes = "; ".join(descriptions[name]["notes"])
         row |= dict(zip(("psnr", "psnr_low", "psnr_high"), summary.loc["psnr"], strict=True))
         row |= {metric: summary.loc[metric, "mean"] for metric in COLUMNS}
         for baseline in metrics.BASELINES:
             gain = metrics.paired_difference(table, tables[baseline], draws).loc["psnr"]
             keys = [f"psnr_over_{baseline}{suffix}" for suffix in ("", "_low", "_high")]
             row |= dict(zip(keys, gain, strict=True))
-        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()} | {"notes": notes})
+        rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
+        rows[-1]["notes"] = descriptions[name]["notes"]
     board = pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True])
     return board.sort_values("kind", key=lambda kind: kind == "ceiling", kind="stable", ignore_index=True)
 
 
-def warn(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]]) -> list[str]:
+def warn(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]]) -> list[list[str]]:
     """The notes of each system, with what makes a model suspicious: not better than grey, the same color everywhere."""
     found = []
     for row in board.to_dict("records"):
-        said = [row["notes"]] if row["notes"] else []
+        said = list(row["notes"])
         if row["kind"] == "model":
             if row["psnr_over_grey_low"] <= 0:
                 said.append("not shown to be better than grey")
             if metrics.is_one_color(np.stack(list(painted[row["model"]].values()))):
                 said.append("paints everything in one color")
-        found.append("; ".join(said))
+        found.append(said)
     return found
 
 
@@ -113,7 +113,8 @@ def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
         if seconds is not None:
             cells.append(seconds.get(row["model"], "-"))
         lines.append("| " + " | ".join(cells) + " |")
-    notes = [f"- {row['model']}: {row['notes']}" for row in board.to_dict("records") if row["notes"]]
+    remarks = page.remarks(dict(zip(board["model"], board["notes"], strict=True)))
+    notes = [f"- {', '.join(names)}: {note}" for note, names in remarks.items()]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
@@ -214,7 +215,8 @@ def main(params: Params, cost: bool = False) -> None:
         painted[name] = dict(zip(common.tolist(), ceilings.color(name, read(common))[0], strict=True))
     board["notes"] = warn(board, painted)
     picture, html = draw(board, painted, common), build(params, board, tables, painted)
-    files.write_text(paths.METRICS / "leaderboard.csv", board.to_csv(index=False, lineterminator="\n"))
+    listed = board.assign(notes=board["notes"].map("; ".join))
+    files.write_text(paths.METRICS / "leaderboard.csv", listed.to_csv(index=False, lineterminator="\n"))
     files.write_json(paths.METRICS / "leaderboard.json", board.to_dict("records"))
     text = (
         f"{len(photos)} test photographs at {params.crop.size}x{params.crop.size} pixels, "

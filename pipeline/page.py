@@ -48,7 +48,7 @@ class Shown:
     facts: dict[str, str] = field(default_factory=dict)
     """Heading to text: parameters, epochs and the like."""
     history: pd.DataFrame | None = None
-    note: str = ""
+    notes: Sequence[str] = ()
 
 
 def strip(photos: Sequence[np.ndarray | None], side: int) -> bytes:
@@ -121,6 +121,15 @@ def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
     return [{"name": "", "cells": list(groups), "worse": "worse than grey"}, *rows]
 
 
+def remarks(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The systems that each note is about, from the notes of each system."""
+    about: dict[str, list[str]] = {}
+    for name, said in notes.items():
+        for note in said:
+            about.setdefault(note, []).append(name)
+    return about
+
+
 def number(value: float, decimals: int, signed: bool = False) -> str:
     """A figure with a true minus sign."""
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
@@ -179,6 +188,7 @@ def render(
         resamples=resamples,
         tested=len(systems[0].table),
         grey_truths=int(systems[0].table["grey_truth"].sum()),
+        remarks=remarks({system.name: system.notes for system in systems}),
         photos=photos,
         failures=failures(systems),
         # "<" never stands in it, so no text of a file name can end the script

@@ -142,7 +142,7 @@ def build(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing; run `dvc repro`") from error
     rows = results(comparison)
-    shown[0].note = "; ".join(description["notes"])
+    shown[0].notes = description["notes"]
     extra = {
         "rows": rows,
         "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()},

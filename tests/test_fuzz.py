@@ -1,6 +1,7 @@
 """What comes from others, damaged and made up: it is taken, or refused in one sentence, and nothing else ever happens.
 
-`make faults` runs 20,000 cases of each; here a few, always the same. What was found that way stands as an `example`.
+`make faults` runs 20,000 cases of each; here a few, always the same. What was found that way has a test of its own beside
+the others of its module.
 """
 
 import io
