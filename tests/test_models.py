@@ -237,3 +237,32 @@ def test_damaged_weights_are_refused(statistics: Statistics, tmp_path: Path) -> 
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="weights.safetensors"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"size": 0}, "(size)"),
+        ({"size": 10**9}, "(size)"),
+        ({"block": 3}, "(block)"),
+        ({"block": {"arch": "cae", "train": {"lr": "fast"}}}, "(block.train.lr)"),
+        ({"mean_ab": [1]}, "(mean_ab"),
+    ],
+)
+def test_a_description_from_others_is_checked(
+    statistics: Statistics, tmp_path: Path, change: dict[str, object], where: str
+) -> None:
+    """Found by fuzzing: what cannot be is refused by its name before anything is built from it."""
+    description = {"name": "cae", "block": describe_block(BLOCKS["cae"]), "size": SIZE}
+    save_model(tmp_path, built("cae", statistics), description | change, "")
+    with pytest.raises(InputError, match="does not describe a trained model") as refused:
+        load_model(tmp_path)
+    assert where in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "", "\udcff"])
+def test_a_description_that_is_no_json_is_no_model(tmp_path: Path, text: str) -> None:
+    """Deep nesting among it."""
+    (tmp_path / "model.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(InputError, match="no trained model"):
+        load_model(tmp_path)

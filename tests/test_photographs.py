@@ -91,6 +91,18 @@ def test_color_does_not_bleed_over_an_edge_that_the_small_copy_blurs() -> None:
     assert np.square(ours - truth).mean() < 0.5 * np.square(plain - truth).mean()
 
 
+def test_metadata_that_cannot_be_written_again_costs_no_pixels() -> None:
+    """A maker's name of type float, found by fuzzing: the photograph is colored, without its EXIF, and that is noted."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.25
+    written = bytearray(exif.tobytes())
+    assert written[18:20] == b"\x00\x02"  # the type of the first entry: ASCII
+    written[19] = 11
+    result, photograph = colored(encoded(np.full((20, 30, 3), 128, np.uint8), "jpeg", exif=bytes(written)))
+    assert photograph.notes == ("exif_ignored",) and Image.open(io.BytesIO(result)).size == (30, 20)
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
 def test_what_the_camera_wrote_is_kept(kind: str) -> None:
     """Its blocks too: exposure and place, whatever the format; and the result can be read again."""
