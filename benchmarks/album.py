@@ -1,55 +1,86 @@
 """An album in color by several models, as one sheet: `python benchmarks/album.py FOLDER SHEET.jpg MODEL...`.
 
-The photographs are colored at their full size, exactly as `colorize apply` does it, and only then scaled down: a row of the
-originals, below it a row for each model. Models are named as for `colorize apply`: a folder, an experiment, a name.
+The photographs are colored at their full size, exactly as `colorize apply` does it, and only then scaled down: a row of
+originals, below it a row for each model, and so on for the photographs that a row has no place for. Models are named as for
+`colorize apply`: a folder, an experiment, a name.
 """
 
+import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from colorize import coloring, figures, files
+from colorize.files import InputError
 from colorize.project import find_model
 
-HEIGHT = 150
+HEIGHT = 220
+WIDTH = 1500
+LABEL = 26
 
 
 def row(label: str, pictures: list[Image.Image]) -> Image.Image:
-    """Pictures of one height under a label."""
-    scaled = [picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT)) for picture in pictures]
-    top = figures.LABEL_SIZE + figures.GAP
-    sheet = Image.new("RGB", (sum(each.width + figures.GAP for each in scaled), top + HEIGHT + figures.GAP), "white")
-    ImageDraw.Draw(sheet).text((0, 0), label, fill="black", font=ImageFont.load_default(figures.LABEL_SIZE))
+    """Pictures side by side under a label."""
+    top = LABEL + 2 * figures.GAP
+    sheet = Image.new("RGB", (WIDTH, top + HEIGHT + figures.GAP), "white")
+    ImageDraw.Draw(sheet).text((0, 0), label, fill="black", font=ImageFont.load_default(LABEL))
     left = 0
-    for each in scaled:
-        sheet.paste(each, (left, top))
-        left += each.width + figures.GAP
+    for picture in pictures:
+        sheet.paste(picture, (left, top))
+        left += picture.width + figures.GAP
     return sheet
 
 
-def upright(path: Path) -> Image.Image:
+def scaled(path: Path) -> Image.Image:
+    """A photograph, upright, at the sheet's height."""
     with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    return upright.resize((min(WIDTH, round(upright.width * HEIGHT / upright.height)), HEIGHT))
 
 
-def main() -> None:
-    album, target, *names = sys.argv[1:]
-    items = coloring.find([Path(album)])
-    rows = [row("original", [upright(item.source) for item in items])]
+def bands(widths: list[int]) -> Iterator[slice]:
+    """Which pictures stand in one row: as many as it has a place for."""
+    start, used = 0, 0
+    for number, width in enumerate(widths):
+        if used + width > WIDTH:
+            yield slice(start, number)
+            start, used = number, 0
+        used += width + figures.GAP
+    yield slice(start, len(widths))
+
+
+def draw(album: Path, target: Path, names: list[str]) -> None:
+    items = coloring.find([album])
+    systems = {"original": [scaled(item.source) for item in items]}
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
             system = coloring.System.load(find_model(name, Path(temporary)))
             out = Path(temporary) / "colored"
-            done = list(tqdm(coloring.color_all(items, [system], out), desc=system.name, total=len(items)))
-            rows.append(row(system.name, [upright(out / each.outputs) for each in done]))
-    sheet = Image.new("RGB", (rows[0].width, sum(each.height for each in rows)), "white")
-    for number, each in enumerate(rows):
-        sheet.paste(each, (0, number * each.height))
-    files.write_bytes(Path(target), figures.encode(sheet, "jpeg"))
+            done = list(tqdm(coloring.color_all(items, [system], out), desc=name, total=len(items)))
+            if failed := [each.photo for each in done if not each.outputs]:
+                raise InputError(f"{failed[0]} cannot be colored; take it out of {album}")
+            systems[system.name] = [scaled(out / each.outputs) for each in done]
+    places = bands([picture.width for picture in systems["original"]])
+    rows = [row(name, pictures[place]) for place in places for name, pictures in systems.items()]
+    sheet = Image.new("RGB", (WIDTH, sum(each.height for each in rows)), "white")
+    top = 0
+    for each in rows:
+        sheet.paste(each, (0, top))
+        top += each.height
+    files.write_bytes(target, figures.encode(sheet, "jpeg"))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("album", type=Path)
+    parser.add_argument("sheet", type=Path)
+    parser.add_argument("model", nargs="+")
+    given = parser.parse_args()
+    try:
+        draw(given.album, given.sheet, given.model)
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,11 +1,11 @@
 """Fetching many photographs, some of which cannot be had: `python benchmarks/downloads.py [ITEMS]`.
 
-A web server on the loopback address, in a process of its own, has one photograph of 20 KB under ITEMS (20,000) addresses and
-answers after 50 ms, as one on the other side of the net would; a twentieth of the addresses answers with a fault: 404, 410,
-500, a body cut short, a page, an empty body, a redirect loop, a pause; two kinds heal at the second request. Ours fetches all
-of them in 16 threads, then once more; for comparison a loop of `requests.get` on one connection fetches the first sound ones.
-Prints JSON: photographs a second of both and their ratio, every reason with its count, what the second run asked for, and
-the memory after a tenth and at the end.
+A web server on the loopback address, in a process of its own, has one photograph of 20 KB under ITEMS (20,000) addresses
+and answers after 50 ms, as one on the other side of the net would; a twentieth of the addresses answers with a fault: 404,
+410, 500, a body cut short, a page, an empty body, a redirect loop, a pause; two kinds heal at the second request. Ours
+fetches all of them in 16 threads, then once more; for comparison a loop of `requests.get` on one connection fetches the
+first sound ones. Prints JSON: photographs a second of both and their ratio, every reason with its count, what the second
+run asked for, and the memory after a tenth and at the end.
 """
 
 import hashlib

@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -265,20 +263,6 @@ def test_a_closed_port_is_a_connection_failure(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/a"
         fetched = one(url, tmp_path)
     assert (fetched.reason, fetched.retryable) == ("connection", True)
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
-def test_a_self_signed_certificate_is_refused(server: Server, tmp_path: Path) -> None:
-    """A certificate that nobody vouches for ends the item, without another attempt."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1"
-    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    url = server.url("/a").replace("http:", "https:")
-    fetched = one(url, tmp_path / "cache")
-    assert (fetched.reason, fetched.retryable) == ("tls", False)
 
 
 def test_nothing_is_fetched_twice(server: Server, tmp_path: Path) -> None:
