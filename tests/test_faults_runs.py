@@ -183,7 +183,7 @@ def test_a_damaged_state_is_not_continued(tmp_path: Path, photographs, damage: s
 
 @fault(40, "a loss that is NaN or infinite")
 def test_a_loss_that_is_none_stops_the_training(tmp_path: Path, photographs) -> None:
-    """Stops with phase, step, epoch and photographs; neither a state nor weights with NaN are written."""
+    """Stops with phase, step, epoch and photographs, or names the weights; no state and no weights with NaN are written."""
     with pytest.raises(InputError, match=r"loss of phase \w+ is (nan|inf) in step \d+ of epoch 1, on the photographs \[\d"):
         train("mlp1", photographs(8, 16), tmp_path / "s.pt", replace(RULE, lr_at_least=1e30), optimizer="sgd")
     assert list(tmp_path.iterdir()) == []

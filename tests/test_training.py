@@ -168,6 +168,16 @@ def test_training_stops_after_patience_rises_in_a_row(photographs, tmp_path: Pat
     assert progress.epoch == 4
 
 
+def test_weights_that_are_not_finite_stop_the_training(photographs, tmp_path: Path) -> None:
+    """Though every loss is: they are named, and no state is written."""
+    model = small_model("cae", pixels := photographs(8, 16))
+    model.register_parameter("unused", torch.nn.Parameter(torch.tensor(float("inf"))))
+    photos = Photos(pixels, 16)
+    with pytest.raises(InputError, match="weights unused are not finite after epoch 1"):
+        fit(model, photos, photos, BLOCKS["cae"].train, RULE, 1, tmp_path / "s.pt")
+    assert not (tmp_path / "s.pt").exists()
+
+
 def test_minutes_cap_the_training_time(photographs, tmp_path: Path) -> None:
     """The epoch under way is finished, no other begun; time before an interruption counts."""
     images = photographs(8, 16)

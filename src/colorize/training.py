@@ -123,7 +123,7 @@ def fit(
         What was done; the model holds the kept weights, in evaluation mode.
 
     Raises:
-        InputError: a loss is not finite; the sentence names step, phase and photographs.
+        InputError: a loss is not finite, and the sentence names step, phase and photographs; or weights are not.
     """
     device = train.images.device
     bf16 = use_bf16(rule, device)
@@ -179,7 +179,7 @@ def fit(
             ("val", evaluate_losses(model, val, bf16)),
         ):
             row |= {f"{prefix}_{name}": value for name, value in values.items()}
-        _require_finite(row)
+        _require_finite(row, model)
         if row["val_loss"] < progress.best_loss or rule.keep == "last":
             progress.best_loss, progress.best_epoch, best = row["val_loss"], progress.epoch + 1, _copy(model)
         rose = bool(progress.history) and row["val_loss"] > progress.history[-1]["val_loss"]
@@ -237,10 +237,13 @@ def _require_finite_steps(losses: list[Tensor], phases: list[str], epoch: int, o
         )
 
 
-def _require_finite(row: Row) -> None:
+def _require_finite(row: Row, model: nn.Module) -> None:
     for name, value in row.items():
         if not math.isfinite(value):
             raise InputError(f"training stopped: {name} is {value} after epoch {row['epoch']:g}; {LOWER}")
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"training stopped: weights {name} are not finite after epoch {row['epoch']:g}; {LOWER}")
 
 
 def history_csv(history: list[Row]) -> str:
