@@ -3,10 +3,10 @@ BIN = .venv/bin
 UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 
-repro: .venv/ready       ## the whole pipeline for the chosen model
+repro: unlock            ## the whole pipeline for the chosen model
 	@$(DVC) repro
 
-zoo: .venv/ready         ## every model of params.yaml, then the leaderboard
+zoo: unlock              ## every model of params.yaml, then the leaderboard
 	@$(DVC) repro pipeline/zoo/dvc.yaml
 
 experiments: .venv/ready ## every experiment beside the others: the main metrics and the parameters that differ
@@ -21,7 +21,10 @@ faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,0
 check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest
 
+unlock: .venv/ready      ## remove DVC's list of locks if a kill left half of it, with which DVC would refuse to start
+	@$(BIN)/python -m json.tool .dvc/tmp/rwlock /dev/null 2>/dev/null || rm -f .dvc/tmp/rwlock
+
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
 
-.PHONY: repro zoo experiments test faults check
+.PHONY: repro zoo unlock experiments test faults check

@@ -1,4 +1,4 @@
-"""The whole pipeline, killed at random moments and started again: `python tests/kills.py 50` prints what came of it as JSON.
+"""The whole pipeline killed at random moments and started again: `python tests/kills.py 50` prints what came of it as JSON.
 
 SIGKILL goes to every process of the run at once, as a power cut would. A run that gets through before its moment comes is
 compared with one that nobody disturbed, and the next one starts from nothing again.
@@ -17,6 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+REPRO = ["make", f"BIN={Path(sys.executable).parent}", "-o", ".venv/ready", "repro"]
+"""With the packages of this environment."""
 COMPARED = ("dvc.lock", "metrics", "data/model")
 
 
@@ -27,7 +29,7 @@ def snapshot(project: Path) -> dict[str, str]:
 
 
 def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill `dvc repro` so often, in a project of its own below `root`, and let it get through at the end.
+    """Kill `make repro` so often, in a project of its own below `root`, and let it get through at the end.
 
     Returns:
         What happened: kills, runs that were compared, whether all were identical, leftovers, seconds of a run in one go.
@@ -41,7 +43,7 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
         Image.fromarray(pixels).save(photos / f"{number:02}.png")
     whole, project = clone(root / "whole" / "project", photos), clone(root / "killed" / "project", photos)
     started = time.monotonic()
-    run(whole, "dvc", "repro")
+    run(whole, *REPRO)
     seconds = time.monotonic() - started
     expected = snapshot(whole)
 
@@ -55,7 +57,7 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
 
     while struck < kills:
         process = subprocess.Popen(
-            ["dvc", "repro"],
+            REPRO,
             cwd=project,
             env=environment(project),
             stdout=log.open("wb"),
@@ -64,7 +66,7 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
         )
         try:
             if process.wait(moments.uniform(0, seconds)):
-                raise RuntimeError(f"dvc repro failed by itself after {struck} kills:\n{log.read_text()}")
+                raise RuntimeError(f"make repro failed by itself after {struck} kills:\n{log.read_text()}")
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -73,7 +75,7 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
             judge()
             run(project, "git", "checkout", "-q", ".")
             run(project, "git", "clean", "-qfdx", "-e", ".dvc/tmp")
-    run(project, "dvc", "repro")
+    run(project, *REPRO)
     judge()
     return {
         "kills": struck,
