@@ -21,8 +21,8 @@ faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,0
 check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest
 
-unlock: .venv/ready      ## remove DVC's list of locks if a kill left half of it, with which DVC would refuse to start
-	@$(BIN)/python -m json.tool .dvc/tmp/rwlock /dev/null 2>/dev/null || rm -f .dvc/tmp/rwlock
+unlock: .venv/ready      ## remove what a killed DVC left of its locks
+	@$(BIN)/python -m pipeline.unlock
 
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@

@@ -1,13 +1,18 @@
 """The whole pipeline survives what ends it: see kills.py, which `make faults` runs with 50 kills."""
 
-import shutil
+import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from faults import fault
 from kills import REPRO, torture
+
+from colorize import files
+from pipeline import paths, unlock
 
 
 @fault(33, "SIGKILL, a power cut, at any moment of `make repro`")
@@ -19,17 +24,31 @@ def test_a_pipeline_that_is_killed_ends_with_the_same_bytes(tmp_path: Path) -> N
     assert found["identical lock, weights and metrics, nothing left over"]
 
 
-@fault(33, "SIGKILL while DVC writes its list of locks, which it does in place")
-@pytest.mark.parametrize("content", ['{"write": {"a": ', ""])
-def test_half_a_list_of_locks_is_removed(tmp_path: Path, content: str) -> None:
-    """DVC alone would refuse to start; `make repro` and `make zoo` remove half a list first, a whole one never."""
-    shutil.copy2(ROOT / "Makefile", tmp_path)
-    locks = tmp_path / ".dvc/tmp/rwlock"
-    locks.parent.mkdir(parents=True)
-    for text, stays in ((content, False), ('{"write": {}, "read": {}}', True)):
-        locks.write_text(text)
-        subprocess.run([*REPRO[:-1], "unlock"], cwd=tmp_path, check=True)
-        assert locks.exists() == stays
-    for target in ("repro", "zoo"):
-        planned = subprocess.run([*REPRO[:-1], "-n", target], cwd=tmp_path, check=True, capture_output=True, text=True)
-        assert ".dvc/tmp/rwlock" in planned.stdout
+def listed(pid: int) -> str:
+    return json.dumps({"write": {"data/crops": {"pid": pid, "cmd": "dvc repro"}}, "read": {}})
+
+
+@fault(33, "a kill while DVC writes its list of locks; a power cut after which another program has DVC's process number")
+def test_what_a_killed_dvc_left_of_its_locks_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC alone would refuse to start; `make repro` and `make zoo` remove the list first, unless a DVC of it still runs."""
+    monkeypatch.chdir(tmp_path)
+    files.write_text(paths.LOCKS, "")
+    wait = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(wait) as other, subprocess.Popen([*wait, "/bin/dvc"]) as dvc:
+        for text in ("", listed(7)[:30], "[1]", '{"write": {"a": 1}}', listed(2**22), listed(other.pid), listed(dvc.pid)):
+            files.write_text(paths.LOCKS, text)
+            unlock.main()
+            assert paths.LOCKS.exists() == (text == listed(dvc.pid)), text
+        dvc.kill()
+        other.kill()
+        os.waitid(os.P_PID, dvc.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked how it ended
+        unlock.main()
+        assert not paths.LOCKS.exists()
+    unlock.main()
+
+
+@pytest.mark.parametrize("target", ["repro", "zoo"])
+def test_both_ways_to_run_the_pipeline_unlock_it_first(target: str) -> None:
+    """As make itself plans it."""
+    planned = subprocess.run([*REPRO[:-1], "-n", target], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert planned.index("pipeline.unlock") < planned.index("dvc repro")
