@@ -21,7 +21,8 @@ PICTURES = Path("data/pictures.npz")
 """What the report shows of the test split; a model of the zoo has its own in a file of this name."""
 
 METRICS = Path("metrics")
-LOCKS = Path(".dvc/tmp/rwlock")
+LOCKS = (Path("dvc.lock"), Path("pipeline/zoo/dvc.lock"))
+RWLOCK = Path(".dvc/tmp/rwlock")
 """DVC's own list of what its processes read and write."""
 
 # DVC deletes a stage's outs before it runs, and runs queued experiments in a temporary copy of the repository.

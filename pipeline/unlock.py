@@ -1,10 +1,13 @@
-"""Remove DVC's list of locks if no DVC is left that holds one: what `make repro` and `make zoo` do before they start.
+"""Clear what a killed DVC left half-written, and its locks: what `make repro` and `make zoo` do before they start.
 
-DVC rewrites the list in place, so that a kill can leave half of it, with which DVC refuses to start (treeverse/dvc#7615);
-and it takes a lock for held as long as any process has its holder's number, which after a power cut may be anybody's.
+DVC rewrites its list of locks and its lock files in place, so that a kill can leave half of one, with which it refuses
+to start (treeverse/dvc#7615); and it takes a lock for held as long as any process has its holder's number, which after a
+power cut may be anybody's.
 """
 
 import json
+import subprocess
+from pathlib import Path
 
 import psutil
 
@@ -32,9 +35,35 @@ def runs_dvc(process: int) -> bool:
         return True
 
 
+def is_whole(lock: Path) -> bool:
+    """Whether DVC will read a lock file."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML, YAMLError
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
+    except (YAMLError, UnicodeDecodeError, Invalid):
+        return False
+    return True
+
+
+def restore(lock: Path) -> None:
+    """A lock file as it was committed, or none. What has run since is found again in DVC's run cache and in runs/."""
+    print(f"{lock} was cut short when DVC was killed; going back to the last commit's")
+    if subprocess.run(["git", "checkout", "--quiet", "--", lock], capture_output=True).returncode:
+        lock.unlink()
+
+
 def main() -> None:
-    if paths.LOCKS.exists() and not any(map(runs_dvc, holders(paths.LOCKS.read_text(encoding="utf-8", errors="replace")))):
-        paths.LOCKS.unlink(missing_ok=True)
+    if paths.RWLOCK.exists():
+        held = holders(paths.RWLOCK.read_text(encoding="utf-8", errors="replace"))
+        if any(map(runs_dvc, held)):
+            return
+        paths.RWLOCK.unlink(missing_ok=True)
+    for lock in paths.LOCKS:
+        if lock.exists() and not is_whole(lock):
+            restore(lock)
 
 
 if __name__ == "__main__":

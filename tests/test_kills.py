@@ -32,19 +32,41 @@ def listed(pid: int) -> str:
 def test_what_a_killed_dvc_left_of_its_locks_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC alone would refuse to start; `make repro` and `make zoo` remove the list first, unless a DVC of it still runs."""
     monkeypatch.chdir(tmp_path)
-    files.write_text(paths.LOCKS, "")
+    files.write_text(paths.RWLOCK, "")
     wait = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen(wait) as other, subprocess.Popen([*wait, "/bin/dvc"]) as dvc:
         for text in ("", listed(7)[:30], "[1]", '{"write": {"a": 1}}', listed(2**22), listed(other.pid), listed(dvc.pid)):
-            files.write_text(paths.LOCKS, text)
+            files.write_text(paths.RWLOCK, text)
             unlock.main()
-            assert paths.LOCKS.exists() == (text == listed(dvc.pid)), text
+            assert paths.RWLOCK.exists() == (text == listed(dvc.pid)), text
         dvc.kill()
         other.kill()
         os.waitid(os.P_PID, dvc.pid, os.WEXITED | os.WNOWAIT)  # dead, but nobody has asked how it ended
         unlock.main()
-        assert not paths.LOCKS.exists()
+        assert not paths.RWLOCK.exists()
     unlock.main()
+
+
+@fault(33, "a kill while DVC writes dvc.lock")
+@pytest.mark.parametrize("committed", [True, False])
+def test_half_a_lock_file_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool, capsys) -> None:
+    """`make repro` and `make zoo` go back to the last commit's, or to none, and say so; a whole one stays."""
+    monkeypatch.chdir(tmp_path)
+    lock = paths.LOCKS[0]
+    whole = (ROOT / lock).read_text(encoding="utf-8")
+    files.write_text(lock, whole)
+    if committed:
+        for command in ("init -q", "add dvc.lock", "-c user.name=a -c user.email=a@b commit -qm x"):
+            subprocess.run(["git", *command.split()], check=True)
+    unlock.main()
+    assert lock.read_text() == whole and not capsys.readouterr().out
+    for length in range(len(whole) - 1, 0, -len(whole) // 60):
+        files.write_text(lock, whole[:length])
+        unlock.main()
+        if capsys.readouterr().out:
+            assert (lock.read_text() == whole) if committed else not lock.exists()
+        else:
+            assert unlock.is_whole(lock)
 
 
 @pytest.mark.parametrize("target", ["repro", "zoo"])

@@ -1,0 +1,339 @@
+"""Ours against what one would otherwise write: `python benchmarks/bench.py [ROW...]`, all of it as `make bench`.
+
+Both sides of a row take turns in one run and are checked to give the same answer. A row prints how many units a second
+either does (the median of the rounds), the median ratio and its range, what the answers differ by, and, where a physical
+floor can be measured beside them, the share of it that ours reaches. `results/bench.json` keeps the rows, with machine,
+versions and commit; rows that were not asked for stay as they are. Photographs are mosaics of those inside scikit-image.
+"""
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.spatial import cKDTree
+from skimage import data
+from skimage.color import rgb2lab
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from colorize import bins, files
+from colorize.batches import Photos
+from colorize.color import rgb_to_lab
+from colorize.files import InputError
+from colorize.heads import Classification
+from colorize.images import crop_shards, crop_square
+from colorize.metrics import psnr
+from colorize.models import build_model
+from colorize.palette import main_colors, weighted_lightness
+from colorize.settings import CropRule, TrainRule
+from colorize.training import fit, make_optimizer
+from pipeline.params import load
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results/bench.json"
+ROUNDS = 5
+Row = dict[str, Any]
+
+
+def tiles(side: int) -> np.ndarray:
+    """Every square of that side of the photographs inside scikit-image, uint8 [n, side, side, 3]."""
+    found = []
+    for photograph in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.retina()):
+        rows, columns = photograph.shape[0] // side, photograph.shape[1] // side
+        found += [
+            photograph[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(rows) for c in range(columns)
+        ]
+    return np.stack(found)
+
+
+def crops(count: int, side: int) -> np.ndarray:
+    """So many of them, the later ones mirrored and turned."""
+    base = tiles(side)
+    return np.stack([np.rot90(base[i % len(base)], i // len(base) % 4) for i in range(count)])
+
+
+def mosaic(width: int, height: int) -> bytes:
+    """A JPEG of that size, of tiles of 128 pixels."""
+    base, picture = tiles(128), Image.new("RGB", (width, height))
+    columns = -(-width // 128)
+    for place in range(columns * -(-height // 128)):
+        picture.paste(Image.fromarray(base[place % len(base)]), (place % columns * 128, place // columns * 128))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def race(units: int, unit: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS) -> Row:
+    """Both sides in turns; each once before the clock counts."""
+    ours(), theirs()
+    times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    ratios = [slow / fast for fast, slow in times]
+    fast, slow = (statistics.median(side) for side in zip(*times, strict=True))
+    return {
+        "unit": unit,
+        "ours a second": round(units / fast, 2),
+        "theirs a second": round(units / slow, 2),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratios": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
+
+
+def lanczos(content: bytes) -> np.ndarray:
+    """The documents' way to a crop: all pixels decoded, the central square scaled with Lanczos's filter."""
+    with Image.open(io.BytesIO(content)) as image:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.convert("RGB").crop((left, top, left + side, top + side))
+        return np.asarray(square.resize((256, 256), Image.Resampling.LANCZOS))
+
+
+def _crop(width: int, height: int, count: int) -> Row:
+    content, rule = mosaic(width, height), CropRule(size=256)
+    row = race(
+        count,
+        "photographs, one core",
+        lambda: [crop_square(content, rule) for _ in range(count)],
+        lambda: [lanczos(content) for _ in range(count)],
+    )
+    floor = statistics.median(seconds(lambda: [_draft(content) for _ in range(count)]) for _ in range(ROUNDS))
+    distance = psnr(lanczos(content)[None], crop_square(content, rule)[0][None])[0]
+    return row | {
+        "share of the floor (decoding at the scale that is enough)": round(row["ours a second"] * floor / count, 2),
+        "PSNR between the answers, dB": round(float(distance), 1),
+    }
+
+
+def _draft(content: bytes) -> None:
+    with Image.open(io.BytesIO(content)) as image:
+        image.draft("RGB", (512, 512))
+        image.load()
+
+
+def crop_12mp() -> Row:
+    """JPEG of 12 megapixels to 256x256 | Pillow: full decode, Lanczos"""
+    return _crop(4000, 3000, 3)
+
+
+def crop_1mp() -> Row:
+    """JPEG of 1 megapixel to 256x256 | Pillow: full decode, Lanczos"""
+    return _crop(1200, 850, 20)
+
+
+class Same:
+    """One photograph under every name."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __call__(self, shard: str, member: str) -> bytes:
+        return self.content
+
+
+def cores() -> Row:
+    """crops of 1 megapixel on all cores | on one core"""
+    read, count, cpus = Same(mosaic(1200, 850)), 600, os.cpu_count() or 1
+    rows = [{"photo": f"{i:04}", "shard": "", "member": str(i), "sha256": ""} for i in range(count)]
+
+    def crop(workers: int) -> list[bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            rule = CropRule(size=256, workers=workers)
+            assert all(r.status == "ok" for part in crop_shards(rows, read, Path(folder), rule) for r in part)
+            return [path.read_bytes() for path in sorted(Path(folder).glob("*.npy"))]
+
+    same = crop(cpus) == crop(1)
+    row = race(count, f"photographs, {cpus} cores and 1", lambda: crop(cpus), lambda: crop(1), rounds=3)
+    return row | {"share of the cores": round(row["ratio"] / cpus, 2), "the same bytes": same}
+
+
+def lab() -> Row:
+    """sRGB to Lab, 32 photographs of 256x256 | scikit-image's rgb2lab"""
+    images = crops(32, 256)
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    row = race(len(images), "photographs", lambda: rgb_to_lab(batch), lambda: rgb2lab(images))
+    difference = np.abs(rgb_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max()
+    return row | {"largest difference, Lab units": float(f"{difference:.2g}")}
+
+
+def prior() -> Row:
+    """counts of the 313 bins over 64 photographs of 256x256 | scikit-image's rgb2lab and SciPy's k-d tree"""
+    images, tree = crops(64, 256), cKDTree(bins.centers())
+
+    def ours() -> np.ndarray:
+        return bins.count_bins(bins.color_counts(images))[0]
+
+    def theirs() -> np.ndarray:
+        counts = np.zeros(bins.Q, np.int64)
+        for image in images:
+            counts += np.bincount(tree.query(rgb2lab(image)[..., 1:].reshape(-1, 2))[1], minlength=bins.Q)
+        return counts
+
+    row = race(len(images), "photographs", ours, theirs, rounds=3)
+    return row | {"pixels that are counted elsewhere": int(np.abs(ours() - theirs()).sum() // 2)}
+
+
+def palette() -> Row:
+    """ten main colors of 128 photographs of 256x256 | Pillow's median cut"""
+    images = crops(128, 256)
+    whole = rgb2lab(images)[..., 0].mean(axis=(1, 2))
+
+    def error(method: str) -> float:
+        return float(np.sqrt(np.square(weighted_lightness(*main_colors(images, method)) - whole).mean()))
+
+    row = race(
+        len(images),
+        "photographs",
+        lambda: main_colors(images, "fastoctree"),
+        lambda: main_colors(images, "mediancut"),
+    )
+    return row | {"error of the weighted L*, ours": round(error("fastoctree"), 2), "theirs": round(error("mediancut"), 2)}
+
+
+def soft_loss() -> Row:
+    """soft cross-entropy over 313 bins at 56x56, 8 photographs, forward and backward | with dense targets"""
+    head = Classification(5, 5, 0.38, torch.ones(bins.Q))
+    ab = (torch.rand(8, 2, 56, 56, generator=torch.Generator().manual_seed(1)) - 0.5) * 150
+    logits = torch.randn(8, bins.Q, 56, 56, generator=torch.Generator().manual_seed(2)).requires_grad_()
+
+    def ours() -> torch.Tensor:
+        logits.grad = None
+        head.losses(logits, ab, ab)["loss"].backward()
+        return logits.grad
+
+    def theirs() -> torch.Tensor:
+        logits.grad = None
+        index, target = head.encode(ab)
+        dense = torch.zeros_like(logits).scatter_(1, index, target)
+        (-(dense * F.log_softmax(logits, dim=1)).sum() / len(ab)).backward()
+        return logits.grad
+
+    row = race(8, "photographs", ours, theirs)
+    return row | {"largest difference of the gradients": float(f"{(ours() - theirs()).abs().max():.2g}")}
+
+
+class PerItem(Dataset):
+    """The documents' way to a data set: every photograph is opened and converted when it is its turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with Image.open(self.paths[index]) as image:
+            converted = torch.from_numpy(rgb2lab(np.asarray(image))).permute(2, 0, 1).float()
+        return converted[:1], converted[1:]
+
+
+def _epoch(name: str) -> Row:
+    params = load(ROOT / "params.yaml")
+    block, side, count = params.block(name), 64, 300
+    images = crops(count, side)
+    recipe, size = block.train, min(block.size or side, side)
+    statistics_ = bins.Statistics.measure(images, params.prior)
+    small = Photos(images, size)
+    rule = TrainRule(max_epochs=1, lr_at_least=1e-5, threads=os.cpu_count() or 1, precision="auto")
+    torch.set_num_threads(rule.threads)
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            model = build_model(block, size, statistics_)
+            fit(model, small, small.spread(1), recipe, rule, 1, Path(folder) / "state.pt")
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, pixels in enumerate(small.images.numpy()):
+            Image.fromarray(pixels).save(Path(folder) / f"{number:04}.jpg", quality=95)
+
+        def theirs() -> None:
+            model = build_model(block, size, statistics_)
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            optimizer = make_optimizer(parameters, recipe, 1e-5)
+            for light, ab in DataLoader(PerItem(Path(folder)), recipe.batch, shuffle=True, num_workers=2):
+                for phase in model.phases:
+                    optimizer.zero_grad()
+                    model.losses(phase, light, ab)["loss"].backward()
+                    optimizer.step()
+
+        return race(count, f"photographs of {size}x{size}", ours, theirs, rounds=3)
+
+
+def epoch_cae() -> Row:
+    """one epoch of `cae` | a Dataset that opens and converts each photograph, a DataLoader with two workers"""
+    return _epoch("cae")
+
+
+def epoch_fcae2() -> Row:
+    """one epoch of `fcae2` | the same"""
+    return _epoch("fcae2")
+
+
+def epoch_mlp1() -> Row:
+    """one epoch of `mlp1` | the same"""
+    return _epoch("mlp1")
+
+
+def epoch_zhang_simplified() -> Row:
+    """one epoch of `zhang_simplified` | the same"""
+    return _epoch("zhang_simplified")
+
+
+EPOCHS = (epoch_cae, epoch_fcae2, epoch_mlp1, epoch_zhang_simplified)
+ROWS: Mapping[str, Callable[[], Row]] = {
+    row.__name__: row for row in (crop_12mp, crop_1mp, cores, lab, prior, palette, soft_loss, *EPOCHS)
+}
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured, and with what."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    names = ("numpy", "pillow", "scikit-image", "scipy", "torch")
+    return {
+        "processor": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in names},
+        "commit": commit,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("row", nargs="*", help=f"of {', '.join(ROWS)}; all, if none is given")
+    asked = parser.parse_args().row or list(ROWS)
+    if unknown := set(asked) - set(ROWS):
+        parser.error(f"there is no row {min(unknown)!r}; choose among {', '.join(ROWS)}")
+    kept = files.read_json(RESULTS) if RESULTS.exists() else {}
+    for name in tqdm(asked, unit="row", file=sys.stderr):
+        what, _, against = (ROWS[name].__doc__ or "").partition(" | ")
+        kept[name] = {"what": what, "against": against} | ROWS[name]() | {"machine": machine()}
+        print(name, *(f"{key}: {value}" for key, value in kept[name].items() if key != "machine"), sep="\n  ")
+        files.write_json(RESULTS, {row: kept[row] for row in ROWS if row in kept})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
