@@ -1,4 +1,4 @@
-"""Ours against what one would otherwise write: `python benchmarks/bench.py [ROW...]`, all of it as `make bench`.
+"""Ours against what one would otherwise write: `python -m benchmarks.bench [ROW...]`, all of it as `make bench`.
 
 Both sides of a row take turns in one run and are checked to give the same answer. A row prints how many units a second
 either does (the median of the rounds), the median ratio and its range, what the answers differ by, and, where a physical
@@ -8,15 +8,13 @@ versions and commit; rows that were not asked for stay as they are. Photographs 
 
 import argparse
 import io
+import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from benchmarks.machine import ROOT, machine
 from colorize import bins, files
 from colorize.batches import Photos
 from colorize.color import rgb_to_lab
@@ -43,7 +42,6 @@ from colorize.settings import CropRule, TrainRule
 from colorize.training import fit, make_optimizer
 from pipeline.params import load
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/bench.json"
 ROUNDS = 5
 Row = dict[str, Any]
@@ -303,28 +301,13 @@ ROWS: Mapping[str, Callable[[], Row]] = {
 }
 
 
-def machine() -> dict[str, Any]:
-    """Where it was measured, and with what."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    names = ("numpy", "pillow", "scikit-image", "scipy", "torch")
-    return {
-        "processor": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in names},
-        "commit": commit,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", nargs="*", help=f"of {', '.join(ROWS)}; all, if none is given")
     asked = parser.parse_args().row or list(ROWS)
     if unknown := set(asked) - set(ROWS):
         parser.error(f"there is no row {min(unknown)!r}; choose among {', '.join(ROWS)}")
-    kept = files.read_json(RESULTS) if RESULTS.exists() else {}
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in tqdm(asked, unit="row", file=sys.stderr):
         what, _, against = (ROWS[name].__doc__ or "").partition(" | ")
         kept[name] = {"what": what, "against": against} | ROWS[name]() | {"machine": machine()}

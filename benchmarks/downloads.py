@@ -1,4 +1,4 @@
-"""Fetching many photographs, some of which cannot be had: `python benchmarks/downloads.py [ITEMS]`.
+"""Fetching many photographs, some of which cannot be had: `python -m benchmarks.downloads [ITEMS]`.
 
 A web server on the loopback address, in a process of its own, has one photograph of 20 KB under ITEMS (20,000) addresses
 and answers after 50 ms, as one on the other side of the net would; a twentieth of the addresses answers with a fault: 404,
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import requests
 
+from benchmarks.machine import machine
 from colorize.fetch import fetch_all
 from colorize.settings import Source
 from colorize.sources import why_no_image
@@ -135,6 +136,7 @@ def main() -> None:
         "second run: seconds": round(again, 1),
         "second run: requests": asked_again,
         "second run: the same outcomes": reasons_again == reasons,
+        "machine": machine(),
     }
     print(json.dumps(found, indent=2))
 

@@ -89,7 +89,9 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
 if __name__ == "__main__":
     root = Path(__file__).parent.parent
     sys.path[:0] = [str(root), str(root / "src")]
+    from benchmarks.machine import machine
+
     with tempfile.TemporaryDirectory() as temporary:
         found = torture(Path(temporary), int(sys.argv[1]), seed=1)
-    print(json.dumps(found, indent=2))
+    print(json.dumps(found | {"machine": machine()}, indent=2))
     sys.exit(not found["identical lock, weights and metrics, nothing left over"])

@@ -1,0 +1,28 @@
+"""What every result says of where it was measured, and with what."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("numpy", "pillow", "requests", "scikit-image", "scipy", "torch")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions and the commit, with a + if the tree has changes."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--dirty=+"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {
+        "processor": found[0] if found else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit.stdout.strip(),
+    }
