@@ -10,6 +10,9 @@ import subprocess
 from pathlib import Path
 
 import psutil
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML, YAMLError
+from voluptuous import Invalid
 
 from pipeline import paths
 
@@ -37,10 +40,6 @@ def runs_dvc(process: int) -> bool:
 
 def is_whole(lock: Path) -> bool:
     """Whether DVC will read a lock file."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from ruamel.yaml import YAML, YAMLError
-    from voluptuous import Invalid
-
     try:
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
     except (YAMLError, UnicodeDecodeError, Invalid):
