@@ -471,6 +471,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_executed(
     "body",
     [
         b"",
+        b"P1\n.",
         pickle.dumps([1, 2]),
         pickle.dumps({"data": 1, "labels": []}),
         pickle.dumps({**batch(3, 1), "labels": [0, 1]}, 4),
@@ -481,9 +482,17 @@ def test_a_malicious_pickle_is_refused_and_nothing_executed(
     ],
 )
 def test_a_batch_that_is_none_is_one_sentence(in_folder: Callable[..., Path], body: bytes) -> None:
-    """Cut short, of another shape or another type."""
-    with pytest.raises(InputError, match="data_batch_1"):
+    """Cut short, of another shape or another type; on one line, though the unpickler's reasons have several."""
+    with pytest.raises(InputError, match="data_batch_1") as refused:
         listed("cifar10", in_folder(cifar() | {"data_batch_1": body}))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_column_whose_name_has_two_lines_is_named_on_one(in_folder: Callable[..., Path]) -> None:
+    """Found by fuzzing: a quotation mark in the first row of Unsplash's photos."""
+    with pytest.raises(InputError, match="has no column 'photo_id'; it has photo, a name of two lines") as refused:
+        listed("unsplash", in_folder({"photos.tsv000": b'photo\t"a name\nof two lines"\nx\ty\n'}))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_binary_batch_cut_short_is_one_sentence(in_folder: Callable[..., Path]) -> None:

@@ -20,7 +20,13 @@ TEMPORARY = ".partial"
 
 
 class InputError(Exception):
-    """Something a user can mend: one sentence that names the file, row or parameter and says what to do."""
+    """Something a user can mend: one sentence that names the file, row or parameter and says what to do.
+
+    It stands on one line, whatever the reasons and names that it quotes.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.splitlines()))
 
 
 @contextmanager
