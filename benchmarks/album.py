@@ -18,9 +18,9 @@ from colorize import coloring, figures, files
 from colorize.files import InputError
 from colorize.project import find_model
 
-HEIGHT = 220
-WIDTH = 1500
-LABEL = 26
+HEIGHT = 180
+WIDTH = 1230
+LABEL = 22
 
 
 def row(label: str, pictures: list[Image.Image]) -> Image.Image:
