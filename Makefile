@@ -18,6 +18,9 @@ test: .venv/ready        ## the tests
 faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50 && $(BIN)/python -m pytest --hypothesis-profile=long tests/test_fuzz.py
 
+bench: .venv/ready       ## ours against what one would otherwise write: results/bench.md
+	@$(BIN)/python -m benchmarks.bench && $(BIN)/python -m benchmarks.downloads
+
 check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest
 
@@ -27,4 +30,4 @@ unlock: .venv/ready      ## remove what a killed DVC left of its locks
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
 
-.PHONY: repro zoo unlock experiments test faults check
+.PHONY: repro zoo unlock experiments test faults bench check

@@ -3,7 +3,8 @@
 Both sides of a row take turns in one run and are checked to give the same answer. A row prints how many units a second
 either does (the median of the rounds), the median ratio and its range, what the answers differ by, and, where a physical
 floor can be measured beside them, the share of it that ours reaches. `results/bench.json` keeps the rows, with machine,
-versions and commit; rows that were not asked for stay as they are. Photographs are mosaics of those inside scikit-image.
+versions and commit, and `results/bench.md` shows them; rows that were not asked for stay as they are. Photographs are
+mosaics of those inside scikit-image.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from benchmarks.machine import ROOT, machine
 from colorize import bins, files
 from colorize.batches import Photos
-from colorize.color import rgb_to_lab
+from colorize.color import bytes_to_lab
 from colorize.files import InputError
 from colorize.heads import Classification
 from colorize.images import crop_shards, crop_square
@@ -150,7 +151,8 @@ class Same:
 def cores() -> Row:
     """crops of 1 megapixel on all cores | on one core"""
     read, count, cpus = Same(mosaic(1200, 850)), 600, os.cpu_count() or 1
-    rows = [{"photo": f"{i:04}", "shard": "", "member": str(i), "sha256": ""} for i in range(count)]
+    digits = files.sha256_bytes(read.content)
+    rows = [{"photo": f"{i:04}", "shard": "", "member": str(i), "sha256": digits} for i in range(count)]
 
     def crop(workers: int) -> list[bytes]:
         with tempfile.TemporaryDirectory() as folder:
@@ -166,9 +168,9 @@ def cores() -> Row:
 def lab() -> Row:
     """sRGB to Lab, 32 photographs of 256x256 | scikit-image's rgb2lab"""
     images = crops(32, 256)
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    row = race(len(images), "photographs", lambda: rgb_to_lab(batch), lambda: rgb2lab(images))
-    difference = np.abs(rgb_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max()
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    row = race(len(images), "photographs", lambda: bytes_to_lab(batch), lambda: rgb2lab(images))
+    difference = np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max()
     return row | {"largest difference, Lab units": float(f"{difference:.2g}")}
 
 
@@ -301,6 +303,21 @@ ROWS: Mapping[str, Callable[[], Row]] = {
 }
 
 
+def table(kept: Mapping[str, Row]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| `python -m benchmarks.bench` | what | against | ours | theirs | ratio | |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    shown = ("what", "against", "unit", "ours a second", "theirs a second", "ratio", "ratios", "machine")
+    for name, row in kept.items():
+        further = "; ".join(f"{key}: {value}" for key, value in row.items() if key not in shown)
+        ratio = "{} ({} to {})".format(row["ratio"], *row["ratios"])
+        speeds = f"{row['ours a second']:g} | {row['theirs a second']:g}"
+        lines.append(f"| `{name}` | {row['what']} | {row['against']} | {speeds} | {ratio} | {further} |")
+    return "\n".join(["Made by `make bench`; units a second, the median of the rounds.", "", *lines]) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", nargs="*", help=f"of {', '.join(ROWS)}; all, if none is given")
@@ -312,7 +329,9 @@ def main() -> None:
         what, _, against = (ROWS[name].__doc__ or "").partition(" | ")
         kept[name] = {"what": what, "against": against} | ROWS[name]() | {"machine": machine()}
         print(name, *(f"{key}: {value}" for key, value in kept[name].items() if key != "machine"), sep="\n  ")
-        files.write_json(RESULTS, {row: kept[row] for row in ROWS if row in kept})
+        kept = {row: kept[row] for row in ROWS if row in kept}
+        files.write_json(RESULTS, kept)
+        files.write_text(RESULTS.with_suffix(".md"), table(kept))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from colorize.color import rgb_to_lab
+from colorize.color import bytes_to_lab
 
 
 def area_resize(images: Tensor, size: int) -> Tensor:
@@ -39,7 +39,7 @@ def share_of(side: int, share: float) -> int:
 
 def to_light_ab(images: Tensor) -> tuple[Tensor, Tensor]:
     """Split uint8 sRGB [B, H, W, 3] into light [B, 1, H, W] (L*, 0 to 100) and ab [B, 2, H, W], both float32."""
-    lab = rgb_to_lab(images.permute(0, 3, 1, 2).float() / 255)
+    lab = bytes_to_lab(images.permute(0, 3, 1, 2))
     return lab[:, :1].contiguous(), lab[:, 1:].contiguous()
 
 

@@ -44,8 +44,26 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     Returns:
         [..., 3, H, W]: L* 0 to 100, a* and b* about -110 to 110.
     """
-    linear = torch.where(rgb > 0.04045, ((rgb.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = _mix(_matrices(rgb.device, rgb.dtype)[0], linear)
+    return _linear_to_lab(_to_linear(rgb))
+
+
+def bytes_to_lab(images: Tensor) -> Tensor:
+    """The same from uint8 [..., 3, H, W], 0 to 255, in float32: the 256 powers are looked up instead of computed."""
+    return _linear_to_lab(torch.take(_linear_bytes(images.device), images.long()))
+
+
+@cache
+def _linear_bytes(device: torch.device) -> Tensor:
+    """Each of the 256 levels as linear light [256]."""
+    return _to_linear(torch.arange(256, device=device) / 255)
+
+
+def _to_linear(rgb: Tensor) -> Tensor:
+    return torch.where(rgb > 0.04045, ((rgb.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+
+
+def _linear_to_lab(linear: Tensor) -> Tensor:
+    xyz = _mix(_matrices(linear.device, linear.dtype)[0], linear)
     f = torch.where(xyz > 0.008856, xyz.clamp_min(0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-3)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=-3)
