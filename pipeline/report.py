@@ -158,6 +158,7 @@ def build(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
         "splits": {split: int((splits["split"] == split).sum()) for split in ("train", "val", "test")},
         "because": removed_because(splits),
         "removed_count": int((splits["reason"] != "").sum()),
+        "compared": bool(params.filter.duplicates),
         "leaking": int((splits["note"] != "").sum()),
         "removed": removed,
     }

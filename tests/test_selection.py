@@ -368,6 +368,7 @@ def test_duplicates_across_splits_are_found_and_those_within_one_stay():
     expected = [7, 8]
     assert np.flatnonzero(duplicates(small, splits, 2)).tolist() == expected
     assert not duplicates(small, splits, 0.5).any()
+    assert not duplicates(small * 0, splits, 0).any()
 
 
 def test_a_removed_val_photograph_does_not_remove_test_photographs():

@@ -238,12 +238,14 @@ def duplicates(small: np.ndarray, splits: np.ndarray, threshold: float) -> np.nd
     Args:
         small: uint8 [n, 192], thumbnails
         splits: [n], train, val, test or empty
-        threshold: RMS difference in levels of 0..255
+        threshold: RMS difference in levels of 0..255; 0 compares nothing, since nothing is nearer than that
 
     Returns:
         bool [n]; nothing in train is marked, and duplicates within one split stay.
     """
     marked = np.zeros(len(small), bool)
+    if not threshold:
+        return marked
     for name, against in (("val", "train"), ("test", "train"), ("test", "val")):
         places = np.flatnonzero((splits == name) & ~marked)
         others = (splits == against) & ~marked
