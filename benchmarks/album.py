@@ -18,8 +18,8 @@ from colorize import coloring, figures, files
 from colorize.files import InputError
 from colorize.project import find_model
 
-HEIGHT = 180
-WIDTH = 1230
+HEIGHT = 160
+WIDTH = 1095
 LABEL = 22
 
 

@@ -8,11 +8,11 @@ first sound ones. Prints JSON: photographs a second of both and their ratio, eve
 run asked for, and the memory after a tenth and at the end.
 """
 
+import argparse
 import hashlib
 import json
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -95,7 +95,9 @@ def megabytes() -> int:
 
 
 def main() -> None:
-    items = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("items", nargs="?", type=int, default=20_000)
+    items = parser.parse_args().items
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=serve, args=[theirs], daemon=True)
     process.start()

@@ -4,6 +4,7 @@ SIGKILL goes to every process of the run at once, as a power cut would. A run th
 compared with one that nobody disturbed, and the next one starts from nothing again.
 """
 
+import argparse
 import json
 import os
 import random
@@ -56,14 +57,15 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
         compared, identical = compared + 1, identical and snapshot(project) == expected and not left
 
     while struck < kills:
-        process = subprocess.Popen(
-            REPRO,
-            cwd=project,
-            env=environment(project),
-            stdout=log.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                REPRO,
+                cwd=project,
+                env=environment(project),
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             if process.wait(moments.uniform(0, seconds)):
                 raise RuntimeError(f"make repro failed by itself after {struck} kills:\n{log.read_text()}")
@@ -87,11 +89,14 @@ def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kills", type=int)
+    kills = parser.parse_args().kills
     root = Path(__file__).parent.parent
     sys.path[:0] = [str(root), str(root / "src")]
     from benchmarks.machine import machine
 
     with tempfile.TemporaryDirectory() as temporary:
-        found = torture(Path(temporary), int(sys.argv[1]), seed=1)
+        found = torture(Path(temporary), kills, seed=1)
     print(json.dumps(found | {"machine": machine()}, indent=2))
     sys.exit(not found["identical lock, weights and metrics, nothing left over"])

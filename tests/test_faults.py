@@ -154,8 +154,7 @@ def test_redirects_are_counted(album: Album) -> None:
 
 @fault(10, "a redirect to a file, to FTP, to this machine or a private network")
 def test_every_hop_is_checked_as_the_first_one_was(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`forbidden_url`, and the target is never asked, nor a name that changes its address after the check;
-    `data.allow_private` permits private ones."""
+    """`forbidden_url`, and the target is never asked; `data.allow_private` permits private ones."""
     genuine = fetch.is_public
     monkeypatch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1" or genuine(address))
     with Server("127.0.0.2") as private:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import fault
 from webserver import (
     Server,
     chunked,
@@ -232,8 +233,9 @@ def test_every_redirect_is_checked(server: Server, tmp_path: Path, monkeypatch: 
         assert server.asked == {"/hop": 1} and private.connections == 0
 
 
+@fault(10, "a name that is public when it is checked and private when it is connected to (DNS rebinding)")
 def test_a_name_that_changes_its_address_is_caught(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding: public when looked up first, private when connected to. Nothing is asked of the private host."""
+    """`forbidden_url`; nothing is asked of the private host."""
     genuine = socket.getaddrinfo
     public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", server.server_port))]
     answers = iter([public])
