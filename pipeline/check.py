@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from colorize import files
-from colorize.device import select_device
+from colorize.device import processes, select_device
 from colorize.files import InputError
 from colorize.models import build_model, describe_block, model_class, start_from
 from pipeline import paths
@@ -21,6 +21,7 @@ from pipeline.params import Params, stage
 def main(params: Params) -> None:
     chosen = params.block(params.model)
     select_device(params.train)
+    processes(params.train)
     if not Path(params.data.path).exists():
         raise InputError(f"data.path: {params.data.path} does not exist; give the {params.data.source} source's path")
     for name, block in params.blocks.items():

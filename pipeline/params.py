@@ -156,10 +156,10 @@ def _follow(parent: int) -> None:
 def stage(function: Callable[[Params], None]) -> None:
     """Run one stage with the checked parameters; what a user can mend ends in one sentence and exit status 1.
 
-    Ctrl-C, SIGTERM and the death of the DVC that started it end it with status 130; what it has written stays valid.
+    Ctrl-C, SIGTERM and the death of the DVC or torchrun that started it end it with status 130; what is written stays valid.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if "DVC_ROOT" in os.environ:
+    if "DVC_ROOT" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
     try:
         function(load())

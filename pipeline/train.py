@@ -1,5 +1,8 @@
 """Train one model: `python -m pipeline.train [--model NAME]`; without a name, the one that params.yaml chooses.
 
+Where several processes train it together (train.nproc, train.nnodes), this starts them as torchrun does; or torchrun does:
+`torchrun --nproc-per-node N -m pipeline.train`. With fewer processes than GPUs, each takes one that no other training holds.
+
 The training state lies in runs/<name>-<fingerprint>/, outside every stage's outs: DVC deletes outs before it runs. The
 fingerprint covers all that the weights depend on (block, rules, seed, source, data, torch, device), so a state is only ever
 continued by the run that it belongs to, and a finished one is handed out instead of trained again. Measured seconds go to
@@ -10,7 +13,11 @@ trained first, so no weights of other data or parameters can ever be taken for i
 import argparse
 import hashlib
 import json
+import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +29,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import colorize
-from colorize import files
-from colorize.batches import Photos
+from colorize import distributed, files
+from colorize.batches import Photos, Streamed
 from colorize.bins import Statistics
-from colorize.device import select_device
+from colorize.device import gpus, held_bytes, processes, select_device
 from colorize.files import InputError
-from colorize.images import read_crops
+from colorize.images import Crops
 from colorize.models import Colorizer, build_model, describe_block, save_model, start_from
 from colorize.models._base import parameter_count
 from colorize.settings import ModelBlock, Prior
@@ -36,7 +43,9 @@ from pipeline import paths
 from pipeline.params import Params, stage
 
 STATE = "state.pt"
-SHARED_SOURCES = ("settings", "color", "bins", "batches", "heads", "device", "training")
+SHARED_SOURCES = ("settings", "color", "bins", "batches", "heads", "device", "distributed", "training")
+HARMLESS = ("checkpoint_seconds", "hold_gigabytes", "keep_gigabytes", "nnodes", "nproc", "rendezvous")
+"""Rules that change nothing in the weights; how many ranks there are does, in the last bits."""
 
 
 def fingerprint(params: Params, name: str, device: torch.device) -> str:
@@ -46,7 +55,7 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
     sources = [library / f"{module}.py" for module in SHARED_SOURCES]
     sources += [library / "models" / f"{module}.py" for module in ("_base", "_blocks", "_resnet", block.arch)]
     rule = asdict(params.train)
-    for harmless in ("checkpoint_seconds", "keep_gigabytes"):
+    for harmless in HARMLESS:
         del rule[harmless]
     covered = {
         "block": describe_block(block),
@@ -55,6 +64,7 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
         "seed": params.seed,
         "size": params.working_size(name),
         "device": device.type,
+        "ranks": distributed.ranks(),
         "torch": torch.__version__,
         "sources": {path.name: files.sha256(path) for path in sources},
         "data": files.sha256_of([paths.CROPS, paths.SPLITS_CSV, paths.PRIOR]),
@@ -95,21 +105,24 @@ def trainable(block: ModelBlock, statistics: Statistics) -> tuple[ModelBlock, li
     return replace(block, head=replace(block.head, weights=own)), [note]
 
 
-def trained(params: Params, name: str, wait: bool = False) -> tuple[Colorizer, Progress, dict[str, Any]]:
-    """A trained model, from its finished state if there is one; what was done; and its description.
+def trained(params: Params, name: str, gpu: int = 0, wait: bool = False) -> tuple[Colorizer, Progress, dict[str, Any]]:
+    """A trained model, from its finished state if there is one; what was done; and its description. All ranks do this.
 
     Args:
+        gpu: number of the GPU that computes, where one does.
         wait: if another process is training this very model, let it finish.
 
     Raises:
         InputError: there is too little data, or another process is training this very model.
     """
-    device = select_device(params.train)
+    device = select_device(params.train, gpu)
+    distributed.join(device)
+    first = distributed.rank() == 0
     size, statistics = params.working_size(name), Statistics.read(paths.PRIOR)
     block, notes = trainable(params.block(name), statistics)
     if block.start:
         notes.append(f"starts from the weights of {block.start}")
-    for note in notes:
+    for note in notes if first else ():
         tqdm.write(f"{name}: {note}")
     splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
     indices = {split: splits.loc[splits["split"] == split, "index"].to_numpy() for split in ("train", "val")}
@@ -119,7 +132,9 @@ def trained(params: Params, name: str, wait: bool = False) -> tuple[Colorizer, P
             f"training needs 2 photographs and 1 for validation; there are {len(indices['train'])} and "
             f"{len(indices['val'])}: add photographs or change filter.train and filter.val, or raise the model's train.share"
         )
-    sets = {split: Photos(read_crops(paths.CROPS, rows), size, device) for split, rows in indices.items()}
+    sets = {split: Photos(Streamed(Crops(paths.CROPS, rows), device), size) for split, rows in indices.items()}
+    if sum(photos.bytes for photos in sets.values()) <= held_bytes(params.train, device):
+        sets = {split: photos.held() for split, photos in sets.items()}
     digits = fingerprint(params, name, device)
     folder = paths.run_folder(name, digits)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,12 +144,13 @@ def trained(params: Params, name: str, wait: bool = False) -> tuple[Colorizer, P
         tqdm.write(f"{name}  epoch {row['epoch']:g}  {values}")
 
     try:
-        with FileLock(folder / "lock", timeout=-1 if wait else 0):
-            files.remove_partial(folder)
+        with FileLock(folder / "lock", timeout=-1 if wait else 0) if first else nullcontext():
+            if first:
+                files.remove_partial(folder)
             torch.manual_seed(params.seed)
             model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
-            if block.start and not (folder / STATE).exists():
-                start_from(model, trained(params, block.start, wait=True)[0])
+            if block.start and not distributed.agreed((folder / STATE).exists()):
+                start_from(model, trained(params, block.start, gpu, wait=True)[0])
             progress = fit(
                 model,
                 sets["train"],
@@ -145,8 +161,9 @@ def trained(params: Params, name: str, wait: bool = False) -> tuple[Colorizer, P
                 folder / STATE,
                 report,
             )
-            lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
-            files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
+            if first:
+                lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
+                files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
     except Timeout as error:
         raise InputError(f"another process is training {name} in {folder}; wait for it or stop it") from error
     description = {
@@ -164,12 +181,28 @@ def trained(params: Params, name: str, wait: bool = False) -> tuple[Colorizer, P
     return model, progress, description
 
 
-def train(params: Params, name: str, out: Path) -> Progress:
+def train(params: Params, name: str, out: Path, gpu: int = 0) -> Progress:
     """Train a model, or fetch it from its finished state, and write it to `out`; raises what `trained` does."""
-    model, progress, description = trained(params, name)
-    save_model(out, model, description, history_csv(progress.history))
-    prune(paths.run_folder(name, description["fingerprint"]), params.train.keep_gigabytes)
+    model, progress, description = trained(params, name, gpu)
+    if distributed.rank() == 0:
+        print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
+        save_model(out, model, description, history_csv(progress.history))
+        prune(paths.run_folder(name, description["fingerprint"]), params.train.keep_gigabytes)
     return progress
+
+
+@contextmanager
+def own_gpus(count: int, there: int) -> Iterator[list[int]]:
+    """Numbers of `count` of the GPUs that are there: those that no other training of this project has taken come first."""
+    with ExitStack() as taken:
+        own: list[int] = []
+        for number in range(there):
+            with suppress(Timeout):
+                if len(own) < count:
+                    taken.enter_context(FileLock(paths.RUNS / f"gpu-{number}.lock", timeout=0))
+                    own.append(number)
+        others = [number for number in range(there) if number not in own]
+        yield (own + others)[:count]
 
 
 def main(params: Params) -> None:
@@ -177,8 +210,20 @@ def main(params: Params) -> None:
     parser.add_argument("--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model")
     arguments = parser.parse_args()
     name = arguments.model or params.model
-    progress = train(params, name, paths.ZOO / name if arguments.model else paths.MODEL)
-    print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
+    out = paths.ZOO / name if arguments.model else paths.MODEL
+    rule = params.train
+    if distributed.started_beside_others():
+        with distributed.company():
+            train(params, name, out, gpu=int(os.environ["LOCAL_RANK"]))
+        return
+    paths.RUNS.mkdir(parents=True, exist_ok=True)
+    count = processes(rule)
+    with own_gpus(count, gpus(rule)) as own:
+        if count * rule.nnodes == 1:
+            train(params, name, out, *own)
+        else:
+            visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, own))} if own else {}
+            distributed.launch("pipeline.train", sys.argv[1:], count, rule.nnodes, rule.rendezvous, visible)
 
 
 if __name__ == "__main__":

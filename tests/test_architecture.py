@@ -17,8 +17,8 @@ from pipeline.params import load
 
 LAYERS = [
     {"files", "settings", "color"},
-    {"device", "bins", "images", "palette", "fetch", "batches"},
-    {"metrics", "sources", "selection"},
+    {"device", "distributed", "bins", "images", "palette", "fetch"},
+    {"batches", "metrics", "sources", "selection"},
     {"heads"},
     {"models"},
     {"training", "evaluation", "figures", "photographs"},

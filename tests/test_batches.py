@@ -1,12 +1,17 @@
 """The data set on the device: nothing lost, everything a function of the seed."""
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from skimage.color import rgb2lab
 from skimage.transform import downscale_local_mean
 
-from colorize.batches import Photos, area_resize, share_of, to_light_ab
+from colorize import files
+from colorize.batches import READ_AHEAD, Photos, Streamed, area_resize, share_of, to_light_ab
+from colorize.images import Crops
 
 
 def epoch_images(photos: Photos, **options) -> torch.Tensor:
@@ -103,3 +108,62 @@ def test_scaled_photographs_are_averages_of_the_whole_ones(photographs) -> None:
     half = photos.scaled(0.5)
     assert np.abs(half.images.numpy() - downscale_local_mean(photos.images.numpy(), (1, 2, 2, 1))).max() <= 0.5
     assert photos.scaled(1).images.data_ptr() == photos.images.data_ptr()
+
+
+def streamed(images: np.ndarray, folder: Path, size: int) -> Photos:
+    """The same photographs from shards of four, in another order than they lie in."""
+    order = np.random.default_rng(1).permutation(len(images))
+    lying = np.empty_like(images)
+    lying[order] = images
+    for number, shard in enumerate(np.split(lying, range(4, len(images), 4))):
+        files.write_array(folder / f"crops-{number:05}.npy", shard)
+    return Photos(Streamed(Crops(folder, order)), size)
+
+
+@pytest.mark.parametrize("size", [32, 16])
+def test_streamed_photographs_are_the_held_ones_in_the_same_order(photographs, tmp_path: Path, size: int) -> None:
+    """Every batch of every way to hand them out, bit for bit: scaled, cropped, mirrored, the part of one of two ranks."""
+    images = photographs(23, 32)
+    here, there = Photos(images, size), streamed(images, tmp_path, size)
+    assert len(there) == 23 and there.bytes == here.bytes == 23 * size**2 * 3
+    options = {"size": 5, "flip": True, "crop": 0.6875}
+    for held, other in (
+        (here, there),
+        (here.spread(6), there.spread(6)),
+        (here.scaled(0.5), there.scaled(0.5)),
+        (here, there.held()),
+    ):
+        pairs = [(held.batches(4), other.batches(4)), (held.batches(4, 1, 2), other.batches(4, 1, 2))]
+        pairs += [(held.epoch(seed, **options), other.epoch(seed, **options)) for seed in (1, 2)]
+        pairs += [(held.epoch(3, 5, rank=1, ranks=2), other.epoch(3, 5, rank=1, ranks=2))]
+        for expected, found in pairs:
+            for (light, ab), (other_light, other_ab) in zip(expected, found, strict=True):
+                assert torch.equal(light, other_light) and torch.equal(ab, other_ab)
+
+
+def test_the_next_batches_are_read_while_one_is_worked_on(photographs, tmp_path: Path, monkeypatch) -> None:
+    """So many and no more: the disk works ahead, and memory stays bounded."""
+    photos = streamed(photographs(23, 16), tmp_path, 16)
+    read: list[int] = []
+    original = Streamed._read
+    monkeypatch.setattr(Streamed, "_read", lambda self, rows: read.append(len(rows)) or original(self, rows))
+    batches = photos.epoch(1, 2)
+    next(batches)
+    deadline = time.monotonic() + 10
+    while len(read) < 1 + READ_AHEAD and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert read == [2] * (1 + READ_AHEAD)
+    batches.close()
+
+
+def test_ranks_share_every_batch(photographs) -> None:
+    """Their parts, put together, are the batch of one process, crop positions and mirroring included."""
+    photos = Photos(photographs(23, 16), 16)
+    options = {"seed": 4, "size": 7, "flip": True, "crop": 0.5}
+    parts = [list(photos.epoch(**options, rank=rank, ranks=3)) for rank in range(3)]
+    for (light, ab), *own in zip(photos.epoch(**options), *parts, strict=True):
+        assert torch.equal(light, torch.cat([part[0] for part in own]))
+        assert torch.equal(ab, torch.cat([part[1] for part in own]))
+    shares = [torch.cat([light for light, _ in photos.batches(4, rank, 3)]) for rank in range(3)]
+    assert torch.equal(torch.cat(shares), torch.cat([light for light, _ in photos.batches(4)]))

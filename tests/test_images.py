@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
 from colorize.files import InputError, write_array
-from colorize.images import Refused, contact_sheet, crop_shards, crop_square, read_crops
+from colorize.images import MAPPED_SHARDS, Crops, Refused, contact_sheet, crop_shards, crop_square, read_crops
 from colorize.settings import CropRule
 
 RULE = CropRule(size=32, workers=1)
@@ -458,3 +459,16 @@ def test_a_contact_sheet_shows_the_photographs_of_its_rows():
     assert (sheet == (255, 0, 0)).all(axis=1).sum() == 8 * 400
     assert (sheet == (0, 0, 255)).all(axis=1).sum() == 400
     assert contact_sheet([("nothing", np.empty(0))]).height < 40
+
+
+def test_more_shards_than_a_process_may_have_files_open_are_read(tmp_path: Path) -> None:
+    """A hundred thousand photographs are a hundred shards; twenty-five million would be twenty-five thousand."""
+    for number in range(400):
+        write_array(tmp_path / f"crops-{number:05}.npy", np.full((1, 8, 8, 3), number % 256, np.uint8))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAPPED_SHARDS + 100, hard))
+    try:
+        crops = Crops(tmp_path)[:]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert crops[:, 0, 0, 0].tolist() == [number % 256 for number in range(400)]

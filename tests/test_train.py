@@ -17,7 +17,7 @@ from filelock import FileLock
 from colorize import files
 from colorize.bins import Statistics
 from colorize.files import InputError
-from colorize.images import read_crops
+from colorize.images import Crops, read_crops
 from colorize.models import build_model, load_description, load_model, start_from
 from colorize.settings import HeadRule, ModelBlock, PriorRule
 from pipeline import paths, train
@@ -157,17 +157,32 @@ def test_a_share_is_so_many_photographs_and_the_same_ones_for_a_seed(data, make_
     """Half of eight are four of the training ones; validation keeps all its four; a quarter lies within the half."""
     seen: list[list[int]] = []
 
-    def read(folder: Path, indices: np.ndarray) -> np.ndarray:
+    def opened(folder: Path, indices: np.ndarray) -> Crops:
         seen.append(indices.tolist())
-        return read_crops(folder, indices)
+        return Crops(folder, indices)
 
-    monkeypatch.setattr(train, "read_crops", read)
+    monkeypatch.setattr(train, "Crops", opened)
     for share in (0.5, 0.5, 0.25, 1):
         train.train(make_params({**SMALL, "models.cae.train.share": share, "train.max_epochs": 1}), "cae", paths.MODEL)
     half, again, quarter, whole = seen[::2]
     assert len(half) == 4 and half == again and set(quarter) < set(half) < set(whole) == set(range(8))
     assert whole == sorted(whole) and half == sorted(half) and seen[1::2] == [[8, 9, 10, 11]] * 4
     assert train.share_of(np.arange(100), 0.5, 1).tolist() != train.share_of(np.arange(100), 0.5, 2).tolist()
+
+
+def test_photographs_that_do_not_fit_are_streamed_and_give_the_same_bytes(data, make_params, monkeypatch) -> None:
+    """With room for a photograph and a half no more than a batch is ever read at once, and the fingerprint is the same."""
+    params = {**SMALL, "models.cae.train.flip": True, "models.cae.train.crop": 0.5}
+    train.train(make_params(params), "cae", paths.MODEL)
+    held = files.sha256_of([paths.MODEL])
+    rows: list[int] = []
+    read = Crops.__getitem__
+    monkeypatch.setattr(Crops, "__getitem__", lambda self, chosen: rows.append(len(chosen)) or read(self, chosen))
+    monkeypatch.setattr(paths, "RUNS", Path("other runs"))
+    train.train(make_params({**params, "train.hold_gigabytes": 1.5 * 16 * 16 * 3 / 1e9}), "cae", paths.MODEL)
+    assert files.sha256_of([paths.MODEL]) == held
+    # Two epochs of two batches, and after each the eight that are watched: four for training, four for validation.
+    assert sorted(rows) == [4] * 8
 
 
 @pytest.mark.parametrize(("asked", "own"), [("released", "empirical"), ("released_smoothed", "smoothed")])

@@ -1,4 +1,4 @@
-"""Which device computes, with how many threads, and whether bit for bit."""
+"""Which device computes, with how many threads, whether bit for bit, and how many photographs it holds."""
 
 import os
 
@@ -8,8 +8,8 @@ from colorize.files import InputError
 from colorize.settings import TrainRule
 
 
-def select_device(rule: TrainRule) -> torch.device:
-    """Choose the device that `rule` asks for and set the whole process up for it.
+def select_device(rule: TrainRule, gpu: int = 0) -> torch.device:
+    """Choose the device that `rule` asks for, GPU number `gpu` if it is one, and set the whole process up for it.
 
     On the CPU the same number of threads gives the same bits. On a GPU that takes deterministic algorithms, which cost
     speed and are therefore a parameter there.
@@ -20,7 +20,9 @@ def select_device(rule: TrainRule) -> torch.device:
     there = torch.cuda.is_available()
     if rule.device == "cuda" and not there:
         raise InputError("train.device is cuda but no usable GPU was found; set train.device to auto or cpu")
-    device = torch.device("cuda" if there and rule.device != "cpu" else "cpu")
+    device = torch.device("cuda", gpu) if there and rule.device != "cpu" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     # The gradients' buffers are freed and taken anew in every step; with 4 KB pages that is a third of a step of mlp1.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     torch.set_num_threads(rule.threads)
@@ -30,6 +32,34 @@ def select_device(rule: TrainRule) -> torch.device:
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return device
+
+
+def gpus(rule: TrainRule) -> int:
+    """How many GPUs `rule` may use; 0 means the CPU."""
+    return torch.cuda.device_count() if rule.device != "cpu" and torch.cuda.is_available() else 0
+
+
+def processes(rule: TrainRule) -> int:
+    """How many processes train a model together on this machine.
+
+    Raises:
+        InputError: there are not so many GPUs, or several machines have no place to meet.
+    """
+    there = gpus(rule)
+    if there and rule.nproc > there:
+        raise InputError(f"train.nproc is {rule.nproc} but GPUs found: {there}; lower it, or set train.device to cpu")
+    if rule.nnodes > 1 and not rule.rendezvous:
+        raise InputError(f"train.nnodes is {rule.nnodes} but train.rendezvous is empty; set it to host:port of one of them")
+    return rule.nproc or there or 1
+
+
+def held_bytes(rule: TrainRule, device: torch.device) -> float:
+    """Up to how many bytes of photographs are held in the device's memory."""
+    if rule.hold_gigabytes:
+        return rule.hold_gigabytes * 1e9
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def use_bf16(rule: TrainRule, device: torch.device) -> bool:

@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ SHARD_ROWS = 1000
 SHARD_BYTES = 2**28
 MIN_SHARDS = 16
 """Small data sets are cut into about so many shards, so that every core has work."""
+
+MAPPED_SHARDS = 256
+"""Mapped at a time: each takes one of the files that a process may have open, often 1,024."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -264,6 +268,56 @@ def crop_shards(rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rul
             yield _crop_shard(*jobs[done - 1], crop_row=_crop_row_apart)
 
 
+class Crops:
+    """Crops by their running number over all shards, in the order asked for: mapped, and read when rows are asked for.
+
+    Args:
+        indices: running numbers [n]; None takes all.
+
+    Raises:
+        InputError: there are no shards, one is damaged, or a number is beyond the last crop.
+    """
+
+    def __init__(self, folder: Path, indices: np.ndarray | None = None) -> None:
+        self.paths = sorted(folder.glob("crops-*.npy"))
+        if not self.paths:
+            raise InputError(f"{folder} holds no crops; run the crop stage")
+        self._map = lru_cache(MAPPED_SHARDS)(partial(np.load, mmap_mode="r", allow_pickle=False))
+        self.ends = np.cumsum([len(self._shard(path)) for path in self.paths])
+        self.indices = np.arange(self.ends[-1]) if indices is None else np.asarray(indices)
+        if len(self) and not 0 <= self.indices.min() <= self.indices.max() < self.ends[-1]:
+            highest = self.indices.max()
+            raise InputError(
+                f"{folder} holds {self.ends[-1]} crops, but number {highest} is asked for; run the filter stage"
+            )
+
+    def _shard(self, path: Path) -> np.ndarray:
+        try:
+            return self._map(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} is damaged; delete it and run the crop stage") from error
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def subset(self, rows: np.ndarray) -> "Crops":
+        """Those at positions `rows`."""
+        chosen = copy(self)
+        chosen.indices = self.indices[rows]
+        return chosen
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Read the crops at positions `rows`: uint8 [n, S, S, 3]."""
+        wanted = self.indices[rows]
+        crops = np.empty((len(wanted), *self._shard(self.paths[0]).shape[1:]), np.uint8)
+        shard_of = np.searchsorted(self.ends, wanted, side="right")
+        for number in np.unique(shard_of):
+            places = np.flatnonzero(shard_of == number)
+            shard = self._shard(self.paths[number])
+            crops[places] = shard[wanted[places] - (self.ends[number] - len(shard))]
+        return crops
+
+
 def read_crops(folder: Path, indices: np.ndarray | None = None) -> np.ndarray:
     """Read crops by their running number over all shards, in the order asked for; None reads all.
 
@@ -271,27 +325,9 @@ def read_crops(folder: Path, indices: np.ndarray | None = None) -> np.ndarray:
         uint8 [n, S, S, 3]
 
     Raises:
-        InputError: there are no shards, one is damaged, or a number is beyond the last crop.
+        InputError: what `Crops` raises.
     """
-    paths = sorted(folder.glob("crops-*.npy"))
-    if not paths:
-        raise InputError(f"{folder} holds no crops; run the crop stage")
-    shards = []
-    for path in paths:
-        try:
-            shards.append(np.load(path, mmap_mode="r"))
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{path} is damaged; delete it and run the crop stage") from error
-    ends = np.cumsum([len(shard) for shard in shards])
-    wanted = np.arange(ends[-1]) if indices is None else np.asarray(indices)
-    if len(wanted) and not 0 <= wanted.min() <= wanted.max() < ends[-1]:
-        raise InputError(f"{folder} holds {ends[-1]} crops, but number {wanted.max()} is asked for; run the filter stage")
-    crops = np.empty((len(wanted), *shards[0].shape[1:]), np.uint8)
-    shard_of = np.searchsorted(ends, wanted, side="right")
-    for number in np.unique(shard_of):
-        places = np.flatnonzero(shard_of == number)
-        crops[places] = shards[number][wanted[places] - (ends[number] - len(shards[number]))]
-    return crops
+    return Crops(folder, indices)[:]
 
 
 def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 8, side: int = 96) -> Image.Image:

@@ -129,6 +129,14 @@ class TrainRule:
     deterministic: Literal["auto", True, False] = "auto"
     threads: Positive = 2
     keep: Literal["best", "last"] = "best"
+    hold_gigabytes: Annotated[float, Ge(0)] = 0
+    """Photographs up to this size are held in the device's memory, more are streamed from disk; 0 is half of that memory."""
+    nproc: Count = 0
+    """Processes on this machine that train one model together; 0 is one per GPU, one on the CPU."""
+    nnodes: Positive = 1
+    """Machines that train one model together; the same command is given on each."""
+    rendezvous: str = ""
+    """host:port of one of them, where several machines meet."""
     checkpoint_seconds: Annotated[float, Ge(0)] = 30
     keep_gigabytes: Annotated[float, Ge(0)] = 8
 

@@ -4,7 +4,8 @@
 two epochs continues exactly: a run that was killed and started again ends with the weights of one that was not. States
 are written atomically, at most every `checkpoint_seconds`; the last one holds only what is needed to hand the model out.
 
-The loop receives a model and knows none. It does not choose the device (device.py) nor the data (batches.py).
+The loop receives a model and knows none. It does not choose the device (device.py) nor the data (batches.py). Several ranks
+run it side by side (distributed.py), each on its part of every batch; the first one alone reads and writes the state.
 """
 
 import math
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from colorize import files
+from colorize import distributed, files
 from colorize.batches import Photos
 from colorize.device import use_bf16
 from colorize.files import InputError
@@ -55,6 +56,11 @@ def seed_of(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
 
 
+def noise_seed_of(seed: int, epoch: int) -> int:
+    """The same on the first rank; the noise that models draw is another one on each."""
+    return seed_of(seed, epoch) + distributed.rank() * 2**32
+
+
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
     """The optimizer of one phase."""
     if recipe.optimizer == "adam":
@@ -70,7 +76,7 @@ def scale_of(scales: Sequence[float], epoch: int, epochs: int) -> float:
 
 
 class _Means:
-    """Means of losses over the photographs of an epoch; nothing leaves the device before `result`."""
+    """Means of losses over the photographs of an epoch, all ranks' together; nothing leaves the device before `result`."""
 
     def __init__(self, monitor: str) -> None:
         self.monitor = monitor
@@ -87,7 +93,9 @@ class _Means:
             self.counts[name] = self.counts.get(name, 0) + count
 
     def result(self) -> Row:
-        return {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+        parts = distributed.gathered({name: (float(total), self.counts[name]) for name, total in self.totals.items()})
+        sums = {name: [part[name] for part in parts if name in part] for name in parts[0]}
+        return {name: sum(total for total, _ in s) / sum(count for _, count in s) for name, s in sums.items()}
 
 
 def evaluate_losses(model: Colorizer, photos: Photos, bf16: bool = False) -> Row:
@@ -95,7 +103,7 @@ def evaluate_losses(model: Colorizer, photos: Photos, bf16: bool = False) -> Row
     means = _Means(model.monitor)
     model.eval()
     with torch.no_grad():
-        for light, ab in photos.batches(EVALUATION_BATCH):
+        for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), distributed.ranks()):
             for phase in model.phases:
                 with torch.autocast(light.device.type, torch.bfloat16, enabled=bf16):
                     losses = model.losses(phase, light, ab)
@@ -123,9 +131,10 @@ def fit(
         What was done; the model holds the kept weights, in evaluation mode.
 
     Raises:
-        InputError: a loss is not finite, and the sentence names step, phase and photographs; or weights are not.
+        InputError: a loss is not finite, and the sentence names step, phase and photographs; or weights are not; or a
+            batch has fewer photographs than there are ranks.
     """
-    device = train.images.device
+    device, rank, ranks = train.device, distributed.rank(), distributed.ranks()
     bf16 = use_bf16(rule, device)
     epochs = min(recipe.epochs, rule.max_epochs or recipe.epochs) if model.phases else 0
     rate = max(recipe.lr, rule.lr_at_least)
@@ -135,7 +144,9 @@ def fit(
     }
     optimizers = {phase: make_optimizer(p, recipe, rate) for phase, p in parameters.items()}
     progress, best = Progress(), _copy(model)
-    if (saved := _read(state, device)) is not None:
+    if (
+        saved := distributed.agreed(None if rank else _read(state, device if ranks == 1 else torch.device("cpu")))
+    ) is not None:
         progress = Progress(**saved["progress"])
         model.load_state_dict(saved["model"])
         if saved["finished"]:
@@ -147,7 +158,15 @@ def fit(
 
     watched, shown, scale = train.spread(len(val)), train, 1.0
     steps = -(-len(train) // recipe.batch)
-    bar = tqdm(total=epochs * steps, initial=progress.epoch * steps, unit="batch", disable=None, leave=False)
+    if len(train) // steps < ranks:
+        raise InputError(
+            f"{ranks} processes cannot share batches of {len(train) // steps} photographs; lower train.nproc or "
+            "train.nnodes, or raise the model's train.batch"
+        )
+    distributed.synchronize(model)
+    losses_of = {phase: distributed.phase_losses(model, phase) for phase in model.phases}
+    silent = True if rank else None
+    bar = tqdm(total=epochs * steps, initial=progress.epoch * steps, unit="batch", disable=silent, leave=False)
     saved_at = time.monotonic()
     while (
         progress.epoch < epochs
@@ -156,17 +175,20 @@ def fit(
     ):
         started = time.monotonic()
         epoch_seed = seed_of(seed, progress.epoch)
-        torch.manual_seed(epoch_seed)
+        torch.manual_seed(noise_seed_of(seed, progress.epoch))
         if (wanted := scale_of(recipe.scales, progress.epoch, epochs)) != scale:
             shown, scale = train.scaled(wanted), wanted
         means, stepped = _Means(model.monitor), []
         model.train()
-        for light, ab in shown.epoch(epoch_seed, recipe.batch, recipe.flip, recipe.crop):
+        for step, (light, ab) in enumerate(shown.epoch(epoch_seed, recipe.batch, recipe.flip, recipe.crop, rank, ranks)):
+            whole = len(train) // steps + (step < len(train) % steps)
             for phase, optimizer in optimizers.items():
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    losses = model.losses(phase, light, ab)
+                    losses = losses_of[phase](light, ab)
                 optimizer.zero_grad(set_to_none=True)
-                losses["loss"].backward(inputs=parameters[phase])  # the other phases get no gradient
+                # The mean of the ranks' gradients is that of the whole batch if each counts as much as its part is long.
+                part = losses["loss"] * (len(light) * ranks / whole)
+                part.backward(inputs=parameters[phase])  # the other phases get no gradient
                 optimizer.step()
                 means.add(phase == model.phases[0], losses, len(light))
                 stepped.append(losses["loss"].detach())
@@ -186,8 +208,10 @@ def fit(
         progress.rises = progress.rises + 1 if rose else 0
         progress.epoch += 1
         progress.history.append(row)
-        progress.seconds.append(time.monotonic() - started)
+        progress.seconds.append(distributed.agreed(time.monotonic() - started))
         bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", val=f"{row['val_loss']:.4g}")
+        if rank:
+            continue
         on_epoch(row)
         if time.monotonic() - saved_at >= rule.checkpoint_seconds:
             content = {
@@ -202,7 +226,8 @@ def fit(
     bar.close()
     model.load_state_dict(best)
     model.eval()
-    files.write_state(state, {"finished": True, "progress": asdict(progress), "model": best})
+    if not rank:
+        files.write_state(state, {"finished": True, "progress": asdict(progress), "model": best})
     return progress
 
 
@@ -228,13 +253,14 @@ def _require_finite_steps(losses: list[Tensor], phases: list[str], epoch: int, o
         losses: one per step and phase, the phases in turn.
         order: gives the positions of the photographs of every step.
     """
-    bad = (~torch.isfinite(torch.stack(losses))).nonzero() if losses else torch.empty(0)
-    if len(bad):
-        step, phase = divmod(int(bad[0]), len(phases))
-        raise InputError(
-            f"training stopped: the loss of phase {phases[phase]} is {float(losses[int(bad[0])])} in step {step + 1} of "
-            f"epoch {epoch}, on the photographs {order()[step]} of the training split; {LOWER}"
-        )
+    everyones = distributed.gathered(torch.stack(losses).tolist() if losses else [])
+    for number, values in enumerate(zip(*everyones, strict=True)):
+        if not math.isfinite(value := sum(values)):
+            step, phase = divmod(number, len(phases))
+            raise InputError(
+                f"training stopped: the loss of phase {phases[phase]} is {value} in step {step + 1} of "
+                f"epoch {epoch}, on the photographs {order()[step]} of the training split; {LOWER}"
+            )
 
 
 def _require_finite(row: Row, model: nn.Module) -> None:

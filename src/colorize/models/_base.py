@@ -66,6 +66,10 @@ class Colorizer(nn.Module):
         """
         return self.colorize(light)[:, None]
 
+    def of_all_ranks(self, rows: Tensor) -> Tensor:
+        """The rows that all processes which train the model together have of one thing: here there is one process."""
+        return rows
+
     def rgb(self, light: Tensor) -> Tensor | None:
         """The model's own RGB prediction [B, 3, h, w] in 0 to 1, where RGB is what it predicts."""
         return self.head.rgb(self.out(light)) if isinstance(self.head, Rgb) else None

@@ -198,6 +198,7 @@ class Model(Colorizer):
     @torch.no_grad()
     def learn_components(self, field: Tensor) -> None:
         """Let fields [B, 2, f, f] into the incremental singular value decomposition."""
+        field = self.of_all_ranks(field)
         rows = torch.cat((self.factors, (field - self.mean).flatten(1)))
         _, strengths, axes = torch.linalg.svd(rows, full_matrices=False)
         self.factors.copy_(strengths[:PRINCIPAL, None] * axes[:PRINCIPAL])

@@ -1,0 +1,279 @@
+"""Several processes that train one model: the same loss curve, the same files, one sentence if one of them dies."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from conftest import ROOT
+from faults import fault
+from filelock import FileLock
+from ruamel.yaml import YAML
+from torch import nn
+
+from colorize import files
+from colorize.bins import Statistics
+from colorize.device import processes
+from colorize.files import InputError
+from colorize.settings import PriorRule, TrainRule
+from pipeline import paths
+from pipeline.train import own_gpus
+
+PROGRAM = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_distributed import trained_by_every_rank
+trained_by_every_rank(sys.argv[1])
+"""
+CASES: dict[str, tuple[dict, dict]] = {
+    "cae": ({"channels": (4, 8)}, {}),
+    "resnet18": ({}, {"optimizer": "sgd", "lr": 1e-3, "scales": (1,)}),
+    "fcae2": ({"hidden": (16, 8)}, {"optimizer": "sgd", "lr": 1e-3}),
+    "cgan": ({"width": 4}, {}),
+    "vae": ({"latent": 2}, {}),
+    "deshpande_mdn": ({"width": 4, "latent": 4}, {}),
+}
+"""Blocks with their changes of network and training. Adam makes a whole step of a gradient that is only rounding, and every
+bias before a batch norm has such a one; so plain SGD where there is batch norm and a curve to compare."""
+CURVES = ("cae", "resnet18", "fcae2")
+"""Those that draw no noise."""
+
+
+def trained_by_every_rank(folder: str) -> None:
+    """What each rank of the test's training runs; one process runs it alone as well."""
+    from dataclasses import replace
+
+    from conftest import _photographs
+
+    from colorize import distributed
+    from colorize.batches import Photos
+    from colorize.models import build_model
+    from colorize.training import fit
+    from pipeline.params import load
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    distributed.join(torch.device("cpu"))
+    rank, ranks = distributed.rank(), distributed.ranks()
+    out = Path(folder) / f"{rank} of {ranks}"
+    images = _photographs(27, 16)
+    statistics = Statistics.measure(images, PriorRule())
+    with distributed.company():
+        for name, (network, training) in CASES.items():
+            block = load(ROOT / "params.yaml").block(name)
+            torch.manual_seed(7)
+            model = build_model(replace(block, network=block.network | network), 16, statistics)
+            recipe = replace(block.train, batch=8, **training)
+            rule = TrainRule(max_epochs=3, lr_at_least=3e-4, keep="last")
+            photos = Photos(images, 16)
+            rows: list = []
+            state = Path(folder) / f"{name} of {ranks}.pt"
+            progress = fit(model, photos, photos.spread(9), recipe, rule, 3, state, rows.append)
+            told = {"history": progress.history, "weights": model.state_dict(), "shown": len(rows)}
+            files.write_state(out / name, told)
+        layer, maps, slopes = batch_norm_case()
+        distributed.synchronize(nn.ModuleDict({"layer": layer}))
+        own = maps.tensor_split(ranks)[rank].clone().requires_grad_()
+        normal = layer(own)
+        (normal * slopes.tensor_split(ranks)[rank]).sum().backward()
+        told = {"out": normal.detach(), "slope": own.grad, "weight": layer.weight.grad, "state": layer.state_dict()}
+        files.write_state(out / "norm", told)
+
+
+def batch_norm_case() -> tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor]:
+    """A layer, seven photographs' maps and the gradient that comes back for them."""
+    random = torch.Generator().manual_seed(1)
+    layer = nn.BatchNorm2d(3)
+    nn.init.uniform_(layer.weight, 0.5, 2, generator=random)
+    return layer, torch.randn(7, 3, 4, 4, generator=random) * 3 + 5, torch.randn(7, 3, 4, 4, generator=random)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, str], dict]:
+    """A function of (rank, ranks, name) that reads what each of one and of two processes wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    program = folder / "program.py"
+    program.write_text(PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT)))
+    alone = [sys.executable, str(program), str(folder)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program), str(folder)]
+    for command in (alone, torchrun):
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    return lambda rank, ranks, name: files.read_state(folder / f"{rank} of {ranks}" / name)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_two_ranks_give_the_loss_curve_of_one_process(runs, name: str) -> None:
+    """To a hundred-thousandth, in fp32, training, validation and all that is logged; though 27 photographs do not halve."""
+    one, two = runs(0, 1, name)["history"], runs(0, 2, name)["history"]
+    assert len(one) == len(two) == 3
+    for alone, together in zip(one, two, strict=True):
+        assert alone == pytest.approx(together, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_ranks_end_with_the_same_weights_and_one_reports(runs, name: str) -> None:
+    """Bit for bit, buffers and models that draw noise included; a model that depends on its rank would be whose?"""
+    first, second = runs(0, 2, name), runs(1, 2, name)
+    assert all(torch.equal(tensor, second["weights"][key]) for key, tensor in first["weights"].items())
+    assert first["history"] == second["history"]
+    assert (first["shown"], second["shown"]) == (len(first["history"]), 0)
+
+
+def test_batch_norm_over_two_ranks_is_that_of_the_whole_batch(runs) -> None:
+    """PyTorch's own, on all seven photographs: output, gradients and running statistics."""
+    layer, maps, slopes = batch_norm_case()
+    maps.requires_grad_()
+    whole = layer(maps)
+    (whole * slopes).sum().backward()
+    parts = [runs(rank, 2, "norm") for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([part["out"] for part in parts]), whole.detach())
+    torch.testing.assert_close(torch.cat([part["slope"] for part in parts]), maps.grad)
+    torch.testing.assert_close(parts[0]["weight"] + parts[1]["weight"], layer.weight.grad)
+    torch.testing.assert_close(parts[1]["state"], dict(layer.state_dict()))
+
+
+@pytest.fixture
+def project(tmp_path: Path, photographs) -> Callable[..., Path]:
+    """A function of (name, train's parameters) that makes a folder in which `python -m pipeline.train` runs."""
+    images = photographs(27, 16)
+
+    def make(name: str, **rule: object) -> Path:
+        folder = tmp_path / name
+        files.write_array(folder / paths.CROPS / "crops-00000.npy", images)
+        splits = pd.DataFrame({"index": range(27), "photo": range(27), "split": ["train"] * 20 + ["val"] * 7})
+        files.write_text(folder / paths.SPLITS_CSV, splits.to_csv(index=False))
+        Statistics.measure(images, PriorRule()).write(folder / paths.PRIOR)
+        yaml = YAML()
+        params = yaml.load(ROOT / "params.yaml")
+        params["model"] = "cae"
+        params["crop"]["size"] = 16
+        params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
+        params["models"]["cae"]["train"]["batch"] = 8
+        params["train"].update({"max_epochs": 3, "threads": 1, "device": "cpu"} | rule)
+        with (folder / "params.yaml").open("w") as file:
+            yaml.dump(params, file)
+        return folder
+
+    return make
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", *(command or ("pipeline.train",))],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def train(folder: Path, *command: str, status: int = 0) -> str:
+    process = start(folder, *command)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == status, said
+    return said
+
+
+def curve(folder: Path) -> np.ndarray:
+    return pd.read_csv(io.StringIO((folder / paths.MODEL / "history.csv").read_text())).to_numpy()
+
+
+def test_the_stage_trains_with_as_many_processes_as_it_is_told(project) -> None:
+    """`train.nproc` as well as `torchrun` by hand: one line an epoch, one process's model; a second run does nothing."""
+    alone, told, by_hand = project("alone"), project("told", nproc=2), project("by hand")
+    train(alone)
+    said = train(told)
+    assert [line.split("train")[0].split() for line in said.splitlines()[:-1]] == [
+        ["cae", "epoch", str(e)] for e in (1, 2, 3)
+    ]
+    train(by_hand, "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline.train")
+    for folder in (told, by_hand):
+        assert curve(folder) == pytest.approx(curve(alone), rel=1e-5)
+    same = files.sha256_of([told / paths.MODEL]), files.sha256_of([by_hand / paths.MODEL])
+    assert list(same[0].values()) == list(same[1].values())
+    assert train(told).splitlines() == ["cae: 3 epochs, weights of epoch 3"]
+
+
+def test_two_machines_meet_and_train(project) -> None:
+    """Here both are this one; the first to come to the meeting place writes the model, nobody else does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    machines = [project(name, nnodes=2, rendezvous=place) for name in ("one machine", "another")]
+    started = [start(folder) for folder in machines]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    wrote = [folder for folder in machines if (folder / paths.MODEL).exists()]
+    assert len(wrote) == 1
+    train(alone := project("alone"))
+    assert curve(wrote[0]) == pytest.approx(curve(alone), rel=1e-5)
+
+
+@fault(47, "one of the processes that train a model together dies")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_all_with_a_sentence(project, victim: int) -> None:
+    """Nobody waits for it for ever, none is left; the same command continues and ends with the bytes of one go."""
+    folder, whole = project("killed", nproc=2, max_epochs=60, checkpoint_seconds=0), project("whole", nproc=2, max_epochs=60)
+    train(whole)
+    process = start(folder)
+    deadline = time.monotonic() + 60
+    while not list((folder / "runs").glob("*/state.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ranks = {child.environ()["LOCAL_RANK"]: child for child in psutil.Process(process.pid).children()}
+    ranks[str(victim)].send_signal(signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    sentence = f"process {victim} was killed by signal 9 (SIGKILL); the same command continues"
+    assert process.returncode == 1 and said.splitlines()[-1].endswith(sentence) and "Traceback" not in said
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks.values())
+    assert not (folder / paths.MODEL).exists()
+    train(folder)
+    assert files.sha256(folder / paths.MODEL / "weights.safetensors") == files.sha256(
+        whole / paths.MODEL / "weights.safetensors"
+    )
+
+
+def test_what_ranks_refuse_is_one_sentence(project) -> None:
+    """Once, though each of them refuses it."""
+    said = train(project("many", nproc=8), status=1)
+    assert said.count("error: ") == 1
+    assert "8 processes cannot share batches of 6 photographs; lower train.nproc" in said
+
+
+def test_several_machines_need_a_place_to_meet() -> None:
+    """The first stage says so, before anything is deleted."""
+    with pytest.raises(InputError, match="train.nnodes is 2 but train.rendezvous is empty; set it to host:port"):
+        processes(TrainRule(nnodes=2))
+    assert processes(TrainRule(device="cpu")) == 1 and processes(TrainRule(device="cpu", nproc=3)) == 3
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And zero are as many as there are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert processes(TrainRule()) == 2
+    with pytest.raises(InputError, match="train.nproc is 3 but GPUs found: 2; lower it"):
+        processes(TrainRule(nproc=3))
+
+
+def test_trainings_at_once_take_different_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each the first that nobody has taken; when all are taken, they are shared; a machine without any has none to take."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    with own_gpus(1, 3) as first, own_gpus(1, 3) as second:
+        assert (first, second) == ([0], [1])
+        with own_gpus(2, 3) as third:
+            assert third == [2, 0]
+    with FileLock(tmp_path / "gpu-0.lock"), own_gpus(1, 1) as shared:
+        assert shared == [0]
+    with own_gpus(1, 0) as none:
+        assert none == []
