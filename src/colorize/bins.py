@@ -27,6 +27,10 @@ STEP = 10
 Q = 313
 CELLS = 25
 """Cells of document 001's grid along a and along b, -12 to 12; every sRGB color lies in them."""
+EDGE = 130
+"""How far along a and b `candidates` reach; every sRGB color is within 110."""
+TILE = 5
+"""Side of the squares of `candidates`: half a step, so that the bins' midlines are edges."""
 
 
 @cache
@@ -65,6 +69,29 @@ def nearest(ab: np.ndarray) -> np.ndarray:
     if (bins < 0).any():
         raise ValueError("a color lies outside the sRGB gamut, where there is no bin")
     return bins
+
+
+def candidates(middles: np.ndarray, neighbors: int) -> np.ndarray:
+    """Where the nearest bins of a color are to be looked for.
+
+    A bin can be among the K nearest of some color in a square only if it is nowhere farther from the square than the K-th
+    smallest of the bins' largest distances to it. That leaves some 13 of the 313 for K = 5, 20 for K = 10.
+
+    Args:
+        middles: centers [Q, 2] of any bins, in ab units.
+        neighbors: K, at most Q.
+
+    Returns:
+        int64 [52, 52, M]: bins in ascending order for each square of side `TILE` from -`EDGE` to `EDGE`, along a and b;
+        they hold the K nearest of every color in it.
+    """
+    low = np.arange(-EDGE, EDGE, TILE)[:, None, None]
+    least = np.maximum(0, np.maximum(low - middles, middles - low - TILE)) ** 2
+    most = np.maximum(np.abs(low - middles), np.abs(low + TILE - middles)) ** 2
+    least, most = (along[:, None, :, 0] + along[None, :, :, 1] for along in (least, most))
+    enough = np.partition(most, neighbors - 1)[..., neighbors - 1, None]
+    count = (least <= enough).sum(-1).max()
+    return np.sort(np.argpartition(least, count - 1)[..., :count])
 
 
 def color_counts(images: np.ndarray) -> np.ndarray:
