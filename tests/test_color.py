@@ -27,6 +27,14 @@ def test_lab_of_bytes_is_that_of_their_shares() -> None:
     assert np.abs(np.moveaxis(found.numpy(), 0, -1) - rgb2lab(levels)).max() < 1e-3
 
 
+def test_lab_of_a_batch_of_bytes_is_scikit_images_to_a_ten_thousandth() -> None:
+    """Every third level of each channel as photographs of odd sides, more than a cache holds, in either layout."""
+    levels = np.arange(0, 256, 3, dtype=np.uint8)
+    images = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(86, 43, 172, 3)
+    for batch in (torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()):
+        assert np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max() < 1e-4
+
+
 def test_the_way_back_is_exact_in_uint8() -> None:
     """RGB -> Lab -> RGB gives every level back."""
     rgb = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3))
@@ -55,6 +63,12 @@ def test_conversion_has_finite_gradients_everywhere() -> None:
     rgb = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0.04045, 0.5, 0]]).T.reshape(3, 3, 1).requires_grad_()
     rgb_to_lab(rgb).sum().backward()
     assert torch.isfinite(lab.grad).all() and torch.isfinite(rgb.grad).all()
+
+
+def test_gradients_of_lab_are_its_slopes() -> None:
+    """Of colors on both sides of either knee, against differences."""
+    rgb = torch.tensor([[0.01, 0.03, 0.02], [0.08, 0.1, 0.12], [0.2, 0.01, 0.9], [1, 0, 0.5]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(rgb_to_lab, rgb.T.reshape(3, 4, 1).requires_grad_(), eps=1e-7, atol=1e-4)
 
 
 def test_grey_photograph_has_equal_channels() -> None:

@@ -44,6 +44,27 @@ def test_soft_encoding_equals_the_kd_tree(head, truth) -> None:
     assert (weight[:, 0] >= weight[:, 1]).all()
 
 
+GRID = np.array([(5, 5), (5, -5), (-5, -5), (15, 5), (-75, 45), (95, 65), (95, 75)])  # occupied cells of a grid
+SCATTERED = np.random.default_rng(3).integers(-110, 110, (40, 2))
+
+
+@pytest.mark.parametrize("centers", [bins.centers(), GRID, SCATTERED], ids=["gamut", "grid", "scattered"])
+@pytest.mark.parametrize("neighbors", [1, 5, 10])
+def test_soft_encoding_equals_the_search_of_all_bins(centers, neighbors) -> None:
+    """Any ab, also midway between bins, where the first is taken, and where no color is."""
+    head = Classification(neighbors, 5, 0.38, torch.ones(len(centers)), torch.tensor(centers))
+    steps = np.arange(-130, 130.1, 2.5)  # of the grid of bins all that is midway, and more
+    midway = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    anywhere = np.random.default_rng(4).uniform(-130, 130, (10_000, 2)).astype(np.float32)
+    for points, same in ((midway, 1), (anywhere, 0.999)):  # rounding decides between the nearly equal
+        square = ((points[:, None] - head.centers.double().numpy()) ** 2).sum(-1)
+        expected = np.argsort(square, axis=1, kind="stable")[:, :neighbors]
+        share = np.exp((square.min(1, keepdims=True) - np.take_along_axis(square, expected, 1)) / 50)
+        index, weight = (t[0, :, :, 0].T.numpy() for t in head.encode(torch.tensor(points.T[None, ..., None]).float()))
+        assert np.allclose(weight, share / share.sum(1, keepdims=True), atol=1e-4)
+        assert (index == expected).mean() >= same
+
+
 def test_rebalanced_loss_and_gradient_equal_the_dense_form(head, truth) -> None:
     """Sum over pixels, mean over photographs, each pixel weighted by its nearest bin (Zhang et al., equations 2, 3)."""
     light, ab = truth
@@ -59,6 +80,17 @@ def test_rebalanced_loss_and_gradient_equal_the_dense_form(head, truth) -> None:
     assert losses["loss"].item() == pytest.approx(dense.item(), rel=1e-5)
     assert losses["cross_entropy"].item() == pytest.approx(dense.item() / 64, rel=1e-5)
     assert (ours - logits.grad).abs().max() < 1e-5
+
+
+def test_loss_of_bf16_logits_is_that_of_their_values(head, truth) -> None:
+    """Computed in float32; a gradient asked for twice is the same twice."""
+    light, ab = truth
+    logits = torch.randn(4, 313, 8, 8).bfloat16().requires_grad_()
+    exact = logits.detach().float().requires_grad_()
+    loss, expected = (head.losses(values, light, ab)["loss"] for values in (logits, exact))
+    once, twice = (torch.autograd.grad(3 * loss, logits, retain_graph=True)[0] for _ in range(2))
+    assert loss.item() == expected.item() and once.dtype == torch.bfloat16 and torch.equal(once, twice)
+    assert torch.equal(once, torch.autograd.grad(3 * expected, exact)[0].bfloat16())
 
 
 def test_annealed_mean_runs_from_the_mode_to_the_mean(truth) -> None:

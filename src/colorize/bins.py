@@ -27,6 +27,10 @@ STEP = 10
 Q = 313
 CELLS = 25
 """Cells of document 001's grid along a and along b, -12 to 12; every sRGB color lies in them."""
+EDGE = 130
+"""How far along a and b `candidates` reach; every sRGB color is within 110."""
+TILE = 5
+"""Side of the squares of `candidates`: half a step, so that the bins' midlines are edges."""
 
 
 @cache
@@ -67,13 +71,37 @@ def nearest(ab: np.ndarray) -> np.ndarray:
     return bins
 
 
+def candidates(middles: np.ndarray, neighbors: int) -> np.ndarray:
+    """Where the nearest bins of a color are to be looked for.
+
+    A bin can be among the K nearest of some color in a square only if it is nowhere farther from the square than the K-th
+    smallest of the bins' largest distances to it. That leaves some 13 of the 313 for K = 5, 20 for K = 10.
+
+    Args:
+        middles: centers [Q, 2] of any bins, in ab units.
+        neighbors: K, at most Q.
+
+    Returns:
+        int64 [52, 52, M]: bins in ascending order for each square of side `TILE` from -`EDGE` to `EDGE`, along a and b;
+        they hold the K nearest of every color in it.
+    """
+    low = np.arange(-EDGE, EDGE, TILE)[:, None, None]
+    least = np.maximum(0, np.maximum(low - middles, middles - low - TILE)) ** 2
+    most = np.maximum(np.abs(low - middles), np.abs(low + TILE - middles)) ** 2
+    least, most = (along[:, None, :, 0] + along[None, :, :, 1] for along in (least, most))
+    enough = np.partition(most, neighbors - 1)[..., neighbors - 1, None]
+    count = (least <= enough).sum(-1).max()
+    return np.sort(np.argpartition(least, count - 1)[..., :count])
+
+
 def color_counts(images: np.ndarray) -> np.ndarray:
     """How often each of the 2^24 sRGB colors occurs: uint8 [N, H, W, 3] becomes int64 [16777216]."""
     counts = np.zeros(1 << 24, np.int64)
     pixels = images.reshape(-1, 3)
-    for start in range(0, len(pixels), 1_000_000):  # at once, fresh memory for 26 million would cost more than the counting
-        part = pixels[start : start + 1_000_000].astype(np.int64)
-        np.add.at(counts, (part[:, 0] << 16) | (part[:, 1] << 8) | part[:, 2], 1)
+    part = 1 << 18  # what a cache holds: fresh memory for 26 million at once would cost more than the counting
+    for start in range(0, len(pixels), part):
+        red, green, blue = pixels[start : start + part].T
+        np.add.at(counts, (red.astype(np.int64) << 8 | green) << 8 | blue, 1)
     return counts
 
 
@@ -83,7 +111,7 @@ def count_bins(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     colors = np.flatnonzero(counts)
     bins, cells = np.zeros(Q, np.int64), np.zeros((CELLS, CELLS), np.int64)
     total = np.zeros(2)
-    for part in np.array_split(colors, -(-len(colors) // 1_000_000)):
+    for part in np.array_split(colors, -(-len(colors) // (1 << 14))):
         rgb = np.stack((part >> 16, (part >> 8) & 255, part & 255), -1) / 255
         ab = rgb2lab(rgb)[:, 1:]
         np.add.at(bins, nearest(ab), counts[part])

@@ -18,6 +18,7 @@ RGB_TO_XYZ = (
     (0.019334, 0.119193, 0.950227),
 )
 WHITE = (0.95047, 1.0, 1.08883)
+KNEE = 0.008856  # of X, Y and Z relative to the white point
 
 
 _TO_XYZ = np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None]
@@ -49,7 +50,15 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 def bytes_to_lab(images: Tensor) -> Tensor:
     """The same from uint8 [..., 3, H, W], 0 to 255, in float32: the 256 powers are looked up instead of computed."""
-    return _linear_to_lab(torch.take(_linear_bytes(images.device), images.long()))
+    lab = torch.empty(images.shape, device=images.device)
+    levels = _linear_bytes(images.device)
+    photos, result = (t.reshape(-1, *images.shape[-3:]) for t in (images, lab))
+    # A CPU takes as much at a time as its cache holds: a whole batch would wait for memory in every operation.
+    step = max(1, (1 << 16) // (images.shape[-2] * images.shape[-1])) if images.device.type == "cpu" else len(photos)
+    for part, out in zip(photos.split(step), result.split(step), strict=True):
+        linear = levels.index_select(0, part.int().flatten()).view(part.shape)
+        out.copy_(_linear_to_lab(linear))
+    return lab
 
 
 @cache
@@ -64,7 +73,9 @@ def _to_linear(rgb: Tensor) -> Tensor:
 
 def _linear_to_lab(linear: Tensor) -> Tensor:
     xyz = _mix(_matrices(linear.device, linear.dtype)[0], linear)
-    f = torch.where(xyz > 0.008856, xyz.clamp_min(0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    # A cube root that below the knee goes on as a line: as a sum, half the time of choosing, and log2 and exp2 that of pow.
+    root = (xyz.clamp_min(KNEE).log2() / 3).exp2()
+    f = root + (7.787 * xyz + (16 / 116 - KNEE ** (1 / 3))).clamp_max(0)
     x, y, z = f.unbind(-3)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=-3)
 
