@@ -4,11 +4,19 @@ import os
 import platform
 import subprocess
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("numpy", "pillow", "requests", "scikit-image", "scipy", "torch")
+PACKAGES = {
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "requests": "requests",
+    "scikit-image": "skimage",
+    "scipy": "scipy",
+    "torch": "torch",
+}
 
 
 def machine() -> dict[str, Any]:
@@ -23,6 +31,6 @@ def machine() -> dict[str, Any]:
         "processor": found[0] if found else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: metadata.version(name) for name, module in PACKAGES.items() if find_spec(module)},
         "commit": commit.stdout.strip(),
     }

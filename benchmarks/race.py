@@ -1,0 +1,115 @@
+"""What the benchmarks have in common: photographs, two sides that take turns, and the documents' way to train."""
+
+import io
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage import data
+from skimage.color import rgb2lab
+from torch.utils.data import DataLoader, Dataset
+
+from colorize.batches import Photos
+from colorize.models import Colorizer
+from colorize.settings import ModelBlock, TrainRule
+from colorize.training import Progress, fit
+
+ROUNDS = 5
+Row = dict[str, Any]
+
+
+def tiles(side: int) -> np.ndarray:
+    """Every square of that side of the photographs inside scikit-image, uint8 [n, side, side, 3]."""
+    found = []
+    for photograph in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.retina()):
+        rows, columns = photograph.shape[0] // side, photograph.shape[1] // side
+        found += [
+            photograph[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(rows) for c in range(columns)
+        ]
+    return np.stack(found)
+
+
+def crops(count: int, side: int) -> np.ndarray:
+    """So many of them, the later ones mirrored and turned."""
+    base = tiles(side)
+    return np.stack([np.rot90(base[i % len(base)], i // len(base) % 4) for i in range(count)])
+
+
+def jpeg(pixels: np.ndarray | Image.Image, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of a piece of work, of what it left to a GPU as well."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def race(units: int, unit: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS) -> Row:
+    """Both sides in turns; each once before the clock counts."""
+    seconds(ours), seconds(theirs)
+    times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    ratios = [slow / fast for fast, slow in times]
+    fast, slow = (statistics.median(side) for side in zip(*times, strict=True))
+    return {
+        "unit": unit,
+        "ours a second": round(units / fast, 2),
+        "theirs a second": round(units / slow, 2),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratios": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
+
+
+class PerItem(Dataset):
+    """The documents' way to a data set: every photograph is opened and converted when it is its turn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with Image.open(self.paths[index]) as image:
+            converted = torch.from_numpy(rgb2lab(np.asarray(image))).permute(2, 0, 1).float()
+        return converted[:1], converted[1:]
+
+
+def train_theirs(model: Colorizer, folder: Path, block: ModelBlock, workers: int) -> None:
+    """An epoch of the documents' way: fp32, a loader with workers, no fused optimizer."""
+    device = next(model.parameters()).device
+    recipe = block.train
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learned, 1e-5, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    for light, ab in DataLoader(PerItem(folder), recipe.batch, shuffle=True, num_workers=workers):
+        for phase in model.phases:
+            optimizer.zero_grad()
+            model.losses(phase, light.to(device), ab.to(device))["loss"].backward()
+            optimizer.step()
+
+
+def train_ours(
+    model: Colorizer,
+    photos: Photos,
+    block: ModelBlock,
+    rule: TrainRule,
+    val: Photos | None = None,
+    seed: int = 1,
+    **options: Any,
+) -> Progress:
+    """Epochs of our loop, with one photograph to validate on unless there are others; options are those of `fit`."""
+    with TemporaryDirectory() as folder:
+        state = options.pop("state", Path(folder) / "state.pt")
+        return fit(model, photos, val or photos.spread(1), block.train, rule, seed, state, **options)
