@@ -79,12 +79,12 @@ def _running(port: int, *commands: list[str], **changes: str) -> Iterator[list[s
 
 
 @contextmanager
-def dask(workers: int = WORKERS) -> Iterator[tuple[Compute, subprocess.Popen[bytes]]]:
+def dask(workers: int = WORKERS, threads: int = 1) -> Iterator[tuple[Compute, subprocess.Popen[bytes]]]:
     """As README starts them: the setting to use it by, and the scheduler."""
     port = free_port()
     address, command = f"tcp://{HOST}:{port}", [sys.executable, "-m", "dask"]
     scheduler = [*command, "scheduler", "--host", address, "--no-dashboard"]
-    worker = [*command, "worker", address, "--nworkers", str(workers), "--nthreads", "1", "--no-dashboard"]
+    worker = [*command, "worker", address, "--nworkers", str(workers), "--nthreads", str(threads), "--no-dashboard"]
     # Two deaths instead of four: new workers take a while to start.
     with _running(port, scheduler, worker, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1") as (process, _):
         yield Compute("dask", address), process

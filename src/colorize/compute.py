@@ -82,7 +82,8 @@ def connected(compute: Compute) -> Iterator[str | ParallelBackendBase]:
     """What joblib's `Parallel` takes as its backend; a cluster is left as it was found.
 
     Raises:
-        InputError: what `check` raises; the scheduler cannot be reached, has no worker, or goes away meanwhile.
+        InputError: what `check` raises; the scheduler cannot be reached, has no worker or one of several threads, or goes
+            away meanwhile.
     """
     check(compute)
     if compute.backend == "loky":
@@ -109,8 +110,10 @@ def _dask(address: str) -> Iterator[Cluster]:
 
     with Client(address, timeout=CONNECT_SECONDS, set_as_default=False) as client:
         client.wait_for_workers(1, CONNECT_SECONDS)
-        executor = client.get_executor(pure=False)
-        yield Cluster(executor.submit, sum(client.ncores().values()), (KilledWorker,))
+        threads = client.nthreads().values()
+        if max(threads) > 1:  # how Pillow's warnings are taken is a matter of the whole process
+            raise ValueError("a worker has several threads, start all with --nthreads 1")
+        yield Cluster(client.get_executor(pure=False).submit, len(threads), (KilledWorker,))
 
 
 @contextmanager
