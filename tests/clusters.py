@@ -59,8 +59,7 @@ def free_port() -> int:
 def _running(port: int, *commands: list[str], **changes: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Commands in this project's environment, from when somebody listens on the port; ended with all that they started."""
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests"))
-    programs = os.pathsep.join((str(BIN), os.environ["PATH"]))
-    environment = {**os.environ, "PATH": programs, "PYTHONPATH": paths, **changes}
+    environment = {**os.environ, "PYTHONPATH": paths, **changes}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = [subprocess.Popen(command, env=environment, **quiet) for command in commands]
     try:

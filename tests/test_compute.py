@@ -49,7 +49,7 @@ def test_a_cluster_writes_the_same_bytes(tmp_path: Path, cluster: Compute) -> No
     assert len(asked) > 1 and f"asked-{os.getpid()}" not in asked
 
 
-@fault(47, "a worker of a Dask or Ray cluster that is killed")
+@fault(48, "a worker of a Dask or Ray cluster that is killed")
 def test_a_killed_worker_changes_nothing(tmp_path: Path, cluster: Compute) -> None:
     """The cluster gives its shard to another one; crops and records are those of a run without it."""
     expected = crop_all(tmp_path / "one", Store(tiles(), tmp_path / "notes"))
@@ -59,7 +59,7 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, cluster: Compute) -> No
     assert store.dead() == 1
 
 
-@fault(47, "a photograph that kills every worker of a cluster that decodes it")
+@fault(48, "a photograph that kills every worker of a cluster that decodes it")
 def test_a_photograph_that_kills_workers_costs_only_itself(tmp_path: Path, cluster: Compute) -> None:
     """Once the cluster has given its shard up, this machine takes it apart: `failed`, `crash`; it costs only itself."""
     whole = crop_all(tmp_path / "whole", Store(tiles(), tmp_path / "notes"))
@@ -76,7 +76,7 @@ def test_what_a_worker_cannot_do_is_one_sentence(tmp_path: Path, cluster: Comput
         crop_all(tmp_path / "file/crops", Store(tiles(), tmp_path / "notes"), cluster)
 
 
-@fault(47, "a worker of a cluster that hangs in a photograph")
+@fault(48, "a worker of a cluster that hangs in a photograph")
 def test_a_worker_of_a_cluster_that_hangs_is_noticed(
     tmp_path: Path, cluster: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +87,7 @@ def test_a_worker_of_a_cluster_that_hangs_is_noticed(
         crop_all(tmp_path / "crops", store, cluster)
 
 
-@fault(47, "a scheduler that is killed")
+@fault(48, "a scheduler that is killed")
 @pytest.mark.parametrize("start", ["distributed", "ray"])
 def test_a_scheduler_that_goes_away_is_one_sentence(tmp_path: Path, start: str) -> None:
     """One sentence that names its address and says what to start."""
