@@ -1,16 +1,16 @@
 """First stage: everything that can be refused is refused here, before any later stage deletes what it will replace.
 
 params.yaml is read through its types, the arguments of every block are held against its architecture, the chosen model is
-built, the source and the device are looked for. checked.txt never changes, so that it makes no later stage run; block.json
-holds the chosen model's block, whichever map it stands in, and that of the model it starts from, so that training depends
-on these and no others.
+built, the source, the device and the package of compute.backend are looked for. checked.txt never changes, so that it makes
+no later stage run; block.json holds the chosen model's block, whichever map it stands in, and that of the model it starts
+from, so that training depends on these and no others.
 """
 
 from pathlib import Path
 
 import torch
 
-from colorize import files
+from colorize import compute, files
 from colorize.device import processes, select_device
 from colorize.files import InputError
 from colorize.models import build_model, describe_block, model_class, start_from
@@ -22,6 +22,7 @@ def main(params: Params) -> None:
     chosen = params.block(params.model)
     select_device(params.train)
     processes(params.train)
+    compute.check(params.compute)
     if not Path(params.data.path).exists():
         raise InputError(f"data.path: {params.data.path} does not exist; give the {params.data.source} source's path")
     for name, block in params.blocks.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from colorize.compute import connected
 from colorize.files import InputError, remove_partial, write_text
 from colorize.images import crop_shards
 from colorize.sources import Reader
@@ -35,8 +36,11 @@ def main(params: Params) -> None:
     # Worker processes keep the folder they were started in, hence whole paths.
     reader = Reader(paths.PHOTOS.resolve(), Path(params.data.path).resolve())
     records = []
-    with tqdm(total=len(fetched), desc="crop", unit="photo", file=sys.stderr, disable=None) as bar:
-        for shard in crop_shards(fetched, reader.read, paths.CROPS.resolve(), params.crop):
+    with (
+        connected(params.compute) as backend,
+        tqdm(total=len(fetched), desc="crop", unit="photo", file=sys.stderr, disable=None) as bar,
+    ):
+        for shard in crop_shards(fetched, reader.read, paths.CROPS.resolve(), params.crop, backend):
             records += shard
             bar.update(len(shard))
     remove_partial(paths.CROPS)

@@ -21,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from colorize.files import InputError
 from colorize.settings import (
+    Compute,
     Count,
     CropRule,
     EvaluateRule,
@@ -43,6 +44,7 @@ class Params(BaseModel):
     model: str
     data: Source
     crop: CropRule
+    compute: Compute
     filter: FilterRule
     prior: PriorRule
     train: TrainRule

@@ -8,10 +8,12 @@ import pandas as pd
 from colorize.bins import Q, Statistics
 from colorize.fetch import read_pinned
 from colorize.files import InputError
-from colorize.images import read_crops
+from colorize.images import Crops
 from colorize.settings import PriorRule
 from pipeline import paths
 from pipeline.params import Params, stage
+
+PIXELS_AT_ONCE = 2**24
 
 
 def read_released(rule: PriorRule) -> np.ndarray | None:
@@ -33,7 +35,11 @@ def main(params: Params) -> None:
     released = read_released(params.prior)
     splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
     training = splits.loc[splits["split"] == "train", "index"].to_numpy()
-    statistics = Statistics.measure(read_crops(paths.CROPS, training), params.prior, released)
+    # In chunks, so that memory does not grow with the photographs.
+    crops = Crops(paths.CROPS, training)
+    step = PIXELS_AT_ONCE // params.crop.size**2
+    chunks = (crops[start : start + step] for start in range(0, len(crops), step))
+    statistics = Statistics.measure(chunks, params.prior, released)
     statistics.write(paths.PRIOR)
     counts = statistics.arrays["counts"]
     a, b = statistics.arrays["mean_ab"]

@@ -17,7 +17,7 @@ from pipeline.params import load
 
 LAYERS = [
     {"files", "settings", "color"},
-    {"device", "distributed", "bins", "images", "palette", "fetch"},
+    {"compute", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
     {"models"},

@@ -12,6 +12,7 @@ at grey, so that it is decoded to a color at least 5 away in a and in b.
 Source: Zhang, Isola, Efros, Colorful Image Colorization, ECCV 2016, section 2; document 001, sections 3.2 to 3.4.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,14 +95,15 @@ def candidates(middles: np.ndarray, neighbors: int) -> np.ndarray:
     return np.sort(np.argpartition(least, count - 1)[..., :count])
 
 
-def color_counts(images: np.ndarray) -> np.ndarray:
-    """How often each of the 2^24 sRGB colors occurs: uint8 [N, H, W, 3] becomes int64 [16777216]."""
+def color_counts(chunks: Iterable[np.ndarray]) -> np.ndarray:
+    """How often each of the 2^24 sRGB colors occurs: chunks of photographs, uint8 [N, H, W, 3], become int64 [16777216]."""
     counts = np.zeros(1 << 24, np.int64)
-    pixels = images.reshape(-1, 3)
-    part = 1 << 18  # what a cache holds: fresh memory for 26 million at once would cost more than the counting
-    for start in range(0, len(pixels), part):
-        red, green, blue = pixels[start : start + part].T
-        np.add.at(counts, (red.astype(np.int64) << 8 | green) << 8 | blue, 1)
+    part = 1 << 18  # what a cache holds: fresh memory for 16 million at once would cost more than the counting
+    for chunk in chunks:
+        pixels = chunk.reshape(-1, 3)
+        for start in range(0, len(pixels), part):
+            red, green, blue = pixels[start : start + part].T
+            np.add.at(counts, (red.astype(np.int64) << 8 | green) << 8 | blue, 1)
     return counts
 
 
@@ -158,9 +160,10 @@ class Statistics:
     [313], and of all four `weights_*`; the same over the grid's occupied cells as `grid_*`, but for the released prior."""
 
     @staticmethod
-    def measure(images: np.ndarray, rule: PriorRule, released: np.ndarray | None = None) -> "Statistics":
-        """Count the colors of uint8 images [N, H, W, 3]; `released` [313] joins as a second prior."""
-        bins, cells, mean_ab = count_bins(color_counts(images))
+    def measure(chunks: Iterable[np.ndarray], rule: PriorRule, released: np.ndarray | None = None) -> "Statistics":
+        """Count the colors of photographs, uint8 [N, H, W, 3] or chunks of that read one by one; `released` [313] joins as a
+        second prior."""
+        bins, cells, mean_ab = count_bins(color_counts(chunks))
         occupied = np.argwhere(cells)
         gamut = _distributions(centers(), bins, rule, **({} if released is None else {"released": released}))
         grid = _distributions((occupied - CELLS // 2 + 0.5) * STEP, cells[tuple(occupied.T)], rule)

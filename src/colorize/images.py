@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, ParallelBackendBase, cpu_count, delayed
 from PIL import Image, ImageCms, ImageDraw, UnidentifiedImageError
 
 from colorize.files import InputError, write_array
@@ -231,18 +231,25 @@ def _crop_shard(
     return records
 
 
-def crop_shards(rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule) -> Iterator[list[Record]]:
+def crop_shards(
+    rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule, backend: str | ParallelBackendBase = "loky"
+) -> Iterator[list[Record]]:
     """Crop photographs into `folder`/crops-00000.npy and following, on every core, in the order of `rows`.
 
     Each row has photo, shard, member and sha256. Shards depend on the rows and the size alone, so they are the same
     bytes for any number of workers. A photograph whose decoder kills its process costs only itself: its record
     says crash (with one worker there is no other process to die in its place).
 
+    Args:
+        backend: joblib's loky, `rule.workers` processes of this machine; or a cluster, see `colorize.compute.connected`,
+            whose workers read the photographs and write `folder` under the same paths as this process.
+
     Yields:
         The records of one shard after the other.
 
     Raises:
-        InputError: a worker hangs in a photograph (with one worker there is nobody to notice).
+        InputError: a worker hangs in a photograph (with one worker there is nobody to notice); on a cluster it goes on
+            hanging, and no worker being free for so long looks the same.
     """
     per_shard = min(SHARD_ROWS, SHARD_BYTES // (rule.size**2 * 3) or 1, -(-len(rows) // MIN_SHARDS) or 1)
     jobs = [
@@ -250,18 +257,20 @@ def crop_shards(rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rul
         for start in range(0, len(rows), per_shard)
     ]
     workers = min(rule.workers or cpu_count(), len(jobs))
+    alone = backend == "loky" and workers == 1
     done = 0
     while done < len(jobs):
         try:
-            pool = Parallel(workers, return_as="generator", timeout=HANG_SECONDS if workers > 1 else None)
+            pool = Parallel(workers, backend=backend, return_as="generator", timeout=None if alone else HANG_SECONDS)
             for records in pool(delayed(_crop_shard)(*job) for job in jobs[done:]):
                 done += 1
-                yield records
+                # A cluster gives None for a shard of which a photograph kills the workers.
+                yield records or _crop_shard(*jobs[done - 1], crop_row=_crop_row_apart)
         except (TimeoutError, multiprocessing.TimeoutError) as error:
             first, last = jobs[done][0][0]["photo"], jobs[done][0][-1]["photo"]
             raise InputError(
                 f"one of the photographs {first} to {last} keeps a worker busy for over {HANG_SECONDS:g} seconds; find it "
-                "with crop.workers=1 and remove it"
+                "with compute.backend=loky and crop.workers=1, and remove it"
             ) from error
         except BrokenProcessPool:  # by some photograph of the shards in flight: this one is taken apart
             done += 1

@@ -66,7 +66,17 @@ class CropRule:
     small: Literal["enlarge", "drop"] = "enlarge"
     """What happens to photographs that are too small: whose short side (pad: long side) is below `size`."""
     workers: Count = 0
-    """Processes; 0 takes every core."""
+    """Processes of this machine; 0 takes every core."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where photographs are cropped; the results are the same bytes."""
+
+    backend: Literal["loky", "dask", "ray"] = "loky"
+    """loky: processes of this machine; dask, ray: all workers of such a cluster."""
+    address: str = ""
+    """dask, ray: of the cluster's scheduler."""
 
 
 Rule = Literal["dark", "bright", "monotone", "grey", "duplicates"]
