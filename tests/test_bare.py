@@ -51,7 +51,7 @@ def test_every_slice_runs_with_no_more_than_that(tmp_path: Path) -> None:
     assert found["resume"]["found"]["resnet18"]["the same bytes"] is True
     assert found["deterministic"]["found"]["resnet18, fp32"]["two trainings, the same bytes"] is True
     scored = found["document_000"]["found"]["resnet18"]
-    assert scored["epochs"] > 0 and scored["model"]["psnr"] > 0 and scored["grey"]["colorfulness"] == 0
+    assert scored["epochs"] > 0 and scored["model"]["psnr"] > 0 and scored["grey"]["colorfulness"] < 0.5
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert gpu("--out", str(tmp_path)) == ""
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == before

@@ -49,25 +49,25 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def test_the_crop_is_the_centered_square_in_source_coordinates():
-    """A square marked red in a blue wide picture fills the crop exactly, also where the margins are odd."""
+    """A square marked red in a blue wide picture fills the crop, odd margins too; the filter reaches 3 pixels."""
     for width, height, margin in ((96, 32, 32), (33, 32, 0.5)):
         picture = np.zeros((height, width, 3), np.uint8)
         picture[..., 2] = 255
         picture[:, int(margin) : int(margin) + 32] = (255, 0, 0)
-        inner = crop(encoded(Image.fromarray(picture), "PNG"))[:, 1:-1]
+        inner = crop(encoded(Image.fromarray(picture), "PNG"))[:, 3:-3]
         assert (inner.reshape(-1, 3)[:, 0] == 255).all(), "only red inside"
 
 
 @pytest.mark.parametrize("shape", [(1536, 1024), (1023, 1535), (1301, 1299)])
-def test_decoding_at_a_reduced_scale_equals_a_full_decode_to_40_db(shape):
+def test_decoding_at_a_reduced_scale_equals_a_full_decode_to_45_db(shape):
     """JPEG draft, then one resample of a fractional box, against a full decode and the same resample."""
     content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "JPEG", quality=92)
     full = Image.open(io.BytesIO(content))
     side = min(shape)
     left, top = (shape[0] - side) / 2, (shape[1] - side) / 2
-    reference = full.resize((64, 64), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    reference = full.resize((64, 64), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
     ours = crop(content, CropRule(size=64))
-    assert peak_signal_noise_ratio(np.asarray(reference), ours) >= 40
+    assert peak_signal_noise_ratio(np.asarray(reference), ours) >= 45
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6000), (6000, 1), (3, 2)])
@@ -272,7 +272,7 @@ def test_padding_keeps_the_whole_photograph_between_black_bars(shape: tuple[int,
     pixels, record = crop_square(content, PADDED)
     above, below, left, right = bars
     inner = pixels[above : 32 - below, left : 32 - right]
-    expected = Image.open(io.BytesIO(content)).resize(inner.shape[1::-1], Image.Resampling.BICUBIC)
+    expected = Image.open(io.BytesIO(content)).resize(inner.shape[1::-1], Image.Resampling.LANCZOS)
     assert np.array_equal(inner, np.asarray(expected))
     assert pixels.sum(dtype=int) == inner.sum(dtype=int), "black outside"
     assert (record.width, record.height) == shape
@@ -285,19 +285,19 @@ def test_padding_is_that_of_the_upright_photograph(orientation: int) -> None:
     pixels, record = crop_square(turned(upright, orientation, "PNG"), PADDED)
     expected = crop(encoded(Image.fromarray(upright), "PNG"), PADDED).astype(int)
     difference = np.abs(pixels.astype(int) - expected)
-    assert difference.mean() < 0.2 and difference.max() <= 8  # rows and columns are resampled, and clipped, in turns
+    assert difference.mean() < 0.2 and difference.max() <= 12  # rows and columns are resampled, and clipped, in turns
     assert (pixels[:7] == 0).all() and (pixels[-8:] == 0).all() and pixels[7].any() and pixels[-9].any()
     assert (record.width, record.height) == (64, 34)
 
 
 @pytest.mark.parametrize("shape", [(1536, 1024), (1023, 1535), (2001, 299)])
 def test_padding_decodes_at_a_reduced_scale_too(shape: tuple[int, int]) -> None:
-    """JPEG draft against a full decode, to 40 dB."""
+    """JPEG draft against a full decode, to 40 dB: the last shape is one of 64x10."""
     content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "JPEG", quality=92)
     ours = crop(content, CropRule(size=64, fit="pad"))
     rows, columns = (ours.any((1, 2)).sum(), ours.any((0, 2)).sum())
     assert max(rows, columns) == 64 and min(rows, columns) == round(64 * min(shape) / max(shape))
-    reference = Image.open(io.BytesIO(content)).resize((columns, rows), Image.Resampling.BICUBIC)
+    reference = Image.open(io.BytesIO(content)).resize((columns, rows), Image.Resampling.LANCZOS)
     top, left = (64 - rows) // 2, (64 - columns) // 2
     inner = ours[top : top + rows, left : left + columns]
     assert peak_signal_noise_ratio(np.asarray(reference), inner) >= 40

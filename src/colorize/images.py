@@ -1,8 +1,8 @@
 """Encoded photographs of unknown origin to upright sRGB squares, in shards of uint8 arrays.
 
 Geometry is pinned: the centered square in source coordinates (or the whole photograph, which black bars then make a
-square), then one antialiased resample; JPEGs are decoded at
-a reduced scale of at least twice the target, which costs no visible quality (45 dB) and a quarter of the time.
+square), then one antialiased resample with Lanczos's filter; JPEGs are decoded at a reduced scale of at least twice the
+target: of 12 megapixels in a sixth of a full decode's time, and above 45 dB from it.
 Whatever cannot be decoded completely is refused with a reason: no partial image is ever returned.
 It does not judge what a photograph shows; selection.py does.
 """
@@ -146,7 +146,7 @@ def _crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
         box = (left, top, left + side, top + side)
     orientation = orientation_of(image)
     notes = ["exif_ignored"] if orientation is None else []
-    scaled = plain(image).resize((across, down), Image.Resampling.BICUBIC, box)
+    scaled = plain(image).resize((across, down), Image.Resampling.LANCZOS, box)
     if profile := image.info.get("icc_profile"):
         try:
             scaled = to_srgb(profile, scaled.mode).apply(scaled)
