@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def lock(folder: Path, name: str) -> AcquireReturnProxy:
     try:
         return file.acquire(timeout=0)
     except Timeout:
-        tqdm.write(f"{name}: another process is training it in {folder}; waiting for its weights")
+        tqdm.write(f"{name}: another process is training it in {folder}; waiting for its weights", file=sys.stderr)
         return file.acquire()
 
 

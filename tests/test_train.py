@@ -199,7 +199,7 @@ def test_two_processes_never_train_the_same_model_at_once(data, make_params, mon
     params = make_params(SMALL)
     train.train(params, "cae", paths.MODEL)
     state, aside, said = next(paths.RUNS.glob("cae-*/state.pt")), Path("aside.pt"), SimpleQueue()
-    monkeypatch.setattr(train.tqdm, "write", said.put)
+    monkeypatch.setattr(train.tqdm, "write", lambda text, **_: said.put(text))
     monkeypatch.setattr("colorize.batches.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
     with ThreadPoolExecutor(1) as pool:
         with FileLock(state.parent / "lock"):
