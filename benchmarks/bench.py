@@ -12,6 +12,7 @@ import io
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from scipy.spatial import cKDTree
 from skimage import data
-from skimage.color import rgb2lab
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -39,7 +42,7 @@ from colorize.color import bytes_to_lab
 from colorize.files import InputError
 from colorize.heads import Classification
 from colorize.images import crop_shards, crop_square
-from colorize.metrics import psnr
+from colorize.metrics import per_image, psnr
 from colorize.models import build_model
 from colorize.palette import main_colors, weighted_lightness
 from colorize.settings import CropRule, TrainRule
@@ -348,9 +351,73 @@ def epoch_zhang_simplified() -> Row:
     return _epoch("zhang_simplified")
 
 
+def scikit_scores(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray) -> dict[str, float]:
+    """The metrics of one photograph as one would write them with scikit-image."""
+    lab, error = rgb2lab(truth), (prediction.astype(float) - truth) / 255
+
+    def colorfulness(image: np.ndarray) -> float:
+        red, green, blue = np.moveaxis(image.astype(float), -1, 0)
+        first, second = red - green, (red + green) / 2 - blue
+        return np.hypot(first.std(), second.std()) + 0.3 * np.hypot(first.mean(), second.mean())
+
+    return {
+        "psnr": peak_signal_noise_ratio(truth, prediction),
+        "ssim": structural_similarity(
+            truth, prediction, gaussian_weights=True, use_sample_covariance=False, data_range=255, channel_axis=-1
+        ),
+        "rmse": np.sqrt(np.square(error).mean()),
+        "rmse_ab": np.sqrt(np.square(lab[..., 1:] - ab).mean()),
+        "mae": np.abs(error).mean(),
+        "colorfulness": colorfulness(prediction),
+        "colorfulness_difference": abs(colorfulness(prediction) - colorfulness(truth)),
+        "ciede2000": deltaE_ciede2000(lab, rgb2lab(prediction)).mean(),
+    }
+
+
+def evaluate() -> Row:
+    """every metric of 200 predictions of 256x256, all cores | scikit-image, one photograph after the other"""
+    truth, random = crops(200, 256), np.random.default_rng(1)
+    prediction = np.clip(truth + random.normal(0, 12, truth.shape), 0, 255).astype(np.uint8)
+    ab = rgb2lab(prediction)[..., 1:].astype(np.float32)
+    ours: list[pd.DataFrame] = []
+    theirs: list[pd.DataFrame] = []
+    row = race(
+        len(truth),
+        "photographs",
+        lambda: ours.append(per_image(truth, prediction, ab, os.cpu_count() or 1)),
+        lambda: theirs.append(pd.DataFrame(list(map(scikit_scores, truth, prediction, ab)))),
+        rounds=3,
+    )
+    differences = (ours[-1][theirs[-1].columns] - theirs[-1]).abs().max()
+    return row | {f"largest difference of {name}": float(f"{value:.1g}") for name, value in differences.items()}
+
+
+def repro() -> Row:
+    """`dvc repro` in a clone in which everything is up to date | `dvc --version`, what DVC's start alone costs"""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{clone}/src",
+        }
+
+        def run(*command: str) -> None:
+            result = subprocess.run(
+                command, cwd=clone if clone.exists() else ROOT, env=environment, capture_output=True, text=True
+            )
+            if result.returncode:
+                raise InputError(f"`{' '.join(command)}` failed: {(result.stderr.strip() or result.stdout.strip())[-300:]}")
+
+        run("git", "clone", "--quiet", str(ROOT), str(clone))
+        run("dvc", "repro")
+        row = race(1, "runs", lambda: run("dvc", "repro"), lambda: run("dvc", "--version"))
+    return row | {"seconds": round(1 / row["ours a second"], 1)}
+
+
 EPOCHS = (epoch_cae, epoch_fcae2, epoch_mlp1, epoch_zhang_simplified)
 ROWS: Mapping[str, Callable[[], Row]] = {
-    row.__name__: row for row in (crop_12mp, crop_1mp, cores, lab, prior, palette, encode, soft_loss, *EPOCHS)
+    row.__name__: row
+    for row in (crop_12mp, crop_1mp, cores, lab, prior, palette, encode, soft_loss, *EPOCHS, evaluate, repro)
 }
 
 

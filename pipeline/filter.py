@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from colorize.files import InputError, write_bytes, write_text
 from colorize.images import contact_sheet, read_crops
-from colorize.palette import chroma, listed_colors, main_colors, weighted_lightness
+from colorize.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
 from colorize.selection import SPLITS, duplicates, split, thumbnails, tone_rules
 from colorize.settings import FilterRule
 from pipeline import paths
@@ -32,7 +32,7 @@ REMEDY = {
 
 def _measure(indices: np.ndarray, method: str) -> tuple[np.ndarray, ...]:
     crops = read_crops(paths.CROPS, indices)
-    return *main_colors(crops, method), *chroma(crops), thumbnails(crops)
+    return *main_colors(crops, method), *chroma(to_lab(crops)), thumbnails(crops)
 
 
 def _measure_all(count: int, method: str) -> list[np.ndarray]:

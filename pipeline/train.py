@@ -5,9 +5,10 @@ Where several processes train it together (train.nproc, train.nnodes), this star
 
 The training state lies in runs/<name>-<fingerprint>/, outside every stage's outs: DVC deletes outs before it runs. The
 fingerprint covers all that the weights depend on (block, rules, seed, source, data, torch, device), so a state is only ever
-continued by the run that it belongs to, and a finished one is handed out instead of trained again. Measured seconds go to
-timing.csv there, never into an out. A fine-tuned model starts from that state of the other one: what is not there yet is
-trained first, so no weights of other data or parameters can ever be taken for it.
+continued by the run that it belongs to, and a finished one is handed out instead of trained again; who wants one that
+another process (a second queue worker, say) is training waits for it. Measured seconds go to timing.csv there, never into an
+out. A fine-tuned model starts from that state of the other one: what is not there yet is trained first, so no weights of
+other data or parameters can ever be taken for it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
 import colorize
@@ -77,13 +78,21 @@ def prune(keep: Path, gigabytes: float) -> None:
     folders = sorted((f for f in paths.RUNS.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
     total = 0
     for folder in [keep, *(f for f in folders if f != keep)]:
-        total += sum(file.stat().st_size for file in folder.iterdir())
-        if folder != keep and total > gigabytes * 1e9:
-            try:
+        with suppress(Timeout, FileNotFoundError):  # another process trains it, renames in it or has just deleted it
+            total += sum(file.stat().st_size for file in folder.iterdir())
+            if folder != keep and total > gigabytes * 1e9:
                 with FileLock(folder / "lock", timeout=0):
                     shutil.rmtree(folder)
-            except Timeout:
-                continue
+
+
+def lock(folder: Path, name: str) -> AcquireReturnProxy:
+    """The sole right to train in a run's folder, as a context manager; while another process has it, say so and wait."""
+    file = FileLock(folder / "lock")
+    try:
+        return file.acquire(timeout=0)
+    except Timeout:
+        tqdm.write(f"{name}: another process is training it in {folder}; waiting for its weights", file=sys.stderr)
+        return file.acquire()
 
 
 def share_of(indices: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -105,15 +114,16 @@ def trainable(block: ModelBlock, statistics: Statistics) -> tuple[ModelBlock, li
     return replace(block, head=replace(block.head, weights=own)), [note]
 
 
-def trained(params: Params, name: str, gpu: int = 0, wait: bool = False) -> tuple[Colorizer, Progress, dict[str, Any]]:
-    """A trained model, from its finished state if there is one; what was done; and its description. All ranks do this.
+def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
+    """A trained model, from its finished state if there is one or will be; what was done; and its description.
+
+    All ranks do this; the first one alone reads and writes.
 
     Args:
         gpu: number of the GPU that computes, where one does.
-        wait: if another process is training this very model, let it finish.
 
     Raises:
-        InputError: there is too little data, or another process is training this very model.
+        InputError: there is too little data.
     """
     device = select_device(params.train, gpu)
     distributed.join(device)
@@ -143,29 +153,26 @@ def trained(params: Params, name: str, gpu: int = 0, wait: bool = False) -> tupl
         values = f"train {row['train_loss']:.5g}  val {row['val_loss']:.5g}"
         tqdm.write(f"{name}  epoch {row['epoch']:g}  {values}")
 
-    try:
-        with FileLock(folder / "lock", timeout=-1 if wait else 0) if first else nullcontext():
-            if first:
-                files.remove_partial(folder)
-            torch.manual_seed(params.seed)
-            model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
-            if block.start and not distributed.agreed((folder / STATE).exists()):
-                start_from(model, trained(params, block.start, gpu, wait=True)[0])
-            progress = fit(
-                model,
-                sets["train"],
-                sets["val"],
-                block.train,
-                params.train,
-                params.seed,
-                folder / STATE,
-                report,
-            )
-            if first:
-                lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
-                files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
-    except Timeout as error:
-        raise InputError(f"another process is training {name} in {folder}; wait for it or stop it") from error
+    with lock(folder, name) if first else nullcontext():
+        if first:
+            files.remove_partial(folder)
+        torch.manual_seed(params.seed)
+        model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
+        if block.start and not distributed.agreed((folder / STATE).exists()):
+            start_from(model, trained(params, block.start, gpu)[0])
+        progress = fit(
+            model,
+            sets["train"],
+            sets["val"],
+            block.train,
+            params.train,
+            params.seed,
+            folder / STATE,
+            report,
+        )
+        if first:
+            lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
+            files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
     description = {
         "name": name,
         "block": describe_block(block),

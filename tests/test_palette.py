@@ -6,7 +6,7 @@ import pytest
 from skimage.color import rgb2lab
 
 from colorize.files import InputError
-from colorize.palette import chroma, listed_colors, main_colors, weighted_lightness
+from colorize.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
 
 
 def lab(*rgb: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_a_listed_color_out_of_range_is_refused_by_name(column, value):
 def test_chroma_of_hand_made_pictures():
     """Half red, half grey: the largest |b*| or |a*| is red's, the mean chroma half of red's; pure grey has none."""
     crops = np.concatenate([picture((128, (255, 0, 0)), (128, (90, 90, 90))), picture((256, (13, 13, 13)))])
-    extreme, mean = chroma(crops)
+    extreme, mean = chroma(to_lab(crops))
     _, a, b = lab(255, 0, 0)
     assert extreme == pytest.approx([max(abs(a), abs(b)), 0], abs=1e-2)
     assert mean == pytest.approx([np.hypot(a, b) / 2, 0], abs=1e-2)
@@ -100,6 +100,6 @@ def test_chroma_agrees_with_scikit_image_in_float64():
     """Random pixels, to a thousandth of a Lab unit."""
     crops = np.random.default_rng(5).integers(0, 256, (3, 20, 20, 3), np.uint8)
     ab = rgb2lab(crops)[..., 1:].reshape(3, -1, 2)
-    extreme, mean = chroma(crops)
+    extreme, mean = chroma(to_lab(crops))
     assert extreme == pytest.approx(np.abs(ab).max(axis=(1, 2)), abs=1e-3)
     assert mean == pytest.approx(np.sqrt((ab**2).sum(axis=-1)).mean(axis=1), abs=1e-3)

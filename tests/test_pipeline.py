@@ -1,5 +1,6 @@
 """The whole graph under DVC, on a clone of this project with a few small photographs: what a user does, and gets."""
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from conftest import ROOT, _photographs
@@ -261,6 +263,47 @@ def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_runni
     assert "Running" not in run(project, "dvc", "queue", "status")
     run(project, "dvc", "queue", "remove", "--all")
     run(project, "git", "clean", "-qfd", "studies")
+
+
+def test_queued_experiments_share_what_is_equal_and_keep_their_own_results(project: Path) -> None:
+    """Two workers: all succeed, equal stages and equal trainings run once, the results are those of a run alone.
+
+    The first two want the very same weights at the same time; the two workers start with them.
+    """
+    before = snapshot(project)
+    training = ("train.max_epochs=0", "models.cae.train.epochs=300", "models.cae.train.patience=0")
+    queued = {
+        "cae": ["model=cae", "seed=2", *training],
+        "cae-sheet": ["model=cae", "seed=2", "evaluate.samples=2", *training],
+        "vae": ["model=vae", "seed=2"],
+        "vae-seed": ["model=vae", "seed=3"],
+    }
+    for name, settings in queued.items():
+        run(project, "dvc", "exp", "run", "--queue", "--name", name, *(f"-S{setting}" for setting in settings))
+    run(project, "dvc", "queue", "start", "--jobs", "2")  # the workers keep its output open: it ends with them
+    logs = {name: run(project, "dvc", "queue", "logs", name) for name in queued}
+    status = run(project, "dvc", "queue", "status")
+    assert status.count("Success") == len(queued), status + "".join(logs.values())
+
+    assert all("Stage 'crop' didn't change, skipping" in log for log in logs.values())
+    assert all(f"Stage '{stage}' is cached - skipping run" in logs["vae"] for stage in ("download", "filter", "prior"))
+    assert sum("cae  epoch 1 " in log for log in logs.values()) == 1
+    table = pd.read_csv(io.StringIO(run(project, "dvc", "exp", "show", "--csv"))).set_index("Experiment")
+    assert table.loc["cae", "data/model"] == table.loc["cae-sheet", "data/model"]
+    assert table.loc[list(queued), ["data/model", "psnr"]].nunique().tolist() == [3, 3]
+
+    assert run(project, "git", "status", "--porcelain") == "" and snapshot(project) == before
+    assert "up to date" in run(project, "dvc", "repro")
+    run(project, "dvc", "exp", "apply", "vae")
+    parallel = snapshot(project)
+    assert parallel != before
+    shutil.rmtree(project / "runs")
+    run(project, "dvc", "repro", "--force", "--single-item", "train", "evaluate")
+    assert snapshot(project) == parallel
+    run(project, "git", "reset", "-q", "--hard")
+    run(project, "dvc", "checkout")
+    run(project, "dvc", "queue", "remove", "--all")
+    assert "up to date" in run(project, "dvc", "repro")
 
 
 def test_ci_shows_what_a_changed_parameter_changed(project: Path) -> None:

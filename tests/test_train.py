@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pandas as pd
@@ -207,14 +209,21 @@ def test_without_the_released_prior_the_own_one_is_used_and_named(data, make_par
 
 
 @fault(35, "the same training twice at once")
-def test_two_processes_never_train_the_same_model_at_once(data, make_params) -> None:
-    """The second is told where the first is."""
+def test_two_processes_never_train_the_same_model_at_once(data, make_params, monkeypatch) -> None:
+    """The second says where the first is, waits, and takes its finished state: equal bytes."""
     params = make_params(SMALL)
-    folder = paths.run_folder("cae", train.fingerprint(params, "cae", torch.device("cpu")))
-    folder.mkdir(parents=True)
-    with FileLock(folder / "lock"), pytest.raises(InputError, match="another process is training cae"):
-        train.train(params, "cae", paths.MODEL)
-    assert not paths.MODEL.exists()
+    train.train(params, "cae", paths.MODEL)
+    state, aside, said = next(paths.RUNS.glob("cae-*/state.pt")), Path("aside.pt"), SimpleQueue()
+    monkeypatch.setattr(train.tqdm, "write", lambda text, **_: said.put(text))
+    monkeypatch.setattr("colorize.batches.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(state.parent / "lock"):
+            state.rename(aside)  # as if the first were still at it
+            second = pool.submit(train.train, params, "cae", Path("second"))
+            assert said.get(timeout=60).startswith(f"cae: another process is training it in {state.parent}; waiting")
+            aside.rename(state)
+        second.result(timeout=60)
+    assert files.sha256(Path("second/weights.safetensors")) == files.sha256(paths.MODEL / "weights.safetensors")
 
 
 def test_old_states_are_deleted_beyond_the_limit(data, make_params) -> None:
@@ -230,6 +239,15 @@ def test_old_states_are_deleted_beyond_the_limit(data, make_params) -> None:
     with FileLock(paths.RUNS / "oldest" / "lock"):
         train.prune(current, 2.5e-6)
     assert sorted(folder.name for folder in paths.RUNS.iterdir()) == ["current", "old", "oldest"]
+
+
+def test_a_file_that_another_process_renames_meanwhile_does_not_disturb_the_deleting(data) -> None:
+    """As when a second queue worker saves its state: the name is listed and then gone."""
+    for name in ("current", "other"):
+        files.write_bytes(paths.RUNS / name / "state.pt", b"x" * 1000)
+    (paths.RUNS / "other/.state.pt.1.partial").symlink_to("gone")
+    train.prune(paths.RUNS / "current", 1)
+    assert (paths.RUNS / "other/state.pt").exists()
 
 
 def test_too_few_photographs_are_refused(data, make_params) -> None:
