@@ -21,6 +21,9 @@ faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,0
 bench: .venv/ready       ## ours against what one would otherwise write: results/bench.md
 	@$(BIN)/python -m benchmarks.bench && $(BIN)/python -m benchmarks.downloads
 
+gpu:                     ## what only a GPU can show, on a machine with nothing but PyTorch, scikit-image, Pillow, pandas and SciPy
+	@PYTHONPATH=src python3 -m benchmarks.gpu
+
 check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest
 
@@ -30,4 +33,4 @@ unlock: .venv/ready      ## remove what a killed DVC left of its locks
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
 
-.PHONY: repro zoo unlock experiments test faults bench check
+.PHONY: repro zoo unlock experiments test faults bench gpu check

@@ -15,60 +15,37 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 from scipy.spatial import cKDTree
-from skimage import data
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.machine import ROOT, machine
+from benchmarks.race import ROUNDS, Row, crops, jpeg, race, seconds, tiles, train_ours, train_theirs
 from colorize import bins, files
-from colorize.batches import Photos
+from colorize.batches import Photos, Streamed
 from colorize.color import bytes_to_lab
 from colorize.files import InputError
 from colorize.heads import Classification
-from colorize.images import crop_shards, crop_square
+from colorize.images import Crops, crop_shards, crop_square
 from colorize.metrics import per_image, psnr
 from colorize.models import build_model
 from colorize.palette import main_colors, weighted_lightness
 from colorize.settings import CropRule, TrainRule
-from colorize.training import fit, make_optimizer
 from pipeline.params import load
 
 RESULTS = ROOT / "benchmarks/results/bench.json"
-ROUNDS = 5
-Row = dict[str, Any]
-
-
-def tiles(side: int) -> np.ndarray:
-    """Every square of that side of the photographs inside scikit-image, uint8 [n, side, side, 3]."""
-    found = []
-    for photograph in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.retina()):
-        rows, columns = photograph.shape[0] // side, photograph.shape[1] // side
-        found += [
-            photograph[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(rows) for c in range(columns)
-        ]
-    return np.stack(found)
-
-
-def crops(count: int, side: int) -> np.ndarray:
-    """So many of them, the later ones mirrored and turned."""
-    base = tiles(side)
-    return np.stack([np.rot90(base[i % len(base)], i // len(base) % 4) for i in range(count)])
 
 
 def mosaic(width: int, height: int) -> bytes:
@@ -77,30 +54,7 @@ def mosaic(width: int, height: int) -> bytes:
     columns = -(-width // 128)
     for place in range(columns * -(-height // 128)):
         picture.paste(Image.fromarray(base[place % len(base)]), (place % columns * 128, place // columns * 128))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def race(units: int, unit: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS) -> Row:
-    """Both sides in turns; each once before the clock counts."""
-    ours(), theirs()
-    times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    ratios = [slow / fast for fast, slow in times]
-    fast, slow = (statistics.median(side) for side in zip(*times, strict=True))
-    return {
-        "unit": unit,
-        "ours a second": round(units / fast, 2),
-        "theirs a second": round(units / slow, 2),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratios": [round(min(ratios), 2), round(max(ratios), 2)],
-    }
+    return jpeg(picture)
 
 
 def lanczos(content: bytes) -> np.ndarray:
@@ -282,49 +236,25 @@ def soft_loss() -> Row:
     }
 
 
-class PerItem(Dataset):
-    """The documents' way to a data set: every photograph is opened and converted when it is its turn."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("*.jpg"))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with Image.open(self.paths[index]) as image:
-            converted = torch.from_numpy(rgb2lab(np.asarray(image))).permute(2, 0, 1).float()
-        return converted[:1], converted[1:]
-
-
 def _epoch(name: str) -> Row:
     params = load(ROOT / "params.yaml")
     block, side, count = params.block(name), 64, 300
     images = crops(count, side)
-    recipe, size = block.train, min(block.size or side, side)
+    size = min(block.size or side, side)
     statistics_ = bins.Statistics.measure(images, params.prior)
     small = Photos(images, size)
     rule = TrainRule(max_epochs=1, lr_at_least=1e-5, threads=os.cpu_count() or 1)
     torch.set_num_threads(rule.threads)
 
     def ours(rule: TrainRule = rule) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            model = build_model(block, size, statistics_)
-            fit(model, small, small.spread(1), recipe, rule, 1, Path(folder) / "state.pt")
+        train_ours(build_model(block, size, statistics_), small, block, rule)
 
     with tempfile.TemporaryDirectory() as folder:
         for number, pixels in enumerate(small.images.numpy()):
-            Image.fromarray(pixels).save(Path(folder) / f"{number:04}.jpg", quality=95)
+            (Path(folder) / f"{number:04}.jpg").write_bytes(jpeg(pixels, 95))
 
         def theirs() -> None:
-            model = build_model(block, size, statistics_)
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            optimizer = make_optimizer(parameters, recipe, 1e-5)
-            for light, ab in DataLoader(PerItem(Path(folder)), recipe.batch, shuffle=True, num_workers=2):
-                for phase in model.phases:
-                    optimizer.zero_grad()
-                    model.losses(phase, light, ab)["loss"].backward()
-                    optimizer.step()
+            train_theirs(build_model(block, size, statistics_), Path(folder), block, workers=2)
 
         row = race(count, f"photographs of {size}x{size}", ours, theirs, rounds=3)
     half = statistics.median(seconds(lambda: ours(replace(rule, precision="bf16"))) for _ in range(3))
@@ -349,6 +279,22 @@ def epoch_mlp1() -> Row:
 def epoch_zhang_simplified() -> Row:
     """one epoch of `zhang_simplified` | the same"""
     return _epoch("zhang_simplified")
+
+
+def streamed() -> Row:
+    """an epoch's batches of 2,000 photographs of 256x256, read from mapped shards | held in memory"""
+    images = crops(2000, 256)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, shard in enumerate(np.array_split(images, 2)):
+            files.write_array(Path(folder) / f"crops-{number:05}.npy", shard)
+        there, here = Photos(Streamed(Crops(Path(folder))), 256), Photos(images, 256)
+
+        def epoch(photos: Photos) -> float:
+            return sum(float(light[0, 0, 0, 0]) for light, _ in photos.epoch(1, 32, flip=True, crop=0.6875))
+
+        same = epoch(there) == epoch(here)
+        row = race(len(images), "photographs", lambda: epoch(there), lambda: epoch(here), rounds=3)
+    return row | {"the same batches": same}
 
 
 def scikit_scores(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray) -> dict[str, float]:
@@ -417,8 +363,22 @@ def repro() -> Row:
 EPOCHS = (epoch_cae, epoch_fcae2, epoch_mlp1, epoch_zhang_simplified)
 ROWS: Mapping[str, Callable[[], Row]] = {
     row.__name__: row
-    for row in (crop_12mp, crop_1mp, cores, lab, prior, palette, encode, soft_loss, *EPOCHS, evaluate, repro)
+    for row in (crop_12mp, crop_1mp, cores, lab, prior, palette, encode, soft_loss, *EPOCHS, streamed, evaluate, repro)
 }
+
+GPU_SLICES = {
+    "zhang": "the full network at 256 and 176 pixels, share of the floor at 790 TFLOP/s",
+    "epochs": "one epoch of each kind of model, `mlp1` too",
+    "kernels": "Lab, soft loss and its memory",
+    "deterministic": "what bit for bit costs",
+    "resume": "stopped in every epoch, the same bytes",
+    "streamed": "photographs from disk",
+    "document_000": "document 000 at 256 pixels",
+    "document_001": "document 001 at 256 pixels",
+    "document_002": "document 002 at 144 pixels",
+    "document_004": "document 004 at 608 pixels",
+}
+"""The slices of benchmarks/gpu.py."""
 
 
 def table(kept: Mapping[str, Row]) -> str:
@@ -433,6 +393,11 @@ def table(kept: Mapping[str, Row]) -> str:
         ratio = "{} ({} to {})".format(row["ratio"], *row["ratios"])
         speeds = f"{row['ours a second']:g} | {row['theirs a second']:g}"
         lines.append(f"| `{name}` | {row['what']} | {row['against']} | {speeds} | {ratio} | {further} |")
+    for name, what in GPU_SLICES.items():
+        there = (RESULTS.parent / f"gpu/{name}.json").exists()
+        lines.append(
+            f"| `make gpu`: `{name}` | {what} | | | | | {f'gpu/{name}.json' if there else 'empty: no GPU was at hand'} |"
+        )
     return "\n".join(["Made by `make bench`; units a second, the median of the rounds.", "", *lines]) + "\n"
 
 

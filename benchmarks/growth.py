@@ -7,7 +7,6 @@ next beyond the number of photographs: 1 is linear.
 """
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -23,8 +22,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from benchmarks.bench import tiles
 from benchmarks.machine import ROOT, machine
+from benchmarks.race import jpeg, tiles
 
 STAGES = ("download", "crop", "filter", "prior")
 SIDE = 48
@@ -35,11 +34,9 @@ def make(folder: Path, count: int) -> None:
     base, random = tiles(SIDE), np.random.default_rng(1)
     for number in tqdm(range(count), desc="photographs", unit="", leave=False):
         cloud = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        Image.blend(Image.fromarray(base[number % len(base)]), cloud, 0.4).save(buffer, "JPEG", quality=90)
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
+        path.write_bytes(jpeg(Image.blend(Image.fromarray(base[number % len(base)]), cloud, 0.4)))
 
 
 def watched(stage: str, folder: Path) -> dict[str, float]:

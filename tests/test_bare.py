@@ -11,6 +11,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from benchmarks.bare import read_params
+from benchmarks.bench import GPU_SLICES
 
 LACKING = (
     "annotated_types", "distributed", "dvc", "joblib", "matplotlib", "pydantic", "ray", "requests",
@@ -46,6 +47,7 @@ def test_every_slice_runs_with_no_more_than_that(tmp_path: Path) -> None:
     gpu("--minutes", "60", "--out", str(tmp_path))
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     names = {"zhang", "epochs", "kernels", "deterministic", "resume", "streamed"}
+    assert found.keys() == set(GPU_SLICES), "the table of the benchmarks has a row for each"
     assert found.keys() == names | {f"document_{number}" for number in ("000", "001", "002", "004")}
     assert all(each["machine"]["device"] == "cpu" and each["machine"]["versions"]["torch"] for each in found.values())
     assert found["resume"]["found"]["resnet18"]["the same bytes"] is True
