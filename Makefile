@@ -18,7 +18,7 @@ test: .venv/ready        ## the tests
 faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50 && $(BIN)/python -m pytest --hypothesis-profile=long tests/test_fuzz.py
 
-bench: .venv/ready       ## ours against what one would otherwise write: results/bench.md
+bench: .venv/ready       ## ours against what one would otherwise write: benchmarks/README.md
 	@$(BIN)/python -m benchmarks.bench && $(BIN)/python -m benchmarks.downloads
 
 gpu:                     ## what only a GPU can show, on a machine with nothing but PyTorch, scikit-image, Pillow, pandas and SciPy

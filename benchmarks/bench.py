@@ -3,7 +3,7 @@
 Both sides of a row take turns in one run and are checked to give the same answer. A row prints how many units a second
 either does (the median of the rounds), the median ratio and its range, what the answers differ by, and, where a physical
 floor can be measured beside them, the share of it that ours reaches. `results/bench.json` keeps the rows, with machine,
-versions and commit, and `results/bench.md` shows them; rows that were not asked for stay as they are. Photographs are
+versions and commit, and the end of `README.md` shows them; rows that were not asked for stay as they are. Photographs are
 mosaics of those inside scikit-image.
 """
 
@@ -46,6 +46,9 @@ from colorize.settings import CropRule, TrainRule
 from pipeline.params import load
 
 RESULTS = ROOT / "benchmarks/results/bench.json"
+SHOWN = ROOT / "benchmarks/README.md"
+HEADING = "## Ours against what one would otherwise write"
+"""What follows it in that file is written anew."""
 
 
 def mosaic(width: int, height: int) -> bytes:
@@ -414,7 +417,8 @@ def main() -> None:
         print(name, *(f"{key}: {value}" for key, value in kept[name].items() if key != "machine"), sep="\n  ")
         kept = {row: kept[row] for row in ROWS if row in kept}
         files.write_json(RESULTS, kept)
-        files.write_text(RESULTS.with_suffix(".md"), table(kept))
+        before, _, _ = SHOWN.read_text(encoding="utf-8").partition(HEADING)
+        files.write_text(SHOWN, before + HEADING + "\n\n" + table(kept))
 
 
 if __name__ == "__main__":

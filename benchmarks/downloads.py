@@ -1,6 +1,6 @@
-"""Fetching many photographs, some of which cannot be had: `python -m benchmarks.downloads [ITEMS]`.
+"""Fetching many photographs, some of which cannot be had: `python -m benchmarks.downloads [ITEMS] [--kilobytes N]`.
 
-A web server on the loopback address, in a process of its own, has one photograph of 20 KB under ITEMS (20,000) addresses
+A web server on the loopback address, in a process of its own, has one photograph of N (20) KB under ITEMS (20,000) addresses
 and answers after 50 ms, as one on the other side of the net would; a twentieth of the addresses answers with a fault: 404,
 410, 500, a body cut short, a page, an empty body, a redirect loop, a pause; two kinds heal at the second request. Ours
 fetches all of them in 16 threads, then once more; for comparison a loop of `requests.get` on one connection fetches the
@@ -26,7 +26,6 @@ from colorize.fetch import fetch_all
 from colorize.settings import Source
 from colorize.sources import why_no_image
 
-BODY = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + hashlib.shake_256(b"a photograph").digest(20_000)
 FAULTS = ("404", "410", "500", "cut", "page", "empty", "loop", "heals", "cut_heals", "slow")
 LOOPED = 400
 SECONDS = 0.05
@@ -41,6 +40,7 @@ class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # otherwise every body waits 40 ms for the header's acknowledgment
     asked: Counter[int] = Counter()
+    photograph: bytes
 
     def send(self, status: int, body: bytes = b"", length: int | None = None, location: str = "") -> None:
         self.send_response(status)
@@ -62,15 +62,15 @@ class Answer(BaseHTTPRequestHandler):
         if fault.isdigit() or fault == "heals":
             self.send(int(fault) if fault.isdigit() else 500)
         elif fault in ("cut", "cut_heals"):
-            self.send(200, BODY[:5000], len(BODY))
+            self.send(200, self.photograph[:5000], len(self.photograph))
             self.close_connection = True
         elif fault == "slow":
             time.sleep(0.3)
-            self.send(200, BODY)
+            self.send(200, self.photograph)
         elif fault == "loop":
             self.send(302, location=self.path)
         else:
-            self.send(200, {"page": b"<html>sorry</html>", "empty": b""}.get(fault, BODY))
+            self.send(200, {"page": b"<html>sorry</html>", "empty": b""}.get(fault, self.photograph))
 
     def log_message(self, *_: object) -> None:
         pass
@@ -84,7 +84,8 @@ class Server(ThreadingHTTPServer):
         pass
 
 
-def serve(pipe) -> None:
+def serve(pipe, photograph: bytes) -> None:
+    Answer.photograph = photograph
     server = Server(("127.0.0.1", 0), Answer)
     pipe.send(server.server_port)
     server.serve_forever()
@@ -97,9 +98,13 @@ def megabytes() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("items", nargs="?", type=int, default=20_000)
-    items = parser.parse_args().items
+    parser.add_argument("--kilobytes", type=int, default=20)
+    arguments = parser.parse_args()
+    items = arguments.items
+    random = hashlib.shake_256(b"a photograph").digest(1000 * arguments.kilobytes)
+    photograph = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + random
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=serve, args=[theirs], daemon=True)
+    process = multiprocessing.Process(target=serve, args=[theirs, photograph], daemon=True)
     process.start()
     base = f"http://127.0.0.1:{ours.recv()}/"
     urls = [f"{base}{number}" for number in range(items)]
@@ -130,7 +135,7 @@ def main() -> None:
         "photographs a second": round(items / seconds),
         "a loop of requests.get": round(looped),
         "ratio": round(items / seconds / looped, 2),
-        "gigabits a second": round(items / seconds * len(BODY) * 8 / 1e9, 3),
+        "gigabits a second": round(items / seconds * len(photograph) * 8 / 1e9, 3),
         "accounted for": reasons.total(),
         "outcomes": dict(sorted(reasons.items())),
         "megabytes after a tenth": early,

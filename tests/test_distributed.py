@@ -29,6 +29,8 @@ from colorize.settings import PriorRule, TrainRule
 from pipeline import paths
 from pipeline.train import own_gpus
 
+pytestmark = pytest.mark.xdist_group("distributed")  # what two ranks do is measured once for all
+
 PROGRAM = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]

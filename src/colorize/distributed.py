@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
 """Ranks may wait for another training to end; a rank that dies is noticed by torchrun, which ends the others."""
+TURN_SECONDS = 5
 LOST = 75
 """Exit status of a rank that lost another one; the other's end is the reason to tell."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -46,9 +48,15 @@ def join(device: torch.device) -> None:
 
 @contextmanager
 def company() -> Iterator[None]:
-    """Within it, a rank that loses the connection to another one ends at once: torchrun ends all then, and one tells why."""
+    """Within it, a rank that loses the connection to another one ends at once: torchrun ends all then, and one tells why.
+
+    What the ranks refuse is told by the first one, whose end is that of the others, unless it does not refuse it.
+    """
     try:
         yield
+    except InputError:
+        time.sleep(TURN_SECONDS if rank() else 0)
+        raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "by peer" not in str(error):
             raise
