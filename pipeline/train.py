@@ -219,7 +219,7 @@ def main(params: Params) -> None:
     name = arguments.model or params.model
     out = paths.ZOO / name if arguments.model else paths.MODEL
     rule = params.train
-    if distributed.started_beside_others():
+    if distributed.started_by_torchrun():
         with distributed.company():
             train(params, name, out, gpu=int(os.environ["LOCAL_RANK"]))
         return

@@ -30,19 +30,20 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """Ranks may wait for another training to end; a rank that dies is noticed by torchrun, which ends the others."""
 TURN_SECONDS = 5
+"""So long the other ranks leave it to the first to say what all of them refuse."""
 LOST = 75
 """Exit status of a rank that lost another one; the other's end is the reason to tell."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def started_beside_others() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def started_by_torchrun() -> bool:
+    """Whether this process is one of torchrun's, who knows how many there are to be."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def join(device: torch.device) -> None:
     """Meet the other ranks, if there are any."""
-    if started_beside_others() and not dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
 
