@@ -117,7 +117,7 @@ def trainable(block: ModelBlock, statistics: Statistics) -> tuple[ModelBlock, li
 def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
     """A trained model, from its finished state if there is one or will be; what was done; and its description.
 
-    All ranks do this; the first one alone reads and writes.
+    All ranks do this; the first one alone reads and writes the state.
 
     Args:
         gpu: number of the GPU that computes, where one does.
@@ -191,7 +191,7 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
 def train(params: Params, name: str, out: Path, gpu: int = 0) -> Progress:
     """Train a model, or fetch it from its finished state, and write it to `out`; raises what `trained` does."""
     model, progress, description = trained(params, name, gpu)
-    if distributed.rank() == 0:
+    if distributed.first_here():  # every machine gets the model: DVC waits for it on any
         print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
         save_model(out, model, description, history_csv(progress.history))
         prune(paths.run_folder(name, description["fingerprint"]), params.train.keep_gigabytes)

@@ -71,6 +71,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def first_here() -> bool:
+    """Whether this process is the first one on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def ranks() -> int:
     """How many there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
