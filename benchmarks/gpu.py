@@ -32,7 +32,7 @@ import torch  # noqa: E402
 from skimage.color import rgb2lab  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from benchmarks.race import Row, crops, jpeg, race, train_ours, train_theirs  # noqa: E402
+from benchmarks.race import Row, crops, jpeg, race, seconds, train_ours, train_theirs  # noqa: E402
 from colorize import bins, evaluation, files, metrics  # noqa: E402
 from colorize.batches import Photos, Streamed  # noqa: E402
 from colorize.bins import Statistics  # noqa: E402
@@ -64,6 +64,7 @@ class Run:
         self.params = bare.read_params(ROOT / "params.yaml")
         self.rule = replace(FAST, device=options.device)
         self.device = select_device(self.rule)
+        self.statistics = Statistics.measure(crops(64, 64), PriorRule())
 
     def block(self, name: str) -> ModelBlock:
         values = self.params["models"][name]
@@ -80,61 +81,55 @@ class Run:
     def side(self, block: ModelBlock) -> int:
         return min(block.size, self.options.largest)
 
-    def model(self, block: ModelBlock, images: np.ndarray) -> Colorizer:
+    def model(self, block: ModelBlock, statistics: Statistics | None = None) -> Colorizer:
         torch.manual_seed(1)
-        return build_model(block, self.side(block), Statistics.measure(images[:256], PriorRule())).to(self.device)
+        return build_model(block, self.side(block), statistics or self.statistics).to(self.device)
 
-    def speed(self, block: ModelBlock, images: np.ndarray, rule: TrainRule, photos: Photos | None = None) -> float:
+    def speed(self, block: ModelBlock, photos: Photos, rule: TrainRule) -> float:
         """Photographs a second of the quickest epoch after the first."""
         select_device(rule)
-        photos = photos or Photos(images, self.side(block), self.device)
-        progress = train_ours(self.model(block, images), photos, block, rule)
-        return round(len(photos) / min(progress.seconds[1:]), 1)
+        return round(len(photos) / min(train_ours(self.model(block), photos, block, rule).seconds[1:]), 1)
+
+    def photos(self, block: ModelBlock, most: int = sys.maxsize) -> Photos:
+        """Crops at the size of a block, on the device."""
+        return Photos(crops(min(most, self.options.count), self.side(block)), self.side(block), self.device)
 
 
 def zhang(run: Run) -> Row:
     """The full network at 256 and at 176 pixels: photographs a second, and their share of the floor."""
     block, found = run.block(*run.names("zhang_soft")), {}
-    images = crops(run.options.count, run.side(block))
+    photos = run.photos(block)
     for side, share in ((256, 1.0), (176, 0.6875)):
         for batch in (32, 128):
             for precision in ("bf16", "fp32"):
                 recipe = replace(block.train, batch=batch, crop=share)
-                rate = run.speed(replace(block, train=recipe), images, replace(run.rule, precision=precision))
+                rate = run.speed(replace(block, train=recipe), photos, replace(run.rule, precision=precision))
                 key = f"{side} pixels, batch {batch}, {precision}"
                 found[key] = {"photographs a second": rate, "share of the floor": round(rate / FLOOR[side], 3)}
     return found
 
 
 def epochs(run: Run) -> Row:
-    """One epoch of each kind of model against the documents' way."""
+    """One epoch of each kind of model against the documents' way, the best of two that take turns."""
     found = {}
     for name in run.names(*KINDS):
         block = run.block(name)
         block = replace(block, train=replace(block.train, scales=(1,), crop=1))
-        images = crops(run.options.count, run.side(block))
-        photos = Photos(images, run.side(block), run.device)
+        photos = run.photos(block)
+        rates: dict[str, list[float]] = {"ours": [], "ours in fp32": [], "theirs": []}
         with TemporaryDirectory() as folder:
-            for number, pixels in enumerate(images):
+            for number, pixels in enumerate(crops(len(photos), photos.size)):
                 (Path(folder) / f"{number:05}.jpg").write_bytes(jpeg(pixels, 95))
-
-            def ours(block: ModelBlock, photos: Photos, images: np.ndarray, rule: TrainRule) -> None:
-                train_ours(run.model(block, images), photos, block, rule)
-
-            def theirs(block: ModelBlock, folder: str, images: np.ndarray) -> None:
-                train_theirs(run.model(block, images), Path(folder), block, run.options.workers)
-
-            rule = replace(run.rule, max_epochs=1)
-            select_device(rule)
-            row = race(
-                len(images),
-                f"photographs of {run.side(block)}x{run.side(block)}",
-                partial(ours, block, photos, images, rule),
-                partial(theirs, block, folder, images),
-                rounds=2,
-            )
-            half = replace(rule, precision="fp32")
-            found[name] = row | {"ours a second in fp32": run.speed(block, images, replace(half, max_epochs=2), photos)}
+            for _ in range(2):
+                rates["ours"].append(run.speed(block, photos, run.rule))
+                rates["ours in fp32"].append(run.speed(block, photos, replace(run.rule, precision="fp32")))
+                work = partial(train_theirs, run.model(block), Path(folder), block, run.options.workers)
+                rates["theirs"].append(round(len(photos) / seconds(work), 1))
+        best = {side: max(each) for side, each in rates.items()}
+        ratio = round(best["ours"] / best["theirs"], 2)
+        found[name] = (
+            {"size": photos.size} | {f"{side}, photographs a second": best[side] for side in best} | {"ratio": ratio}
+        )
     return found
 
 
@@ -185,15 +180,15 @@ def deterministic(run: Run) -> Row:
     found: Row = {}
     for name in run.names("zhang_simplified", "cgan", "cae"):
         block = run.block(name)
-        images = crops(run.options.count, run.side(block))
+        photos = run.photos(block)
         for precision in ("bf16", "fp32"):
             rules = [replace(run.rule, precision=precision, deterministic=exact) for exact in (True, False)]
-            exact, free = (run.speed(block, images, rule) for rule in rules)
+            exact, free = (run.speed(block, photos, rule) for rule in rules)
             digests = []
             for _ in range(2):
                 select_device(rules[0])
-                model = run.model(block, images)
-                train_ours(model, Photos(images, run.side(block), run.device), block, rules[0])
+                model = run.model(block)
+                train_ours(model, photos, block, rules[0])
                 digests.append(_bytes(model))
             found[f"{name}, {precision}"] = {
                 "photographs a second, deterministic": exact,
@@ -217,15 +212,14 @@ def resume(run: Run) -> Row:
     found = {}
     for name in run.names("zhang_simplified", "cgan"):
         block = run.block(name)
-        images = crops(min(512, run.options.count), run.side(block))
-        photos = Photos(images, run.side(block), run.device)
+        photos = run.photos(block, most=512)
         rule = replace(run.rule, max_epochs=4, deterministic=True, checkpoint_seconds=0)
         select_device(rule)
-        whole = run.model(block, images)
+        whole = run.model(block)
         train_ours(whole, photos, block, rule)
         with TemporaryDirectory() as folder:
             for at in (2, 3, 4, 0):
-                resumed = run.model(block, images)
+                resumed = run.model(block)
                 try:
                     train_ours(resumed, photos, block, rule, state=Path(folder) / "s.pt", on_epoch=partial(stop, at))
                 except Stopped:
@@ -244,7 +238,7 @@ def streamed(run: Run) -> Row:
             for number, shard in enumerate(np.array_split(images, 4)):
                 files.write_array(Path(folder) / f"crops-{number:05}.npy", shard)
             photos = Photos(Streamed(Crops(Path(folder)), run.device), run.side(block))
-            there, here = run.speed(block, images, run.rule, photos), run.speed(block, images, run.rule, photos.held())
+            there, here = run.speed(block, photos, run.rule), run.speed(block, photos.held(), run.rule)
         found[name] = {"streamed, photographs a second": there, "held": here, "share": round(there / here, 2)}
     return found
 
@@ -262,11 +256,12 @@ def document(run: Run, number: str) -> Row:
         train, val, test = (images[part] for part in np.split(order, [len(images) * 8 // 10, len(images) * 9 // 10]))
         rule = replace(run.rule, max_epochs=0, max_minutes=minutes, keep="best")
         select_device(rule)
-        model = run.model(block, train)
+        statistics = Statistics.measure(train, PriorRule())
+        model = run.model(block, statistics)
         with TemporaryDirectory() as folder:
             sets = [Photos(part, side, run.device) for part in (train, val)]
             progress = train_ours(model, sets[0], block, rule, val=sets[1], seed=run.options.seed, state=Path(folder) / "s")
-        baselines = {key: build_baseline(key, Statistics.measure(train, PriorRule())) for key in metrics.BASELINES}
+        baselines = {key: build_baseline(key, statistics) for key in metrics.BASELINES}
         rows = pd.DataFrame({"index": range(len(test)), "photo": range(len(test))})
         found[name] = {"size": side, "photographs": [len(train), len(val), len(test)], "epochs": progress.epoch}
         for system, each in ({"model": model} | baselines).items():
