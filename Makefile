@@ -1,5 +1,6 @@
 # Each target is one line; .venv is set up on first use from requirements.txt.
 BIN = .venv/bin
+PYTHON = $(if $(wildcard .venv/ready),$(BIN)/python,python3)
 UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 
@@ -22,7 +23,7 @@ bench: .venv/ready       ## ours against what one would otherwise write: benchma
 	@$(BIN)/python -m benchmarks.bench && $(BIN)/python -m benchmarks.downloads
 
 gpu:                     ## what only a GPU can show, on a machine with nothing but PyTorch, scikit-image, Pillow, pandas and SciPy
-	@PYTHONPATH=src python3 -m benchmarks.gpu
+	@PYTHONPATH=src $(PYTHON) -m benchmarks.gpu
 
 check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest

@@ -41,6 +41,9 @@ def _unlimited(limit: Any) -> None:
     return None
 
 
+REQUIRED = {"PyTorch": "torch", "scikit-image": "skimage", "Pillow": "PIL", "pandas": "pandas", "SciPy": "scipy"}
+if absent := [name for name, module in REQUIRED.items() if importlib.util.find_spec(module) is None]:
+    sys.exit(f"error: {sys.executable} lacks {', '.join(absent)}; install that, or name another with `make gpu PYTHON=PATH`")
 STAND_INS: dict[str, dict[str, Any]] = {
     "tqdm": {"tqdm": _Silent},
     "joblib": {"Parallel": _in_turn, "delayed": _delayed, "cpu_count": lambda: 1, "ParallelBackendBase": object},

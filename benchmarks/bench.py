@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks.machine import ROOT, machine
-from benchmarks.race import ROUNDS, Row, crops, jpeg, race, seconds, tiles, train_ours, train_theirs
+from benchmarks.race import ROUNDS, Row, crops, jpeg, losses, race, seconds, tiles, train_ours, train_theirs
 from colorize import bins, files
 from colorize.batches import Photos, Streamed
 from colorize.color import bytes_to_lab
@@ -192,27 +192,6 @@ def encode() -> Row:
     return row | {"largest difference of the weights": float(f"{(ours() - theirs()).abs().max():.2g}")}
 
 
-def _losses(count: int, side: int) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
-    """The gradient of the soft cross-entropy, our way and with dense targets."""
-    head = Classification(5, 5, 0.38, torch.ones(bins.Q))
-    ab = (torch.rand(count, 2, side, side, generator=torch.Generator().manual_seed(1)) - 0.5) * 150
-    logits = torch.randn(count, bins.Q, side, side, generator=torch.Generator().manual_seed(2)).requires_grad_()
-
-    def ours() -> torch.Tensor:
-        logits.grad = None
-        head.losses(logits, ab, ab)["loss"].backward()
-        return logits.grad
-
-    def theirs() -> torch.Tensor:
-        logits.grad = None
-        index, target = head.encode(ab)
-        dense = torch.zeros_like(logits).scatter_(1, index, target)
-        (-(dense * F.log_softmax(logits, dim=1)).sum() / len(ab)).backward()
-        return logits.grad
-
-    return ours, theirs
-
-
 def _peak() -> int:
     """The most memory that this process has held, in kB; `ru_maxrss` would count what its parent held too."""
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
@@ -220,8 +199,8 @@ def _peak() -> int:
 
 def _held(way: int) -> int:
     """What one of them needs beyond its inputs, and beyond what is loaded at the first use."""
-    _losses(1, 8)[way]()
-    work = _losses(8, 56)[way]
+    losses(1, 8)[way]()
+    work = losses(8, 56)[way]
     before = _peak()
     work()
     return _peak() - before
@@ -229,7 +208,7 @@ def _held(way: int) -> int:
 
 def soft_loss() -> Row:
     """soft cross-entropy over 313 bins at 56x56, 8 photographs, forward and backward | with dense targets"""
-    ours, theirs = _losses(8, 56)
+    ours, theirs = losses(8, 56)
     row = race(8, "photographs", ours, theirs)
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         held = list(pool.map(_held, (0, 1)))
@@ -239,14 +218,14 @@ def soft_loss() -> Row:
     }
 
 
-def _epoch(name: str) -> Row:
+def _epochs(name: str, epochs: int = 1, rounds: int = 3) -> Row:
     params = load(ROOT / "params.yaml")
     block, side, count = params.block(name), 64, 300
     images = crops(count, side)
     size = min(block.size or side, side)
     statistics_ = bins.Statistics.measure(images, params.prior)
     small = Photos(images, size)
-    rule = TrainRule(max_epochs=1, lr_at_least=1e-5, threads=os.cpu_count() or 1)
+    rule = TrainRule(max_epochs=epochs, lr_at_least=1e-5, threads=os.cpu_count() or 1)
     torch.set_num_threads(rule.threads)
 
     def ours(rule: TrainRule = rule) -> None:
@@ -257,31 +236,36 @@ def _epoch(name: str) -> Row:
             (Path(folder) / f"{number:04}.jpg").write_bytes(jpeg(pixels, 95))
 
         def theirs() -> None:
-            train_theirs(build_model(block, size, statistics_), Path(folder), block, workers=2)
+            train_theirs(build_model(block, size, statistics_), Path(folder), block, 2, epochs)
 
-        row = race(count, f"photographs of {size}x{size}", ours, theirs, rounds=3)
-    half = statistics.median(seconds(lambda: ours(replace(rule, precision="bf16"))) for _ in range(3))
-    return row | {"ratio with train.precision=bf16": round(count / half / row["theirs a second"], 2)}
+        row = race(epochs * count, f"photographs of {size}x{size}", ours, theirs, rounds)
+    half = statistics.median(seconds(lambda: ours(replace(rule, precision="bf16"))) for _ in range(rounds))
+    return row | {"ratio with train.precision=bf16": round(epochs * count / half / row["theirs a second"], 2)}
 
 
 def epoch_cae() -> Row:
     """one epoch of `cae` | a Dataset that opens and converts each photograph, a DataLoader with two workers"""
-    return _epoch("cae")
+    return _epochs("cae")
 
 
 def epoch_fcae2() -> Row:
     """one epoch of `fcae2` | the same"""
-    return _epoch("fcae2")
+    return _epochs("fcae2")
 
 
 def epoch_mlp1() -> Row:
     """one epoch of `mlp1` | the same"""
-    return _epoch("mlp1")
+    return _epochs("mlp1")
+
+
+def epochs_80_mlp1() -> Row:
+    """80 epochs of `mlp1` over 300 photographs | the same"""
+    return _epochs("mlp1", epochs=80, rounds=1)
 
 
 def epoch_zhang_simplified() -> Row:
     """one epoch of `zhang_simplified` | the same"""
-    return _epoch("zhang_simplified")
+    return _epochs("zhang_simplified")
 
 
 def streamed() -> Row:
@@ -324,8 +308,8 @@ def scikit_scores(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray) -> 
 
 
 def evaluate() -> Row:
-    """every metric of 200 predictions of 256x256, all cores | scikit-image, one photograph after the other"""
-    truth, random = crops(200, 256), np.random.default_rng(1)
+    """every metric of 1,000 predictions of 256x256, all cores | scikit-image, one photograph after the other"""
+    truth, random = crops(1000, 256), np.random.default_rng(1)
     prediction = np.clip(truth + random.normal(0, 12, truth.shape), 0, 255).astype(np.uint8)
     ab = rgb2lab(prediction)[..., 1:].astype(np.float32)
     ours: list[pd.DataFrame] = []
@@ -335,7 +319,7 @@ def evaluate() -> Row:
         "photographs",
         lambda: ours.append(per_image(truth, prediction, ab, os.cpu_count() or 1)),
         lambda: theirs.append(pd.DataFrame(list(map(scikit_scores, truth, prediction, ab)))),
-        rounds=3,
+        rounds=2,
     )
     differences = (ours[-1][theirs[-1].columns] - theirs[-1]).abs().max()
     return row | {f"largest difference of {name}": float(f"{value:.1g}") for name, value in differences.items()}
@@ -363,7 +347,7 @@ def repro() -> Row:
     return row | {"seconds": round(1 / row["ours a second"], 1)}
 
 
-EPOCHS = (epoch_cae, epoch_fcae2, epoch_mlp1, epoch_zhang_simplified)
+EPOCHS = (epoch_cae, epoch_fcae2, epoch_mlp1, epochs_80_mlp1, epoch_zhang_simplified)
 ROWS: Mapping[str, Callable[[], Row]] = {
     row.__name__: row
     for row in (crop_12mp, crop_1mp, cores, lab, prior, palette, encode, soft_loss, *EPOCHS, streamed, evaluate, repro)

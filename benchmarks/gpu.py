@@ -30,15 +30,13 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from skimage.color import rgb2lab  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
 
-from benchmarks.race import Row, crops, jpeg, race, seconds, train_ours, train_theirs  # noqa: E402
-from colorize import bins, evaluation, files, metrics  # noqa: E402
+from benchmarks.race import Row, crops, jpeg, losses, race, seconds, train_ours, train_theirs  # noqa: E402
+from colorize import evaluation, files, metrics  # noqa: E402
 from colorize.batches import Photos, Streamed  # noqa: E402
 from colorize.bins import Statistics  # noqa: E402
 from colorize.color import bytes_to_lab  # noqa: E402
 from colorize.device import select_device  # noqa: E402
-from colorize.heads import Classification  # noqa: E402
 from colorize.images import Crops, Refused, crop_square  # noqa: E402
 from colorize.models import Colorizer, build_baseline, build_model  # noqa: E402
 from colorize.settings import CropRule, HeadRule, ModelBlock, PriorRule, Recipe, TrainRule  # noqa: E402
@@ -141,24 +139,8 @@ def kernels(run: Run) -> Row:
     found = {"lab": race(len(images), "photographs", lambda: bytes_to_lab(batch), lambda: rgb2lab(images), rounds=3)}
     difference = np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).cpu().numpy() - rgb2lab(images)).max()
     found["lab"]["largest difference, Lab units"] = float(f"{difference:.2g}")
-    head = Classification(5, 5, 0.38, torch.ones(bins.Q)).to(run.device)
-    random = torch.Generator().manual_seed(1)
-    ab = ((torch.rand(32, 2, 64, 64, generator=random) - 0.5) * 150).to(run.device)
-    logits = torch.randn(32, bins.Q, 64, 64, generator=random).to(run.device).requires_grad_()
-
-    def ours() -> torch.Tensor:
-        logits.grad = None
-        head.losses(logits, ab, ab)["loss"].backward()
-        return logits.grad
-
-    def theirs() -> torch.Tensor:
-        logits.grad = None
-        index, target = head.encode(ab)
-        dense = torch.zeros_like(logits).scatter_(1, index, target)
-        (-(dense * F.log_softmax(logits, dim=1)).sum() / len(ab)).backward()
-        return logits.grad
-
-    found["soft loss"] = race(len(ab), "photographs, 313 bins at 64x64", ours, theirs)
+    ours, theirs = losses(32, 64, run.device)
+    found["soft loss"] = race(32, "photographs, 313 bins at 64x64", ours, theirs)
     found["soft loss"]["largest difference of the gradients"] = float(f"{(ours() - theirs()).abs().max():.2g}")
     if run.device.type == "cuda":
         peaks = []

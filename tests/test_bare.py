@@ -67,6 +67,14 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     assert "error: train.device is cuda but no usable GPU was found" in said and not list(tmp_path.iterdir())
 
 
+def test_what_is_missing_even_so_is_named() -> None:
+    """Without pandas nothing can be measured: one sentence, not a traceback."""
+    program = BARE.format(lacking=("pandas",), arguments=SMALL)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and "lacks pandas; install that" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_mistyped_slice_is_named(tmp_path: Path) -> None:
     """With those that there are."""
     assert "there is no slice 'zang'; choose among zhang, epochs" in gpu("zang", status=2)

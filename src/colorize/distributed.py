@@ -191,7 +191,7 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ |= environment
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it logs are processes, not reasons
+    logging.disable(logging.ERROR)  # this process only waits from here on; torchrun logs processes and signals, not reasons
     with tempfile.TemporaryDirectory() as logs:
         quiet = {local: Std.ALL for local in range(1, processes)}
         config = LaunchConfig(
