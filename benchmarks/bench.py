@@ -188,7 +188,7 @@ def encode() -> Row:
         distance, _ = torch.cdist(points, head.centers).topk(5, largest=False)
         return F.softmax(-(distance**2) / 50, dim=1).view(8, 56, 56, 5).permute(0, 3, 1, 2)
 
-    row = race(8, "photographs", ours, theirs)
+    row = race(8, "photographs", ours, theirs, rounds=50)
     return row | {"largest difference of the weights": float(f"{(ours() - theirs()).abs().max():.2g}")}
 
 
@@ -209,7 +209,7 @@ def _held(way: int) -> int:
 def soft_loss() -> Row:
     """soft cross-entropy over 313 bins at 56x56, 8 photographs, forward and backward | with dense targets"""
     ours, theirs = losses(8, 56)
-    row = race(8, "photographs", ours, theirs)
+    row = race(8, "photographs", ours, theirs, rounds=50)
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         held = list(pool.map(_held, (0, 1)))
     return row | {
