@@ -33,9 +33,9 @@ def statistics() -> Statistics:
     return Statistics.measure(images, PriorRule(), released=np.full(313, 1 / 313))
 
 
-def built(name: str, statistics: Statistics, size: int = SIZE, **network: object) -> Colorizer:
+def built(name: str, statistics: Statistics, size: int = SIZE, like=lambda block: block, **network: object) -> Colorizer:
     torch.manual_seed(0)
-    block = BLOCKS[name]
+    block = like(BLOCKS[name])
     return build_model(replace(block, network=block.network | network), size, statistics)
 
 
@@ -73,13 +73,12 @@ def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics) 
     assert torch.isfinite(ab).all() and ab.abs().max() <= 128
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_model_learns_one_batch(name: str, statistics: Statistics, photographs) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_model_learns_one_batch(name: str, statistics: Statistics, photographs, narrow) -> None:
     """The loss it watches falls far below where it started within 200 steps, each phase with its own optimizer."""
     plain = {"l1": 0} if "l1" in BLOCKS[name].network else {}
     plain |= {"dropout": 0} if "dropout" in BLOCKS[name].network else {}
-    plain |= {"width": 16} if "width" in BLOCKS[name].network else {}  # as deep, and quicker
-    model = built(name, statistics, 16, **plain)
+    model = built(name, statistics, 16, narrow, **plain)
     light, ab = next(Photos(photographs(3, 16), 16).batches(3))
     parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
     rate = 1e-2 if BLOCKS[name].arch == "mlp" else 1e-3  # its output batch norm starts with a gain of 1 and must shrink
@@ -98,11 +97,11 @@ def test_model_learns_one_batch(name: str, statistics: Statistics, photographs) 
     assert watched[-1] < share * watched[0]
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_saved_model_colors_the_same(name: str, statistics: Statistics, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["grey", "mean_color", *KINDS])
+def test_saved_model_colors_the_same(name: str, statistics: Statistics, narrow, tmp_path: Path) -> None:
     """A model folder is all that is needed, and holds equal bytes when written twice."""
-    model = built(name, statistics).eval()
-    description = {"name": name, "block": describe_block(BLOCKS[name]), "size": SIZE}
+    model = built(name, statistics, SIZE, narrow).eval()
+    description = {"name": name, "block": describe_block(narrow(BLOCKS[name])), "size": SIZE}
     for folder in ("a", "b"):
         save_model(tmp_path / folder, model, description, "epoch\n")
     light = torch.rand(2, 1, SIZE, SIZE) * 100
@@ -112,10 +111,10 @@ def test_saved_model_colors_the_same(name: str, statistics: Statistics, tmp_path
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs, narrow) -> None:
     """Finite losses and gradients for every parameter of every phase."""
-    model = built(name, statistics)
+    model = built(name, statistics, SIZE, narrow)
     light, ab = next(Photos(photographs(4, SIZE), SIZE).batches(4))
     for phase in model.phases:
         with torch.autocast("cpu", torch.bfloat16):
@@ -126,7 +125,7 @@ def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs) ->
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_model_resumes_exactly(name: str, statistics: Statistics, photographs, tmp_path: Path) -> None:
+def test_model_resumes_exactly(name: str, statistics: Statistics, photographs, narrow, tmp_path: Path) -> None:
     """Stopped in its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
     photos = Photos(photographs(4, 16), 16)
     recipe = replace(BLOCKS[name].train, batch=2, patience=0)
@@ -139,9 +138,7 @@ def test_model_resumes_exactly(name: str, statistics: Statistics, photographs, t
         if row["epoch"] == 2:
             raise Stop
 
-    smaller = {"width": 16, "variant": "simplified"}  # the same layers in smaller files
-    network = {key: value for key, value in smaller.items() if key in BLOCKS[name].network}
-    whole, stopped, resumed = (built(name, statistics, 16, **network) for _ in range(3))
+    whole, stopped, resumed = (built(name, statistics, 16, narrow) for _ in range(3))
     expected = fit(whole, photos, photos.spread(2), recipe, rule, 3, tmp_path / "whole.pt")
     with pytest.raises(Stop):
         fit(stopped, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt", stop_in_second)
