@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from test_training import Stop, watch
 from torch import nn
 
 from colorize.batches import Photos
@@ -15,7 +16,7 @@ from colorize.models import build_baseline, build_model, describe_block, load_mo
 from colorize.models._base import Colorizer, parameter_count
 from colorize.models.cgan import DISCRIMINATOR_STRIDES, discriminator
 from colorize.settings import HeadRule, ModelBlock, PriorRule, TrainRule
-from colorize.training import fit, make_optimizer
+from colorize.training import Checkpoint, fit, make_optimizer
 from pipeline.params import load
 
 BLOCKS = load(ROOT / "params.yaml").blocks
@@ -125,24 +126,22 @@ def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs, na
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_model_resumes_exactly(name: str, statistics: Statistics, photographs, narrow, tmp_path: Path) -> None:
-    """Stopped in its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
+def test_model_resumes_exactly(
+    name: str, statistics: Statistics, photographs, narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
     photos = Photos(photographs(4, 16), 16)
-    recipe = replace(BLOCKS[name].train, batch=2, patience=0)
-    rule = TrainRule(max_epochs=2, checkpoint_seconds=0, keep="last")
-
-    class Stop(Exception):
-        pass
-
-    def stop_in_second(row: dict[str, float]) -> None:
-        if row["epoch"] == 2:
-            raise Stop
-
+    recipe, rule = replace(BLOCKS[name].train, batch=2, patience=0), TrainRule(max_epochs=2, keep="last")
     whole, stopped, resumed = (built(name, statistics, 16, narrow) for _ in range(3))
     expected = fit(whole, photos, photos.spread(2), recipe, rule, 3, tmp_path / "whole.pt")
+    last = 5 * len(stopped.phases)  # the first epoch's two batches and two of evaluation, and one
+    seen = watch(stopped, last)
+    monkeypatch.setattr(Checkpoint, "due", lambda _: len(seen) == last)
     with pytest.raises(Stop):
-        fit(stopped, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt", stop_in_second)
+        fit(stopped, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt")
+    seen = watch(resumed)
     found = fit(resumed, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt")
+    assert len(seen) == 3 * len(stopped.phases)
     assert found.history == expected.history and len(found.history) == 2
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[key]), key
