@@ -7,6 +7,7 @@ out until they fit the budget; what is left out is said.
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ SIDES = (256, 192, 128, 96, 64)
 OF_SEVERAL = ("psnr_best", "ab_spread")
 """Metrics over several colorings of one photograph: shown if a system has several."""
 QUARTERS = ("least color", "less color", "more color", "most color")
+ASKED = re.compile(r", not \S+, because ")
+"""In a note of pipeline/train.py: what the block asks for."""
 
 
 @dataclass
@@ -122,12 +125,18 @@ def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
 
 
 def remarks(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The systems that each note is about, from the notes of each system."""
+    """The systems that each note is about, from the notes of each system.
+
+    Notes that differ only in what each block asks for ("64 pixels, not 256, because ...") become one, without it.
+    """
     about: dict[str, list[str]] = {}
+    wordings: dict[str, set[str]] = {}
     for name, said in notes.items():
         for note in said:
-            about.setdefault(note, []).append(name)
-    return about
+            reason = ASKED.sub(", because ", note)
+            about.setdefault(reason, []).append(name)
+            wordings.setdefault(reason, set()).add(note)
+    return {(reason if len(wordings[reason]) > 1 else wordings[reason].pop()): names for reason, names in about.items()}
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:

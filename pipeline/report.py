@@ -23,9 +23,8 @@ from pipeline.params import Params, stage
 SYSTEMS = ("model", *BASELINES)
 TRAINED = {
     "seed": "seed",
-    "size": "working size, pixels",
     "parameters": "trainable parameters",
-    "epochs": "epochs",
+    "epochs": "epochs done",
     "best_epoch": "best epoch",
 }
 """What the page shows of model.json beside the block."""
@@ -145,7 +144,7 @@ def build(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
     shown[0].notes = description["notes"]
     extra = {
         "rows": rows,
-        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()},
+        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()} | flatten(description["recipe"]),
         "best_epoch": description["best_epoch"],
         "epochs": len(history),
         "keep": params.train.keep,

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from colorize.models import architectures
+from pipeline import imports
 from pipeline.params import load
 
 LAYERS = [
@@ -30,39 +30,20 @@ GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ZOO = YAML(typ="safe").load((ROOT / "pipeline/zoo/dvc.yaml").read_text())["stages"]
 
 
-@cache
-def imported(path: Path) -> frozenset[Path]:
+def imported(path: Path) -> set[Path]:
     """The project's own files that a file imports, relative to the root."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            base = {"colorize": Path("src"), "pipeline": Path()}.get(name.split(".")[0])
-            if base is not None:
-                stem = base.joinpath(*name.split("."))
-                found |= {f for f in (stem.with_suffix(".py"), stem / "__init__.py") if (ROOT / f).exists()}
-    return frozenset(found)
+    return {file.relative_to(ROOT) for file in imports.imported(ROOT / path)}
 
 
 def closure(path: Path) -> set[Path]:
-    """A file and all of the project's files that running it imports."""
-    seen, todo = {path}, [path]
-    while todo:
-        new = imported(todo.pop()) - seen
-        seen |= new
-        todo += new
-    return seen
+    """A file and all of the project's files that running it imports, relative to the root."""
+    return {file.relative_to(ROOT) for file in imports.closure([ROOT / path])}
 
 
 def uncovered(stage_file: str, deps: list[str]) -> set[str]:
     """Files that a stage imports but does not depend on; __init__.py without code in it are no dependencies."""
     listed = [Path(dep) for dep in deps]
-    needed = {f for f in closure(Path(stage_file)) if f.name != "__init__.py" or imported(f)}
+    needed = {f for f in closure(Path(stage_file)) if f.name != "__init__.py" or imported(f) - {f}}
     return {str(f) for f in needed if not any(f == dep or dep in f.parents for dep in listed)}
 
 
@@ -111,7 +92,7 @@ def test_stages_never_import_each_other() -> None:
     """Only params and paths are shared, and what the two pages have in common."""
     for stage in [*GRAPH, "leaderboard"]:
         others = {f.stem for f in imported(Path(f"pipeline/{stage}.py")) if f.parts[0] == "pipeline"}
-        assert others <= {"params", "paths", "page", "__init__"}, stage
+        assert others <= {"imports", "params", "paths", "page", "__init__"}, stage
 
 
 def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
@@ -172,3 +153,29 @@ def test_a_copy_of_the_project_runs_its_own_library(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True)
     assert Path(result.stdout.strip()).is_relative_to(tmp_path)
+
+
+def test_imports_are_found_wherever_and_however_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In functions and conditions, relative, under another name, by name; with the packages around them."""
+    sources = {
+        "__init__": "",
+        "inner/__init__": "from . import first",
+        "inner/first": "from .. import second",
+        "inner/alone": "",
+        "second": "def run():\n    import project.third as other",
+        "third": "if None:\n    from .fourth import name\nelse:\n    from project.fifth import *",
+        "fourth": "import importlib\nimportlib.import_module('project.sixth')",
+        "fifth": "",
+        "sixth": "import project.main",
+        "main": "from project.inner.first import first",
+        "unused": "import project.main",
+    }
+    for name, source in sources.items():
+        (tmp_path / f"project/{name}.py").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"project/{name}.py").write_text(source)
+    monkeypatch.setattr(imports, "PACKAGES", {"project": tmp_path / "project"})
+    found = imports.closure([tmp_path / "project/main.py"])
+    assert found == {tmp_path / f"project/{name}.py" for name in sources} - {
+        tmp_path / "project/unused.py",
+        tmp_path / "project/inner/alone.py",
+    }

@@ -171,7 +171,7 @@ def test_ranks_share_every_batch(photographs) -> None:
 
 
 def test_what_lies_before_the_first_batch_asked_for_is_not_read(photographs, tmp_path: Path, monkeypatch) -> None:
-    """And the batches from there on are those of the whole epoch, held or streamed, also for the second of two ranks."""
+    """And the batches from there on are those of the whole epoch, held or streamed, also for the second rank."""
     images, read = photographs(23, 16), []
     original = Streamed._read
     monkeypatch.setattr(Streamed, "_read", lambda self, rows: read.extend(rows.tolist()) or original(self, rows))

@@ -25,7 +25,7 @@ from torch import nn
 
 from colorize import files
 from colorize.bins import Statistics
-from colorize.device import processes
+from colorize.device import held_bytes, memory_bytes, processes
 from colorize.files import InputError
 from colorize.settings import PriorRule, TrainRule
 from pipeline import paths
@@ -128,7 +128,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, str], 
 
 @pytest.mark.parametrize("name", CURVES)
 def test_ranks_give_the_loss_curve_of_one_process(runs, name: str) -> None:
-    """To a hundred-thousandth, in fp32, training, validation and all that is logged; though batches of 7 have no thirds."""
+    """To a hundred-thousandth, in fp32, all that is logged; though batches of 7 do not divide by 3."""
     one, three = runs(0, 1, name)["history"], runs(0, RANKS, name)["history"]
     assert len(one) == len(three) == 3
     for alone, together in zip(one, three, strict=True):
@@ -280,6 +280,39 @@ def test_several_machines_need_a_place_to_meet() -> None:
     with pytest.raises(InputError, match="train.nnodes is 2 but train.rendezvous is empty; set it to host:port"):
         processes(TrainRule(nnodes=2))
     assert processes(TrainRule(device="cpu")) == 1 and processes(TrainRule(device="cpu", nproc=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/outer/inner", {"outer/memory.max": "3000000", "outer/inner/memory.max": "max"}, 3_000_000),
+        ("0::/outer/inner", {"outer/memory.max": "3000000", "outer/inner/memory.max": "2000000"}, 2_000_000),
+        ("0::/", {"memory.max": "4000000"}, 4_000_000),  # as a container sees itself
+        ("4:cpu,memory:/docker/a:b\n0::/", {"memory/docker/a:b/memory.limit_in_bytes": "5000000"}, 5_000_000),
+        ("4:memory:/of/the/host", {"memory/memory.limit_in_bytes": "6000000"}, 6_000_000),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("0::/\n1:cpu:/", {"memory.max": "max", "memory/memory.limit_in_bytes": "1"}, None),
+        ("", {}, None),
+    ],
+)
+def test_memory_is_what_the_container_may_take(
+    groups: str, limits: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    """The least of all limits around the process, in either version of cgroups; without one, the machine's memory."""
+    for name, limit in limits.items():
+        files.write_text(tmp_path / "sys/fs/cgroup" / name, f"{limit}\n")
+    if groups:
+        files.write_text(tmp_path / "proc/self/cgroup", f"{groups}\n")
+    assert memory_bytes(tmp_path) == (expected or psutil.virtual_memory().total)
+
+
+def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it is for photographs; a number that is given is each process's own."""
+    cpu = torch.device("cpu")
+    alone = held_bytes(TrainRule(), cpu)
+    assert alone == memory_bytes() / 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert held_bytes(TrainRule(), cpu) == alone / 4 and held_bytes(TrainRule(hold_gigabytes=3), cpu) == 3e9
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,12 +81,21 @@ def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: Params)
 
 
 def test_what_differs_from_the_block_stands_below_the_table(params: Params) -> None:
-    """Once for all models that it is about, and in a column of the CSV, empty for the others."""
-    about = json.loads((paths.ZOO / "cae/model.json").read_text()) | {"notes": ["starts from the weights of cae"]}
-    files.write_json(paths.ZOO / "cae/model.json", about)
+    """Once for all models that have the same reason, whatever they ask for; and in a column of the CSV."""
+    for name, side in (("cae", 144), ("vae", 256)):
+        notes = ["starts from the weights of cae", f"works at 16 pixels, not {side}, because crop.size is 16"]
+        notes += ["learning rate 3e-4, not 1e-05, because x"] if name == "cae" else []
+        about = json.loads((paths.ZOO / name / "model.json").read_text()) | {"notes": notes}
+        files.write_json(paths.ZOO / name / "model.json", about)
     leaderboard.main(params)
     lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
-    assert lines[-3:] == ["", "- vae, cae: starts from the weights of cae", "- cae: not shown to be better than grey"]
+    assert lines[-5:] == [
+        "",
+        "- vae, cae: starts from the weights of cae",
+        "- vae, cae: works at 16 pixels, because crop.size is 16",
+        "- cae: learning rate 3e-4, not 1e-05, because x",
+        "- cae: not shown to be better than grey",
+    ]
     notes = pd.read_csv(paths.METRICS / "leaderboard.csv", keep_default_na=False).set_index("model")["notes"]
     assert {name for name, note in notes.items() if note} == {"vae", "cae"}
 

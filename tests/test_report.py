@@ -71,7 +71,8 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
         "parameters": 15387513,
         "epochs": 5,
         "best_epoch": 4,
-        "notes": ["learned <by> heart"],
+        "notes": ["learned <by> heart", "works at 48 pixels, not 256, because crop.size is 48"],
+        "recipe": {"size": {"asked": 256, "in_force": 48}, "precision": "fp32"},
     }
     files.write_json(paths.MODEL / "model.json", about | {"block": block})
     splits = [("train", "", "")] * 40 + [("val", "", "")] * 5 + [("test", "", "")] * 12
@@ -132,6 +133,8 @@ def test_the_page_holds_the_numbers(page: Page) -> None:
         "15,387,513",
         "3.16e-05",
         "some_model: learned <by> heart.",
+        "some_model: works at 48 pixels, not 256, because crop.size is 48.",
+        "size.asked 256 size.in_force 48 precision fp32",
         "a* −1.50, b* 8.25",
         "No photograph of val or test has a near-duplicate in another split.",
     ):

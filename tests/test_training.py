@@ -83,7 +83,7 @@ def watch(model: torch.nn.Module, last: float = math.inf, end: Callable[[], None
 def test_a_training_that_is_interrupted_within_an_epoch_ends_as_one_in_one_go(
     name: str, recipe: dict, photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After any batch, of training or of validation: same weights, same rows, and no batch that was done is done again."""
+    """After any batch, of training or of validation: same weights, same rows, and no batch is done twice."""
     monkeypatch.setattr(training, "SAVING_COST", 0)
     monkeypatch.setattr(training, "EVALUATION_BATCH", 2)
     photos = Photos(photographs(11, 16), 16)
@@ -160,9 +160,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_states_are_saved_as_often_as_is_promised_unless_that_is_dear(
     cost: float, saved: list[int], photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    """Two epochs of ten batches and two for the losses behind them, 10 seconds each: every 30 seconds, also within an epoch.
+    """Every 30 seconds, also within an epoch, which has ten batches and two for its losses, of 10 seconds each.
 
-    When saving takes 6, every 120; and it does not count as training, nor does what a kill cost.
+    When saving takes 6 seconds, every 120; it does not count as training, nor does what a kill cost.
     """
     images, state, found = photographs(40, 16), tmp_path / "state.pt", []
     write = files.write_state
@@ -201,7 +201,7 @@ def test_states_are_saved_as_often_as_is_promised_unless_that_is_dear(
 def test_ranks_ask_each_other_rarely_whether_a_state_is_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    """A state every 30 seconds at 100 batches a second: some 15 questions for the first one, 4 for each after that."""
+    """A state every 30 seconds at 100 batches a second: 15 questions for the first one, 4 for each after that."""
     asked: list[int] = []
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     monkeypatch.setattr(distributed, "agreed", lambda value: asked.append(batch) or value)

@@ -1,8 +1,9 @@
 """One training loop for every model.
 
-`for batch: for phase: loss, backward, step`. Everything random is a function of (seed, epoch, batch, rank), so a state saved
-after any batch continues exactly: a run that was killed and started again ends with the weights of one that was not.
-States are written atomically, every `checkpoint_seconds`; the last one holds only what is needed to hand the model out.
+`for batch: for phase: loss, backward, step`. Everything random is a function of (seed, epoch, batch, rank), so a
+state saved after any batch continues exactly: a run that was killed and started again ends with the weights of one
+that was not. States are written atomically, every `checkpoint_seconds`; the last one holds only what is needed to hand
+the model out.
 
 The loop receives a model and knows none. It does not choose the device (device.py) nor the data (batches.py). Several ranks
 run it side by side (distributed.py), each on its part of every batch; the first one alone reads and writes the state.
@@ -34,7 +35,7 @@ EVALUATION_BATCH = 64
 LOWER = "lower the model's train.lr (or train.lr_at_least)"
 AVERAGED_EPOCHS = 20
 SAVING_COST = 20
-"""Two states lie at least so many times as far apart as saving one takes: saving takes a twentieth of the time at most."""
+"""Times the seconds that saving a state took are the least until the next: at most a twentieth of the time."""
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Progress:
 
 @dataclass
 class Pass:
-    """One pass over photographs: batches done, and this rank's losses, summed. Nothing leaves the device before `means`."""
+    """One pass over photographs: batches done, and this rank's losses, summed on the device."""
 
     batches: int = 0
     totals: dict[str, Tensor] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Pass:
     """How many photographs those are."""
 
     def add(self, losses: Mapping[str, Tensor], count: int, watched: str) -> None:
-        """Add a phase's losses of a batch. The one called `watched`, if the phase has it, stands for `loss`."""
+        """Add a phase's losses of a batch; the one called `watched`, if there is one, as `loss`."""
         for name, value in losses.items():
             if name == watched:
                 name = "loss"
@@ -115,8 +116,8 @@ def seed_of(seed: int, epoch: int) -> int:
 
 def seed_noise(device: torch.device, *numbers: int) -> None:
     """Make what models draw from now on a function of `numbers` alone."""
-    # Not torch.manual_seed: it seeds every device, which takes as long as a step of a small model. A CPU's generator
-    # looks at the last 32 bits alone, so each bit has to depend on every number.
+    # Not torch.manual_seed: it seeds every device, which takes as long as a step of a small model. A CPU's
+    # generator looks at the last 32 bits alone, so each bit has to depend on every number.
     digits = hashlib.sha256(repr(numbers).encode()).digest()
     (torch.cuda if device.type == "cuda" else torch.default_generator).manual_seed(int.from_bytes(digits[:7]))
 
@@ -172,8 +173,8 @@ class Checkpoint:
     def due(self) -> bool:
         """Whether a state is due after this batch.
 
-        The first rank's clock decides. Others have to wait for its answer, so it is asked rarely: after twice as many
-        batches of the pass each time, or when a state will be due at the pass's pace.
+        The first rank's clock decides. The others wait for its answer, so they ask rarely: when a state will be due
+        at the pace of this pass, but after no more than twice as many of its batches.
         """
         self.batches += 1
         if self.batches < self.ask_at:
@@ -293,7 +294,7 @@ def train_epoch(
 
 
 def evaluate(name: str, photos: Photos, checkpoint: Checkpoint, bf16: bool) -> None:
-    """Add up, in evaluation mode, the losses of what the checkpoint's pass `name` has not seen of `photos` yet."""
+    """Add up, in evaluation mode, the losses of what the checkpoint's pass has not seen of `photos` yet."""
     model, done = checkpoint.model, checkpoint.begin(name)
     model.eval()
     for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), distributed.ranks(), done.batches):
