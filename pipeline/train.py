@@ -121,7 +121,7 @@ def recipe_of(
         photographs: how many there are to train on.
     """
     rule, asked, used = params.train, block.train, in_force(block.train, params.train)
-    batch = min(asked.batch, photographs)
+    batch = -(-photographs // -(-photographs // asked.batch))  # an epoch is cut into equal ones
     pairs = {
         "size": (block.size or size, size),
         "epochs": (asked.epochs, used.epochs),
@@ -145,7 +145,9 @@ def recipe_of(
         "lr": f"trains with a learning rate of {lr}, because train.lr_at_least is {rule.lr_at_least:g}",
         "batch": f"trains on {batch} photographs at once, not {asked.batch}, because there are no more",
     }
-    return recipe, [sentences[name] for name, (wanted, got) in pairs.items() if wanted != got]
+    if photographs >= asked.batch:
+        del sentences["batch"]
+    return recipe, [text for name, text in sentences.items() if pairs[name][0] != pairs[name][1]]
 
 
 def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
