@@ -18,6 +18,7 @@ from colorize.bins import Statistics
 from colorize.evaluation import compare, pictures, predict, score
 from colorize.files import InputError
 from colorize.models import Colorizer, build_model, describe_block, save_model
+from colorize.models._base import Colors
 from colorize.settings import PriorRule
 from pipeline import evaluate, paths
 from pipeline.params import Params
@@ -32,15 +33,13 @@ class Fake(Colorizer):
         torch.nn.Module.__init__(self)
         self.ab, self.own, self.runs = ab, rgb, 0
 
-    def colorize(self, light: torch.Tensor) -> torch.Tensor:
+    def predict(self, light: torch.Tensor, samples: int = 1) -> Colors:
         self.light, self.runs = light, self.runs + 1
-        answer = torch.from_numpy(np.asarray(self.ab, np.float32)).permute(0, 3, 1, 2)
-        return answer.expand(len(light), -1, -1, -1)
-
-    def rgb(self, light: torch.Tensor) -> torch.Tensor | None:
-        if self.own is None:
-            return None
-        return torch.from_numpy(np.asarray(self.own, np.float32)).permute(0, 3, 1, 2)
+        ab, own = (
+            None if each is None else torch.from_numpy(np.asarray(each, np.float32)).permute(0, 3, 1, 2)
+            for each in (self.ab, self.own)
+        )
+        return Colors(ab.expand(len(light), -1, -1, -1), own)
 
 
 class Several(Fake):
@@ -50,10 +49,10 @@ class Several(Fake):
         super().__init__(np.zeros((1, SIDE, SIDE, 2)))
         self.step = step
 
-    def colorings(self, light: torch.Tensor, count: int) -> torch.Tensor:
-        ab = torch.zeros(len(light), count, 2, *light.shape[-2:])
-        ab[:, :, 0] = self.step * torch.arange(count)[:, None, None]
-        return ab
+    def predict(self, light: torch.Tensor, samples: int = 1) -> Colors:
+        ab = torch.zeros(len(light), samples, 2, *light.shape[-2:])
+        ab[:, :, 0] = self.step * torch.arange(samples)[:, None, None]
+        return super().predict(light)._replace(samples=ab)
 
 
 def tiles(count: int) -> np.ndarray:

@@ -64,34 +64,32 @@ def paint(truth: np.ndarray, ab: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.inference_mode()
 def predict(
-    model: Colorizer, size: int, truth: np.ndarray, colorings: int = 2, device: torch.device | str = "cpu"
+    model: Colorizer, size: int, truth: np.ndarray, colorings: int = 1, device: torch.device | str = "cpu"
 ) -> Prediction:
     """Color the lightness of photographs.
 
     Args:
         size: side at which the model works, at most S.
         truth: uint8 [n, S, S, 3].
-        colorings: how many are asked, at least 2, of a model that has several; any other is run once.
+        colorings: how many are asked of a model that has several, beside its prediction; 1 asks for none.
 
     Raises:
         FloatingPointError: a prediction is not finite; its argument is the position of the first such photograph.
     """
     small = area_resize(torch.from_numpy(truth).to(device), size)
     light, _ = to_light_ab(small)
-    several, own = model.colorings(light, colorings), model.rgb(light)
-    single = several.shape[1] == 1
-    ab = several[:, 0] if single else model.colorize(light)
-    finite = torch.isfinite(ab).flatten(1).all(1) & torch.isfinite(several).flatten(1).all(1)
-    if own is not None:
-        finite &= torch.isfinite(own).flatten(1).all(1)
+    colors = model.predict(light, colorings)
+    given = [each for each in colors if each is not None]
+    finite = torch.stack([torch.isfinite(each).flatten(1).all(1) for each in given]).all(0)
     if not finite.all():
         raise FloatingPointError(int((~finite).nonzero()[0]))
-    image, painted = paint(truth, ab)
-    if own is None:
+    image, painted = paint(truth, colors.ab)
+    if colors.rgb is None:
         scores = metrics.raw_errors(truth / 255, image / 255)
     else:
-        scores = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(own))
-    rendered = [(image, painted)] if single else [paint(truth, each) for each in several.unbind(1)]
+        scores = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(colors.rgb))
+    several = None if colors.samples is None else colors.samples.unbind(1)
+    rendered = [paint(truth, each) for each in several] if several else [(image, painted)]
     scores["psnr_best"] = np.max([metrics.psnr(truth, picture) for picture, _ in rendered], axis=0)
     scores["ab_spread"] = metrics.ab_spread(np.stack([ab for _, ab in rendered], axis=1))
     return Prediction(image, painted, scores)
@@ -104,7 +102,7 @@ def score(
     photos: pd.DataFrame,
     read: Reader,
     batch: int,
-    colorings: int = 2,
+    colorings: int = 1,
     device: torch.device | str = "cpu",
     threads: int = 1,
 ) -> pd.DataFrame:
@@ -115,7 +113,7 @@ def score(
         size: side at which the model works.
         photos: one row per photograph, with `index` and `photo`.
         batch: photographs at a time.
-        colorings: of each photograph, from a model that has several; at least 2.
+        colorings: of each photograph, from a model that has several, beside its prediction; 1 asks for none.
 
     Returns:
         One row per photograph with every metric (see `metrics.averages`).
