@@ -121,7 +121,8 @@ def test_mdn_losses_are_those_of_a_loop_over_the_photographs(build: Build, stati
     with torch.no_grad():
         losses = {name: value.item() for name, value in model.losses("vae", light, ab).items()}
         mean, log_variance = model.vae.encode(field / 128)
-        found = torch.tanh(model.vae.decode(mean, model.vae.skips(nn.functional.adaptive_avg_pool2d(light, 16) / 50 - 1))).numpy()
+        grey = nn.functional.adaptive_avg_pool2d(light, 16) / 50 - 1
+        found = torch.tanh(model.vae.decode(mean, model.vae.skips(grey))).numpy()
     weights = statistics.weights("empirical")[bins.nearest(field.permute(0, 2, 3, 1).numpy())]
     error = found - field.numpy() / 128
     histogram = [np.sqrt((w * e**2).sum()) for w, e in zip(weights, error, strict=True)]
@@ -192,7 +193,7 @@ def test_mdn_gives_as_many_colorings_as_asked_the_same_each_time(build: Build, b
 
 
 def test_mdns_colorings_follow_the_mixture(build: Build, batch) -> None:
-    """Without noise a component of weight 1 is what the prediction decodes; two equally likely ones come half the time each."""
+    """Without noise a component of weight 1 is the prediction's; two equally likely ones come half the time each."""
     model, light = build("deshpande_mdn", width=4, sigma=0).eval(), batch[0][:1]
     log_weights, means = torch.full((1, 8), -100.0), torch.randn(1, 8, 64)
     model.mdn.forward = lambda grey: (log_weights, means)
