@@ -234,7 +234,7 @@ def main(params: Params, cost: bool = False) -> None:
     files.write_text(paths.METRICS / "leaderboard.md", text)
     files.write_bytes(paths.METRICS / "leaderboard.jpg", picture)
     files.write_text(paths.METRICS / "leaderboard.html", html)
-    print(markdown(board), end="")
+    print(f"{markdown(board)}{basis}")
 
 
 if __name__ == "__main__":
