@@ -1,10 +1,11 @@
 """How the stages grow with the photographs: `python -m benchmarks.growth [COUNT...]` (1,000, 10,000 and 100,000).
 
-So many different JPEGs of 48x48 pixels, tiles of the photographs inside scikit-image under colored clouds (so that no two
-are near-duplicates), go through the stages download (from a folder), crop to 32x32, filter, prior, train and evaluate,
-each a process of its own as under DVC. The model is `mean_color`, so that train only reads, and evaluate scores three
-systems that cost nothing on a tenth of the photographs. Prints JSON: seconds, CPU seconds and peak memory of each stage,
-and by how much the CPU seconds grow from one count to the next beyond the number of photographs: 1 is linear.
+So many different JPEGs of 48x48 pixels, tiles of the photographs inside scikit-image under colored clouds (so that
+no two are near-duplicates), go through the stages download (from a folder), crop to 32x32, filter, prior, train and
+evaluate, each a process of its own as under DVC. The model is `mean_color`: train only reads, and evaluate scores
+three systems that cost nothing, on a tenth of the photographs. Prints JSON: seconds, CPU seconds and peak memory of
+each stage, and the growth of the CPU seconds from one count to the next, divided by that of the photographs: 1 is
+linear.
 """
 
 import argparse
@@ -96,11 +97,9 @@ if __name__ == "__main__":
     parser.add_argument("count", nargs="*", type=int, help="1000 10000 100000, if none is given")
     counts = sorted(parser.parse_args().count or [1_000, 10_000, 100_000])
     found: dict[str, Any] = {str(count): measure(count) for count in counts}
+    used = {count: {stage: found[str(count)][stage]["cpu_seconds"] for stage in STAGES} for count in counts}
     growth = {
-        f"{few} to {many}": {
-            stage: round(found[str(many)][stage]["cpu_seconds"] / found[str(few)][stage]["cpu_seconds"] / (many / few), 2)
-            for stage in STAGES
-        }
+        f"{few} to {many}": {stage: round(used[many][stage] / used[few][stage] / (many / few), 2) for stage in STAGES}
         for few, many in zip(counts, counts[1:], strict=False)
     }
     print(json.dumps({"photographs": found, "growth beyond linear": growth, "machine": machine()}, indent=2))

@@ -182,7 +182,8 @@ def fetch(commit: str, path: Path, target: Path) -> None:
 
 def scores(comparison: pd.DataFrame) -> dict[str, dict[str, list[float | None]]]:
     """The `metrics` of `results` from a comparison.csv."""
-    rows = comparison.astype(object).where(comparison.notna(), None).to_dict("records")  # None, not NaN: it becomes JSON
+    # None, not NaN: it becomes JSON.
+    rows = comparison.astype(object).where(comparison.notna(), None).to_dict("records")
     model = {row["metric"]: row for row in rows if row["system"] == "model"}
     found: dict[str, dict[str, list[float | None]]] = {}
     for row in rows:
@@ -199,8 +200,8 @@ def results(commit: str) -> dict[str, Any]:
     Returns:
         `commit`: what it started from; `model`: name, parameters, epochs, best_epoch and size of the trained model;
         `images`: how many were scored; `metrics`: system (model, grey, mean_color) to metric to mean, low, high and, of a
-        baseline, what the model has more, low, high (low and high are None without an interval), and `mse_ab`, the squared
-        error over ab in document 000's unit;
+        baseline, what the model has more, low, high; low and high are None without an interval; and `mse_ab`, the
+        squared error over ab in document 000's unit;
         `curves`: column to one number per epoch, among them the measured training `seconds` so far.
     """
     description = json.loads(read_text(commit, str(paths.MODEL / "model.json")))

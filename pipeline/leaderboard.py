@@ -1,9 +1,9 @@
 """Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md, .jpg and .html.
 
 Reads what the zoo trained and scored, data/zoo/<name>/. Differences from the baselines are paired, photograph by
-photograph, with 95 % bootstrap intervals where there are photographs enough. Below the models and the baselines stand
-the ceilings, which are given the truth. Seconds differ from run to run, so they are in no file: `--cost` prints the
-table with the training seconds that runs/ holds, and writes nothing.
+photograph, with 95 % bootstrap intervals where there are photographs enough. Below the models and the baselines
+stand the ceilings, which are given the truth. Seconds differ from run to run, so they are in no file: `--cost` prints
+the table with the training seconds that runs/ holds, and writes nothing.
 """
 
 import argparse

@@ -173,7 +173,8 @@ def summary(rows: list[dict[str, Any]], name: str, basis: str) -> str:
     width = max(map(len, known_as.values()))
     lines = [" " * width + "".join(f"  {row['name'] + ' ' + row['metric'].unit:<26}" for row in shown).rstrip()]
     for system, label in known_as.items():
-        cells = ["{} [{}, {}]".format(*cell) if cell[1:] else cell[0] for cell in (row["cells"][system] for row in shown)]
+        found = [row["cells"][system] for row in shown]
+        cells = ["{} [{}, {}]".format(*cell) if cell[1:] else cell[0] for cell in found]
         lines.append(f"{label:<{width}}" + "".join(f"  {cell:<26}" for cell in cells).rstrip())
     pictures = f"{(paths.METRICS / 'samples.png').as_posix()}, {(paths.METRICS / 'report.html').as_posix()}"
     return "\n".join([*lines, basis, f"pictures: {pictures}"])

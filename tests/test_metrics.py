@@ -24,7 +24,7 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 
 def scores(**columns: list) -> pd.DataFrame:
-    """A table of scores, 0.5 in every metric that is not given; each photograph is its own group unless one is given."""
+    """A table of scores, 0.5 in every metric that is not given; each photograph is its own group by default."""
     length = len(next(iter(columns.values())))
     names = [name for name in metrics.METRICS if name != "psnr_pooled"]
     table = {"group": range(length), "grey_truth": [False] * length} | {name: [0.5] * length for name in names}
@@ -167,7 +167,7 @@ def test_averages_are_over_the_same_photographs_for_every_system() -> None:
 
 
 def test_a_system_that_is_nowhere_worse_is_not_reported_worse() -> None:
-    """Exact where the other one is very good, at 12 photographs or some; also where the others are grey or drawn twice."""
+    """It is exact on some photographs, equal or better on the others; a few truths are grey."""
     random = np.random.default_rng(8)
     for _ in range(20):
         worse = random.uniform(10, 80, 12)
@@ -202,7 +202,7 @@ def test_spread_is_the_standard_deviation_over_the_colorings() -> None:
 def test_a_set_without_anything_for_psnr_is_refused() -> None:
     """All truths grey: a sentence with their number."""
     table = scores(psnr=[40.0, 50.0], grey_truth=[True, True])
-    with pytest.raises(InputError, match="all of 2 test photographs are grey"):
+    with pytest.raises(InputError, match="all of 2 photographs are grey in truth; score photographs in color"):
         metrics.compare({"model": table}, 10)
 
 
@@ -238,7 +238,7 @@ def test_paired_difference_sees_what_separate_intervals_hide() -> None:
 
 @pytest.mark.parametrize("cells", [1, 100, 10**6])
 def test_photographs_are_drawn_whole_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
-    """Against a loop over the same draws, all of them at once: 40 tiles of 15 photographs, a sixth of the tiles grey."""
+    """Against a loop over the same draws, all at once: 40 tiles of 15 photographs, a sixth of the tiles grey."""
     random = np.random.default_rng(6)
     group = random.permutation(np.append(np.arange(15), random.integers(0, 15, 25)))
     grey = random.random(40) < 1 / 6

@@ -116,7 +116,7 @@ def test_a_table_without_a_document_ranks_and_says_how_steady_it_is() -> None:
 
 @pytest.mark.parametrize(("photographs", "expected"), [(12, "+1.0 [+1.0, +1.0]"), (9, "+1.0")])
 def test_a_gain_over_a_baseline_has_an_interval_where_there_is_one(photographs: int, expected: str) -> None:
-    """From what an experiment wrote to a cell of a table, through JSON: nothing slides into the place of what is missing."""
+    """From a comparison.csv to a cell of a table, through JSON: nothing slides into the place of what is missing."""
     base = pd.DataFrame({name: np.linspace(20, 30, photographs) for name in METRICS if name != "psnr_pooled"})
     base = base.assign(group=range(photographs), grey_truth=False)
     found = compare({"model": base.assign(psnr=base["psnr"] + 1), "grey": base, "mean_color": base}, 20)

@@ -3,11 +3,11 @@
 Metrics take uint8 sRGB arrays [..., S, S, 3], or the same in Lab units where they say so, truth first, and keep the leading
 axes; SSIM and the color metrics compute in float32, equal to scikit-image's to 1e-4. PSNR of a photograph
 that is grey in truth rewards whoever predicts nothing (3 % of them lift the grey baseline by 3 dB), so those
-photographs are left out of the mean PSNR, and counted. A prediction without any error counts as 100 dB: its PSNR
-would be infinite. So all systems are averaged over the same photographs.
+photographs are left out of the mean PSNR, and counted. A prediction without any error counts as 100 dB, because
+its PSNR would be infinite. So every system is averaged over the same photographs.
 
-Intervals are percentiles of a bootstrap over source photographs: tiles of one photograph are alike, and are drawn
-together or not at all. All systems share its draws, so a difference between two systems is a paired one.
+Intervals are percentiles of a bootstrap over source photographs: tiles of one photograph are alike, so they are
+drawn together. All systems share the draws, so a difference between two systems is a paired one.
 
 Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness); Sharma et
 al. 2005 (CIEDE2000); Efron 1979 (bootstrap). It does not know models or files.
@@ -36,7 +36,7 @@ WINDOW = 11
 GREY_MAX, GREY_MEAN = 5, 2
 """A photograph is grey if no |a*|, |b*| reaches the first, or its mean chroma stays below the second (Lab units)."""
 PSNR_MAX = 100.0
-"""dB of a prediction without any error, and the most that any counts as. One level in one of 256x256 pixels is 101."""
+"""dB of a prediction without any error, and the most that any counts as. One level in one pixel of 256x256: 101."""
 MIN_GROUPS = 10
 """Source photographs that an interval needs: of 9, "95 %" would hold the truth in less than 90 % of cases."""
 CELLS_AT_ONCE = 2**20
@@ -58,8 +58,8 @@ METRICS = {
         "dB",
         2,
         "higher",
-        "Peak signal-to-noise ratio over R, G and B of each photograph, at most 100 dB, then the mean; photographs that "
-        "are grey in truth are left out.",
+        "Peak signal-to-noise ratio over R, G and B of each photograph, at most 100 dB, then the mean; photographs "
+        "that are grey in truth are left out.",
     ),
     "psnr_pooled": Metric(
         "dB", 2, "higher", "Peak signal-to-noise ratio of the mean squared error over all photographs, at most 100 dB."
@@ -270,7 +270,7 @@ def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads
 
 
 def draws(groups: int, count: int, seed: int = 1) -> Iterator[np.ndarray]:
-    """Bootstrap draws, in chunks: how often each group is in each of `count` resamples, float64 [chunk, groups]."""
+    """Bootstrap draws: how often each group is in each of `count` resamples, in chunks float64 [chunk, groups]."""
     random = np.random.default_rng(seed)
     rows = max(1, CELLS_AT_ONCE // groups)
     for start in range(0, count, rows):
@@ -279,7 +279,7 @@ def draws(groups: int, count: int, seed: int = 1) -> Iterator[np.ndarray]:
 
 
 def _sums(table: pd.DataFrame, group_of: np.ndarray, colored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A system's metrics, summed over each group's photographs, and how many of them count: both [groups, METRICS]."""
+    """A system's metrics, summed over each group's photographs, and how many of them count: [groups, METRICS]."""
     values = table.assign(psnr_pooled=table["rmse"] ** 2)[list(METRICS)].to_numpy(np.float64, copy=True)
     counted = np.ones_like(values)
     for column, name in enumerate(METRICS):
@@ -304,16 +304,16 @@ def _averages(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -> pd.DataFrame:
     """Every metric of every system with its 95 % interval, and what it has more than each baseline, paired.
 
-    Resamples are of groups, and the same ones for all systems. Fewer than `MIN_GROUPS` groups with color give no
-    intervals.
+    Resamples are of groups, and the same ones for all systems. Fewer than `MIN_GROUPS` groups with color have
+    no intervals.
 
     Args:
-        tables: scores by system, of the same photographs in the same order: columns `group`, the source photograph;
-            `grey_truth`; and every one of `METRICS` but `psnr_pooled`.
+        tables: scores by system, of the same photographs in the same order: columns `group` (the source
+            photograph), `grey_truth` and every one of `METRICS` but `psnr_pooled`.
 
     Returns:
-        One row per metric and system; columns metric, system, mean, low, high, and for each of `BASELINES` among the
-        systems over_NAME, over_NAME_low, over_NAME_high. Without intervals, low and high are NaN.
+        One row per metric and system; columns metric, system, mean, low, high, and for each of `BASELINES` among
+        the systems over_NAME, over_NAME_low, over_NAME_high. Without intervals, low and high are NaN.
 
     Raises:
         InputError: all photographs are grey in truth, so PSNR has nothing to average.
@@ -321,15 +321,15 @@ def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -
     first = next(iter(tables.values()))
     if first["grey_truth"].all():
         raise InputError(
-            f"PSNR has nothing to average: all of {len(first)} test photographs are grey in truth; "
-            "give the test split photographs in color"
+            f"PSNR has nothing to average: all of {len(first)} photographs are grey in truth; score photographs in color"
         )
     group_of, names = pd.factorize(first["group"])
     colored = ~first["grey_truth"].to_numpy(bool)
     parts = {system: _sums(table, group_of, colored) for system, table in tables.items()}
     enough = len(np.unique(group_of[colored])) >= MIN_GROUPS
     drawn: dict[str, list[np.ndarray]] = {system: [] for system in tables}
-    for weights in itertools.chain([np.ones((1, len(names)))], draws(len(names), resamples if enough else 0, seed)):
+    everything = np.ones((1, len(names)))
+    for weights in itertools.chain([everything], draws(len(names), resamples if enough else 0, seed)):
         for system, (sums, counts) in parts.items():
             drawn[system].append(_averages(weights @ sums, weights @ counts))
     averages = {system: np.concatenate(chunks) for system, chunks in drawn.items()}

@@ -171,7 +171,7 @@ class Recipe:
     flip: bool = False
     """Mirror each photograph with probability one half."""
     share: Annotated[float, Gt(0), Le(1)] = 1
-    """Share of the training photographs used, the same ones for every seed; a smaller share's lie among a larger one's."""
+    """Share of the training photographs used, for every seed the same; a smaller share's are among a larger one's."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
     """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
     scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)

@@ -31,7 +31,7 @@ class Colors(NamedTuple):
     rgb: Tensor | None = None
     """The same as RGB [B, 3, h, w] in 0 to 1, where RGB is what the model predicts."""
     samples: Tensor | None = None
-    """Several colorings of each photograph, [B, count, 2, H, W], where the model has several and they are asked for."""
+    """Several colorings of each photograph, [B, count, 2, H, W], if the model has them and they are asked for."""
 
 
 class Colorizer(nn.Module):
@@ -68,7 +68,7 @@ class Colorizer(nn.Module):
         return self.head.losses(self.out(light), light, ab)
 
     def predict(self, light: Tensor, samples: int = 1) -> Colors:
-        """Everything that the model makes of light, from one pass through the trunk. Equal input gives equal colors.
+        """Everything that the model makes of light, from one pass through the trunk. Equal input, equal colors.
 
         Args:
             samples: colorings of each photograph that a model which has several adds, if more than 1.

@@ -66,7 +66,7 @@ class FieldVae(nn.Module):
         return mean, log_variance.clamp(-10, 10)  # exp beyond that overflows early in training
 
     def skips(self, grey: Tensor) -> list[Tensor]:
-        """The grey field and what its layers make of it, the largest maps first: for `decode`, whatever the vector."""
+        """The grey field and what its layers make of it, the largest maps first: for `decode`."""
         maps = [grey]
         for down in self.grey:
             maps.append(down(maps[-1]))
