@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +71,19 @@ def make_params() -> Callable[..., Params]:
         return Params.model_validate(content)
 
     return make
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each shard of crops is opened: all of them for every batch would be quadratic."""
+    counts, load = Counter[str](), np.load
+
+    def counted(path: Path, **options: Any) -> Any:
+        counts.update([name for name in [Path(path).name] if name.startswith("crops-")])
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", counted)
+    return counts
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every block of params.yaml: builds, learns, saves and loads, trains in bf16. New blocks are picked up by themselves."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from conftest import ROOT
 from test_training import Stop, watch
 from torch import nn
 
+from colorize import evaluation
 from colorize.batches import Photos
 from colorize.bins import Statistics
 from colorize.files import InputError
@@ -189,15 +191,19 @@ def test_vae_penalty_is_the_kl_divergence(statistics: Statistics) -> None:
         assert torch.equal(model.eval().colorize(light), model.colorize(light))
 
 
-def test_only_models_that_predict_rgb_give_rgb_and_the_others_do_no_work_for_it(statistics: Statistics) -> None:
-    """cgan and mlp1 give 0..1; a cae is not run a second time to say that it has none."""
-    light = torch.rand(2, 1, SIZE, SIZE) * 100
-    for name in ("cgan", "mlp1"):
-        rgb = built(name, statistics).rgb(light)
-        assert rgb.shape == (2, 3, SIZE, SIZE) and rgb.min() >= 0 and rgb.max() <= 1
-    model = built("cae", statistics)
-    model.net.register_forward_hook(lambda *_: pytest.fail("the network ran"))
-    assert model.rgb(light) is None
+@pytest.mark.parametrize("name", KINDS)
+def test_a_network_runs_once_to_be_scored(name: str, statistics: Statistics, photographs, narrow) -> None:
+    """No layer runs twice, but for a decoder that colors several times; RGB is in 0 to 1, of those that predict it."""
+    model, count, runs = built(name, statistics, like=narrow).eval(), 3, Counter[str]()
+    for place, module in model.named_modules():
+        if not list(module.children()) and list(module.parameters()):
+            module.register_forward_hook(lambda *_, place=place: runs.update([place]))
+    evaluation.predict(model, SIZE, photographs(2, SIZE), count)
+    several = {place for place in runs if place.startswith(("vae.decoder", "vae.last"))}
+    assert runs and runs == {place: 1 + count if place in several else 1 for place in runs}
+    colors = model.predict(torch.rand(2, 1, SIZE, SIZE) * 100)
+    assert (colors.rgb is None) == (BLOCKS[name].head.kind != "rgb") and colors.samples is None
+    assert colors.rgb is None or (colors.rgb.shape == (2, 3, SIZE, SIZE) and 0 <= colors.rgb.min() <= colors.rgb.max() <= 1)
 
 
 def test_baselines_return_their_constant(statistics: Statistics) -> None:

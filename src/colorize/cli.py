@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -64,11 +63,6 @@ def load_all(names: list[str], device: Literal["auto", "cpu", "cuda"]) -> "tuple
     if len(set(known)) < len(known):
         raise InputError(f"two models are called {max(known, key=known.count)}; name each model once")
     return systems, chosen
-
-
-def interval(values: Sequence[float], form: str) -> str:
-    """A mean and its interval in brackets."""
-    return "{} [{}, {}]".format(*(format(value, form) for value in values))
 
 
 def print_table(rows: list[dict[str, Any]], right: tuple[str, ...] = ()) -> None:
@@ -143,7 +137,7 @@ def score(
     `colorize score holiday/ -m vae -m cgan --json > scores.json`
     """
     from colorize import scoring
-    from colorize.metrics import BASELINES, METRICS
+    from colorize.metrics import BASELINES, METRICS, TOO_FEW, with_interval
     from colorize.settings import EvaluateRule
 
     systems, chosen = load_all(model, device)
@@ -157,14 +151,15 @@ def score(
     for row in found.table.to_dict("records"):
         metric = METRICS[row["metric"]]
         cells = {"metric": f"{row['metric']} {metric.unit}".strip(), "system": row["system"]}
-        cells["mean"] = interval([row["mean"], row["low"], row["high"]], f".{metric.decimals}f")
+        cells["mean"] = with_interval([row["mean"], row["low"], row["high"]], f".{metric.decimals}f")
         for base in BASELINES:
             gain = [row[f"over_{base}{end}"] for end in ("", "_low", "_high")]
-            cells[f"over {base}"] = "" if row["system"] == base else interval(gain, f"+.{metric.decimals}f")
+            cells[f"over {base}"] = "" if row["system"] == base else with_interval(gain, f"+.{metric.decimals}f")
         rows.append(cells)
     print_table(rows, right=("mean", *(f"over {base}" for base in BASELINES)))
     grey = f", {found.grey_truths} of them grey in truth and left out of PSNR" if found.grey_truths else ""
-    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}")
+    few = TOO_FEW if found.table["low"].isna().all() else ""
+    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}{few}")
     for photo, reason in found.failed.items():
         print(f"{photo}: {reason}", file=sys.stderr)
     if found.failed:

@@ -39,6 +39,8 @@ class Source:
     source: Literal["sample", "folder", "urls", "unsplash", "cifar10"] = "sample"
     path: str = "data/sample.csv"
     """What the source reads: a folder, a CSV or an archive."""
+    seed: Count = 1
+    """Draws the items of `limit` and the split; training has another one."""
     limit: Count = 0
     """Keep only so many items, drawn with the seed; 0 keeps all."""
     url_column: str = "url"
@@ -169,7 +171,7 @@ class Recipe:
     flip: bool = False
     """Mirror each photograph with probability one half."""
     share: Annotated[float, Gt(0), Le(1)] = 1
-    """Share of the training photographs used, drawn with the seed; a smaller share's lie among a larger one's."""
+    """Share of the training photographs used, for every seed the same; a smaller share's are among a larger one's."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
     """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
     scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)
