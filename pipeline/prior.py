@@ -39,7 +39,7 @@ def main(params: Params) -> None:
     training = splits.loc[splits["split"] == "train", "index"].to_numpy()
     # In chunks, so that memory does not grow with the photographs.
     crops = Crops(paths.CROPS, training)
-    step = PIXELS_AT_ONCE // params.crop.size**2
+    step = PIXELS_AT_ONCE // crops[:1].shape[1] ** 2
     chunks = (crops[start : start + step] for start in range(0, len(crops), step))
     statistics = Statistics.measure(chunks, params.prior, released)
     statistics.write(paths.PRIOR)
