@@ -37,6 +37,8 @@ def main(params: Params) -> None:
     released = read_released(params.prior)
     splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
     training = splits.loc[splits["split"] == "train", "index"].to_numpy()
+    if not len(training):
+        raise InputError(f"{paths.SPLITS_CSV} lists no training photograph; raise filter.train")
     # In chunks, so that memory does not grow with the photographs.
     crops = Crops(paths.CROPS, training)
     step = PIXELS_AT_ONCE // crops[:1].shape[1] ** 2

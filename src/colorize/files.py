@@ -143,13 +143,13 @@ def read_json(path: Path, *keys: str, remedy: str = AGAIN) -> dict[str, Any]:
         return value
 
 
-def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, *names: str, remedy: str = AGAIN) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name.
 
     Raises:
         InputError: the file is missing or damaged, or lacks one of `names`.
     """
-    with reading(path), np.load(path, allow_pickle=False) as archive:
+    with reading(path, remedy), np.load(path, allow_pickle=False) as archive:
         return dict(archive) | {name: archive[name] for name in names}
 
 
