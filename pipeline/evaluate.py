@@ -25,14 +25,13 @@ def read_test() -> pd.DataFrame:
     """The test photographs: index, photo, group, class.
 
     Raises:
-        InputError: the table is missing.
+        InputError: the table is missing or damaged, or lists none.
     """
-    try:
-        splits = pd.read_csv(paths.SPLITS_CSV, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{paths.SPLITS_CSV} is missing; run `dvc repro filter` first") from error
+    splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT | {"photo": str, "group": str, "class": str}, unique="index")
     test = splits.loc[splits["split"] == "test", ["index", "photo", "group", "class"]]
-    return test.astype({"index": int}).reset_index(drop=True)
+    if not len(test):
+        raise InputError(f"{paths.SPLITS_CSV} lists no test photograph; raise filter.test")
+    return test.reset_index(drop=True)
 
 
 def significant(table: pd.DataFrame) -> str:
@@ -86,7 +85,7 @@ def main(params: Params, name: str | None = None) -> None:
     painted["truth"] = crops[positions]
     files.write_arrays(paths.PICTURES, painted)
     files.write_text(out / "comparison.csv", significant(comparison))
-    files.write_text(out / "loss.csv", (folder / HISTORY).read_text(encoding="utf-8"))
+    files.write_bytes(out / "loss.csv", (folder / HISTORY).read_bytes())
     sampled = np.searchsorted(positions, shown[figures.spread(len(shown), rule.samples)])
     columns = {"grey input": "grey", "truth": "truth", description["name"]: "model"}
     sheet = figures.sheet({title: painted[system][sampled] for title, system in columns.items()})

@@ -12,7 +12,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from colorize.files import InputError, write_bytes, write_text
+from colorize.files import InputError, read_table, write_bytes, write_text
 from colorize.images import Crops, contact_sheet
 from colorize.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
 from colorize.selection import SPLITS, duplicates, split, thumbnails, tone_rules
@@ -122,23 +122,27 @@ def main(params: Params) -> None:
     """Filter and split the crops.
 
     Raises:
-        InputError: a file is missing, a class is unknown, the filter removes everything, or too little is left for
-            the splits.
+        InputError: a file is missing or damaged, a class is unknown, the filter removes everything, or too little is
+            left for the splits.
     """
-    for path, before in ((paths.PHOTOS_CSV, "download"), (paths.CROPS_CSV, "crop")):
-        if not path.exists():
-            raise InputError(f"{path} is missing; run `dvc repro {before}`")
-    cropped = pd.read_csv(paths.CROPS_CSV, dtype=str, keep_default_na=False)
-    photos = pd.read_csv(paths.PHOTOS_CSV, dtype=str, keep_default_na=False)
     columns = ["photo", "group", "class", "split"]
+    photos = read_table(paths.PHOTOS_CSV, dict.fromkeys(columns, str), unique="photo", remedy="run `dvc repro download`")
+    cropped = read_table(
+        paths.CROPS_CSV,
+        {"photo": str, "index": str, "status": ("ok", "failed", "skipped")},
+        unique="photo",
+        remedy="run `dvc repro crop`",
+    )
     table = cropped[cropped.status == "ok"][["index", "photo"]].merge(photos[columns], on="photo")
-    crops = Crops(paths.CROPS, np.arange(len(table)))
+    crops = Crops(paths.CROPS)
+    if list(table["index"]) != list(map(str, range(len(crops)))):
+        raise InputError(f"{paths.CROPS_CSV} does not list the crops in {paths.CROPS}; run `dvc repro crop`")
     hints = table.split.to_numpy(str)
     rule = params.filter
 
     colors, coverage, extreme, mean, small = _measure_all(crops, rule.palette)
     if paths.COLORS_CSV.exists():
-        listing = pd.read_csv(paths.COLORS_CSV, dtype=str, keep_default_na=False)
+        listing = read_table(paths.COLORS_CSV, dict.fromkeys(("photo", "red", "green", "blue", "coverage"), str))
         listed, listed_coverage = listed_colors(listing, table.photo)
         known = listed_coverage.any(axis=1)
         colors[known], coverage[known] = listed[known], listed_coverage[known]

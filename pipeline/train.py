@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
@@ -72,7 +71,8 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
 
 def prune(keep: Path, gigabytes: float) -> None:
     """Delete the oldest other run folders until all together are below `gigabytes`; running ones are left alone."""
-    folders = sorted((f for f in paths.RUNS.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
+    ours = [folder for folder in paths.RUNS.iterdir() if (folder / STATE).exists()]  # what else lies there is the user's
+    folders = sorted(ours, key=lambda folder: folder.stat().st_mtime, reverse=True)
     total = 0
     for folder in [keep, *(f for f in folders if f != keep)]:
         with suppress(Timeout, FileNotFoundError):  # another process trains it, renames in it or has just deleted it
@@ -168,7 +168,7 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
     block, notes = trainable(params.block(name), statistics)
     if block.start:
         notes.append(f"starts from the weights of {block.start}")
-    splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
+    splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
     indices = {split: splits.loc[splits["split"] == split, "index"].to_numpy() for split in ("train", "val")}
     indices["train"] = share_of(indices["train"], block.train.share)
     if len(indices["train"]) < 2 or len(indices["val"]) < 1:
