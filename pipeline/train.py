@@ -138,7 +138,10 @@ def recipe_of(
         "threads": torch.get_num_threads(),
         "ranks": distributed.ranks(),
     }
-    epochs, lr = f"{used.epochs} epochs at most, not {asked.epochs:,}", f"{used.lr:g}, not {asked.lr:g}"
+    epochs, lr = (
+        f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {asked.epochs:,}",
+        f"{used.lr:g}, not {asked.lr:g}",
+    )
     sentences = {
         "size": f"works at {size} pixels, not {block.size}, because crop.size is {params.crop.size}",
         "epochs": f"trains for {epochs}, because train.max_epochs is {rule.max_epochs}",

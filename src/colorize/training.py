@@ -1,9 +1,9 @@
 """One training loop for every model.
 
 `for batch: for phase: loss, backward, step`. Everything random is a function of (seed, epoch, batch, rank), so a
-state saved after any batch continues exactly: a run that was killed and started again ends with the weights of one
-that was not. States are written atomically, every `checkpoint_seconds`; the last one holds only what is needed to hand
-the model out.
+state saved after any batch continues exactly: a run that was killed and started again ends with the weights of
+one that was not. States are written atomically, every `checkpoint_seconds`; the last one holds only what is needed
+to hand the model out.
 
 The loop receives a model and knows none. It does not choose the device (device.py) nor the data (batches.py). Several ranks
 run it side by side (distributed.py), each on its part of every batch; the first one alone reads and writes the state.
@@ -34,8 +34,8 @@ Row = dict[str, float]
 EVALUATION_BATCH = 64
 LOWER = "lower the model's train.lr (or train.lr_at_least)"
 AVERAGED_EPOCHS = 20
-SAVING_COST = 20
-"""Times the seconds that saving a state took are the least until the next: at most a twentieth of the time."""
+SAVING_COST = 10
+"""The next state is saved at the earliest after so many times the seconds that the last one took."""
 
 
 @dataclass
@@ -173,8 +173,8 @@ class Checkpoint:
     def due(self) -> bool:
         """Whether a state is due after this batch.
 
-        The first rank's clock decides. The others wait for its answer, so they ask rarely: when a state will be due
-        at the pace of this pass, but after no more than twice as many of its batches.
+        The first rank's clock decides. The others wait for its answer, so they ask rarely: when a state will be
+        due at the pace of this pass, but after no more than twice as many of its batches.
         """
         self.batches += 1
         if self.batches < self.ask_at:
@@ -263,7 +263,8 @@ def train_epoch(
     Raises:
         InputError: a loss or weights are not finite.
     """
-    model, epoch, rank, ranks = checkpoint.model, checkpoint.progress.epoch, distributed.rank(), distributed.ranks()
+    rank, ranks = distributed.rank(), distributed.ranks()
+    model, epoch = checkpoint.model, checkpoint.progress.epoch
     done, order, steps = checkpoint.begin("train"), seed_of(seed, epoch), -(-len(photos) // recipe.batch)
     unseen: list[Tensor] = []  # losses that nobody has looked at: no step waits for a GPU
 
@@ -279,7 +280,7 @@ def train_epoch(
             with torch.autocast(photos.device.type, torch.bfloat16, enabled=bf16):
                 losses = phase.losses(light, ab)
             phase.optimizer.zero_grad(set_to_none=True)
-            # The mean of the ranks' gradients is that of the whole batch if each counts as much as its part is long.
+            # The mean of the ranks' gradients is the whole batch's if each counts as much as its part is long.
             part = losses["loss"] * (len(light) * ranks / whole)
             part.backward(inputs=phase.optimizer.param_groups[0]["params"])  # the other phases get no gradient
             phase.optimizer.step()
@@ -295,15 +296,16 @@ def train_epoch(
 
 def evaluate(name: str, photos: Photos, checkpoint: Checkpoint, bf16: bool) -> None:
     """Add up, in evaluation mode, the losses of what the checkpoint's pass has not seen of `photos` yet."""
-    model, done = checkpoint.model, checkpoint.begin(name)
+    model, done, ranks = checkpoint.model, checkpoint.begin(name), distributed.ranks()
+    of_all = -(-(len(photos) // ranks) // EVALUATION_BATCH)  # so many batches has every rank; some have one more
     model.eval()
-    for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), distributed.ranks(), done.batches):
+    for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), ranks, done.batches):
         for phase in model.phases:
             with torch.no_grad(), torch.autocast(photos.device.type, torch.bfloat16, enabled=bf16):
                 losses = model.losses(phase, light, ab)
             done.add(losses, len(light), model.monitor if phase == model.phases[0] else "")
         done.batches += 1
-        if checkpoint.due():
+        if done.batches <= of_all and checkpoint.due():
             checkpoint.save()
 
 
@@ -332,10 +334,10 @@ def fit(
     """
     bf16, steps, ranks = use_bf16(rule, train.device), -(-len(train) // recipe.batch), distributed.ranks()
     recipe = in_force(recipe, rule) if model.phases else replace(recipe, epochs=0)
-    if len(train) // steps < ranks:
+    if (least := len(train) // steps) < ranks:
         raise InputError(
-            f"{ranks} processes cannot share batches of {len(train) // steps} photographs; lower train.nproc or "
-            "train.nnodes, or raise the model's train.batch"
+            f"{ranks} processes cannot share batches of {least} photographs; lower train.nproc or train.nnodes, "
+            "or raise the model's train.batch"
         )
     distributed.synchronize(model)
     phases = []
