@@ -358,6 +358,11 @@ def test_nearness_is_the_rms_difference_below_the_threshold():
     assert np.flatnonzero(distance < 4).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4)).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4.001)).tolist() == [3, 20]
+    left, right = rng.integers(0, 256, (2, 20, 256), np.uint8)
+    left[0], right[0], left[1] = 255, 255, 0  # the largest sums there are
+    squared = ((left[:, None].astype(int) - right) ** 2).sum(axis=2).min(axis=1)
+    for threshold in np.sqrt(squared / 256):
+        assert near_any(left, right, threshold).tolist() == (squared < threshold**2 * 256).tolist()
 
 
 def test_duplicates_across_splits_are_found_and_those_within_one_stay():

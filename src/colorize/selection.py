@@ -222,13 +222,16 @@ def near_any(candidates: np.ndarray, others: np.ndarray, threshold: float) -> np
     near = np.zeros(len(candidates), bool)
     limit = threshold**2 * candidates.shape[1]
     for start in range(0, len(candidates), _BLOCK):
-        # Sums of at most 256 products of bytes are whole numbers below 2**24: exact in float32, in any order.
         left = candidates[start : start + _BLOCK].astype(np.float32)
+        nearest = np.full(len(left), -np.inf)
         for other in range(0, len(others), _BLOCK):
             right = others[other : other + _BLOCK].astype(np.float32)
-            squared = (left**2).sum(axis=1, dtype=np.float64)[:, None] + (right**2).sum(axis=1, dtype=np.float64)
-            squared -= 2 * (left @ right.T).astype(np.float64)
-            near[start : start + _BLOCK] |= (squared < limit).any(axis=1)
+            # (l - r)^2 < limit where l r - r^2 / 2 > (l^2 - limit) / 2. Exact in float32, in any order of sums: 256
+            # products of bytes are below 2**24, and a half of them, as large as what decides gets, below 2**23.
+            products = left @ right.T
+            products -= (right**2).sum(axis=1) / 2
+            nearest = np.maximum(nearest, products.max(axis=1))
+        near[start : start + _BLOCK] = nearest > ((left**2).sum(axis=1, dtype=np.float64) - limit) / 2
     return near
 
 
