@@ -16,7 +16,7 @@ from colorize.models import architectures
 from pipeline.params import load
 
 LAYERS = [
-    {"files", "settings", "color"},
+    {"files", "formats", "settings", "color"},
     {"compute", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
@@ -92,7 +92,7 @@ def test_the_zoo_depends_on_what_its_stages_import_and_on_one_model_file() -> No
 
 
 def test_layers_import_downwards_only() -> None:
-    """files settings color < bins images ... < heads < models < training evaluation figures < ... < cli, pipeline."""
+    """files formats settings color < bins images ... < heads < models < training figures < ... < cli, pipeline."""
     level = {name: height for height, names in enumerate(LAYERS) for name in names}
     for path in (ROOT / "src/colorize").rglob("*.py"):
         parts = path.relative_to(ROOT / "src/colorize").with_suffix("").parts

@@ -25,7 +25,7 @@ from colorize import photographs
 from colorize.coloring import System
 from colorize.files import InputError
 from colorize.heads import Classification
-from colorize.images import Refused
+from colorize.images import SENTENCES, Refused
 
 PREVIEW = 1280
 """Longest side in pixels of what is shown; what is downloaded has the photograph's own size."""
@@ -38,14 +38,6 @@ POLICY = (
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'"
 )
 """What the page may load: nothing from elsewhere."""
-SENTENCES = {
-    "not_image": "This is no photograph that can be read; give JPEG, PNG, WebP, TIFF, BMP or GIF.",
-    "truncated": "The file ends in the middle of the photograph; copy it again.",
-    "corrupt": "The file is damaged; copy it again.",
-    "too_many_pixels": "The photograph has too many pixels; scale it down.",
-    "too_many_scans": "The file is made to take long; save it again with another program.",
-    "mode": "The photograph's kind of pixels is not known; save it as 8-bit JPEG or PNG.",
-}
 
 
 class Refusal(Exception):

@@ -25,6 +25,7 @@ from joblib import Parallel, ParallelBackendBase, cpu_count, delayed
 from PIL import Image, ImageCms, ImageDraw, UnidentifiedImageError
 
 from colorize.files import InputError, write_array
+from colorize.formats import UNREAD
 from colorize.settings import CropRule
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -59,8 +60,25 @@ Read = Callable[[str, str], bytes]
 """From shard and member to the original bytes."""
 
 
+SENTENCES = {
+    "empty_file": "The file is empty; copy it again.",
+    "not_image": "This is no photograph that can be read; give JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF.",
+    "truncated": "The file ends in the middle of the photograph; copy it again.",
+    "corrupt": "The file is damaged; copy it again.",
+    "too_many_pixels": "The photograph has more pixels than are allowed; raise --max-megapixels (in params.yaml: "
+    "crop.max_megapixels), or scale it down.",
+    "too_many_scans": "The file is made to take long; save it again with another program.",
+    "too_small": "The photograph is smaller than the crops, and crop.small says to drop such ones.",
+    "mode": "Pixels of this kind (floats, 32-bit integers, Lab) are not read; save it as 8-bit JPEG or PNG.",
+    "hdr": "The levels are those of an HDR display; save it as an ordinary JPEG or PNG.",
+    "too_large_to_write": "The result is too large for its format; scale the photograph down or save it as PNG first.",
+    **{reason: f"This is {words}, which is not read; export it as JPEG, PNG or TIFF." for reason, words in UNREAD.items()},
+}
+"""What each reason for which a photograph is refused means, and what to do."""
+
+
 class Refused(Exception):
-    """No crop can be made; the message is the reason, one word."""
+    """A photograph cannot be used; the message is the reason, one of `SENTENCES`."""
 
 
 @dataclass
