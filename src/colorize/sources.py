@@ -44,6 +44,7 @@ MEMBER_BYTES = 2**31
 IMAGE_SUFFIXES = {*itertools.chain(*SUFFIXES.values()), ".heic", ".heif"}
 """Files that claim to be images; what they are is decided by their first bytes."""
 
+
 @dataclass
 class Photo:
     """One row of photos.csv, filled in as the item goes its way; `content` gives its bytes and is not written."""
