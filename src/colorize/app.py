@@ -32,7 +32,7 @@ PREVIEW = 1280
 LOADED = 3
 """Models that are kept in memory at a time."""
 WITHOUT_MODEL = ("original", "grey")
-TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff"}
+TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".avif": "image/avif"}
 POLICY = (
     "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'"
