@@ -356,14 +356,20 @@ def decode(image: Image.Image) -> Decoded:
     notes = ["exif_ignored"] * (orientation is None) + ["frames_ignored"] * frames
     profile = image.info.get("icc_profile") or b""
     gamma = 0 if profile or "srgb" in image.info else image.info.get("gamma", 0)
-    picture, alpha = _deep(image) if image.mode.startswith("I;16") else _shallow(image)
-    if picture.mode == "RGB" and _is_grey(profile) and not _has_color(picture):
-        picture = picture.getchannel("G")
-    if picture.mode in ("RGB", "CMYK"):
-        if gamma:
-            picture = picture.point(3 * _tones(b"", gamma, 256).tolist())
-        return Decoded(picture, alpha, profile, orientation or 1, notes)
-    levels = np.asarray(picture)
+    if abs(2.2 * gamma - 1) < 0.05:  # as a PNG of sRGB says
+        gamma = 0
+
+    if image.mode.startswith("I;16"):
+        levels, alpha = _deep(image)
+    else:
+        picture, alpha = _shallow(image)
+        if picture.mode == "RGB" and _is_grey(profile) and not _has_color(picture):
+            picture = picture.getchannel("G")
+        if picture.mode != "L" or not (profile or gamma):
+            if gamma:
+                picture = picture.point(3 * _tones(b"", gamma, 256).tolist())
+            return Decoded(picture, alpha, profile, orientation or 1, notes)
+        levels = np.asarray(picture)
     count = 2 ** (8 * levels.itemsize)
     try:
         tones = _tones(profile, gamma, count)
@@ -377,17 +383,15 @@ def _shallow(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Picture (L, RGB or CMYK) and alpha of an image of 8 bits a channel or fewer."""
     if image.mode in ("I", "F", "LAB"):
         raise Refused("mode")
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        both = image.convert("LA" if grey else "RGBA")
-        return both.convert("L" if grey else "RGB"), both.getchannel("A")
-    if image.mode in ("L", "RGB", "CMYK"):
-        return image, None
-    return image.convert("L" if grey else "RGB"), None
+    seen = "L" if image.mode in ("1", "L", "LA", "La") else "CMYK" if image.mode == "CMYK" else "RGB"
+    if not image.has_transparency_data:
+        return image if image.mode == seen else image.convert(seen), None
+    both = image if image.mode == seen + "A" else image.convert(seen + "A")
+    return both.convert(seen), both.getchannel("A")
 
 
-def _deep(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Picture (I;16) and alpha of a grey image of more bits; 0 is black and 65535 white."""
+def _deep(image: Image.Image) -> tuple[np.ndarray, Image.Image | None]:
+    """Levels (0 is black and 65535 white) and alpha of a grey image of more than 8 bits."""
     levels = np.asarray(image)
     key = image.info.get("transparency")
     alpha = None if key is None else Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8))
@@ -397,7 +401,7 @@ def _deep(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
             levels = (levels.astype(np.uint32) * 65535 // white).astype(np.uint16)
         if _numbers(image.tag_v2, PHOTOMETRIC) == (0,):
             levels = 65535 - levels
-    return Image.fromarray(levels.astype(np.uint16)), alpha
+    return levels, alpha
 
 
 def _is_grey(profile: bytes) -> bool:
@@ -430,7 +434,7 @@ def _tones(profile: bytes, gamma: float, count: int) -> np.ndarray:
         # Not optimized: the tables that LittleCMS would make are up to 10 levels off in the shadows.
         return np.asarray(to_srgb(profile, ramp.mode, ImageCms.Flags.NOOPTIMIZE).apply(ramp))[..., 1].ravel()
     shares = levels / (count - 1)
-    if gamma and abs(2.2 * gamma - 1) > 0.05:  # a PNG of sRGB says 1 / 2.2
+    if gamma:
         light = shares ** (1 / gamma)
         shares = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.round(255 * shares).astype(np.uint8)

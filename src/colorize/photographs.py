@@ -112,6 +112,7 @@ def read(content: bytes, max_megapixels: float = CropRule.max_megapixels) -> Pho
         except Exception:  # as in images.orientation_of: broken metadata must not cost the pixels
             notes = list(dict.fromkeys(["exif_ignored", *notes]))
             exif, dpi = b"", None
+        rgb.info = {}  # Pillow would write what it finds there: an old profile
         return Photograph(rgb, decoded.alpha, decoded.orientation, suffix, exif, profile, dpi, tuple(notes))
 
 
