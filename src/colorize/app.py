@@ -26,6 +26,7 @@ from colorize.coloring import System
 from colorize.files import InputError
 from colorize.heads import Classification
 from colorize.images import SENTENCES, Refused
+from colorize.settings import CropRule
 
 PREVIEW = 1280
 """Longest side in pixels of what is shown; what is downloaded has the photograph's own size."""
@@ -69,12 +70,17 @@ def reduced(photograph: photographs.Photograph) -> photographs.Photograph:
     return photographs.Photograph(photographs.upright(photograph, picture), None, 1, ".webp", b"", b"", None, ())
 
 
-def create_app(folders: Mapping[str, Path], max_megabytes: int = 50, device: str = "cpu") -> Starlette:
+def create_app(
+    folders: Mapping[str, Path],
+    max_megabytes: int = 50,
+    device: str = "cpu",
+    max_megapixels: float = CropRule.max_megapixels,
+) -> Starlette:
     """The application.
 
     Args:
         folders: trained models by name.
-        max_megabytes: of an uploaded photograph.
+        max_megabytes, max_megapixels: of an uploaded photograph.
     """
     turn = threading.Lock()  # one photograph at a time: memory stays that of one
 
@@ -84,7 +90,7 @@ def create_app(folders: Mapping[str, Path], max_megabytes: int = 50, device: str
 
     def paint(content: bytes, name: str, temperature: float | None, full: bool) -> tuple[bytes, str]:
         with turn:
-            photograph = photographs.read(content)
+            photograph = photographs.read(content, max_megapixels)
             whole = photograph
             if not full:
                 photograph = reduced(photograph)
