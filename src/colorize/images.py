@@ -224,13 +224,14 @@ def crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
 @contextmanager
 def opened(content: bytes, max_megapixels: float) -> Iterator[Image.Image]:
     """A photograph whose header is read; whatever goes wrong with its bytes, in the block too, becomes `Refused`."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, round(max_megapixels * 1e6)
+    allowed = round(max_megapixels * 1e6)
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, allowed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which does not concern the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = _open(content)
-            if image.width * image.height > max_megapixels * 1e6:
+            if image.width * image.height > allowed:
                 raise Refused("too_many_pixels")
             yield image
     except Refused:
