@@ -243,6 +243,7 @@ GREY, COLOR = np.full((8, 8), 90), np.full((8, 8, 3), 90)
         tiff((GREY, 16, {262: None})),
         tiff((COLOR, 8, {262: 8})),  # L*a*b*
         tiff((COLOR, 8, {262: 6, 530: (2, 2)})),  # subsampled
+        tiff((GREY, 8, {262: 1, 317: 2})),  # differences, which only LZW's and deflate's decoders add up
         tiff((COLOR, 16, {262: 2, 284: 2})),  # planes of 16 bits, of which Pillow takes half
         tiff((np.dstack([GREY, GREY]), 8, {262: 1, 338: 2, 284: 2, 259: 8})),  # planes, of which Pillow takes one
         tiff((np.dstack([COLOR, GREY]), 8, {262: 5, 332: 2})),  # inks, but not those of CMYK
@@ -270,6 +271,8 @@ def test_levels_of_an_hdr_display_are_refused(kind: str) -> None:
             content = content[:place] + bytes((0, transfer)) + content[place + 2 :]
         with pytest.raises(Refused, match="hdr") if refused else contextlib.nullcontext():
             crop(content)
+    gamma, names_srgb = MEANINGS["gamma"][0], chunk(b"cICP", bytes((1, 13, 0, 1)))
+    agree(png(COLOR, 8, 2, gamma, names_srgb), COLOR)  # which comes before a gamma
 
 
 @pytest.mark.parametrize(
@@ -512,11 +515,17 @@ def test_formats_that_are_not_read_are_called_by_their_names(head: bytes, reason
 
 
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("tags", [{271: b"NIKON\0"}, {50706: b"\1\4\0\0", 254: 0}, {254: 0}], ids=["NEF", "DNG", "CFA"])
-def test_the_preview_in_a_raw_file_is_not_taken_for_the_photograph(tags: dict[int, int | bytes], order: str) -> None:
+@pytest.mark.parametrize(
+    ("tags", "seen"),
+    [({254: 1}, 1), ({50706: b"\1\4\0\0"}, 1), ({}, 32803), ({}, 34892)],
+    ids=["a preview first", "DNG", "a mosaic of colors", "one filled in"],
+)
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photograph(
+    tags: dict[int, int | bytes], seen: int, order: str
+) -> None:
     """Nikon's, Sony's, Adobe's begin as a TIFF does: a small picture, and what the sensor saw below it."""
-    sensor = (GREY, 16, {262: 32803})
-    content = tiff((COLOR, 8, {262: 2, 254: 1, **tags}), sensor, order=order, below=True)
+    sensor = (GREY, 16, {262: seen})
+    content = tiff((COLOR, 8, {262: 2, **tags}), sensor, order=order, below=True)
     for reader in (crop, photographs.read):
         with pytest.raises(Refused, match="raw"):
             reader(content)

@@ -58,8 +58,9 @@ for order, mode in ((II, "I;16"), (MM, "I;16B")):
         OPEN_INFO.setdefault((order, photometric, (1,), 1, (16,), ()), (mode, mode))
 MAX_PAGES = 64
 """Pages of a TIFF that are looked at."""
-BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR, COLOR_MAP = 258, 259, 262, 277, 284, 320
-SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, YCBCR_SUBSAMPLING = 330, 332, 338, 339, 530
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR = 258, 259, 262, 277, 284
+PREDICTOR, COLOR_MAP, SUB_IFDS, INK_SET, EXTRA_SAMPLES = 317, 320, 330, 332, 338
+SAMPLE_FORMAT, YCBCR_SUBSAMPLING = 339, 530
 """Tags of TIFF."""
 DNG_VERSION = 50706
 RAW = {(32803,), (34892,)}
@@ -255,9 +256,13 @@ def _open(content: bytes) -> Image.Image:
     kind = image_kind(head)
     if kind == "jpg" and content.count(b"\xff\xda") > MAX_SCANS:
         raise Refused("too_many_scans")
-    if kind in TRANSFERS and (named := set(TRANSFERS[kind].findall(content))) and named <= HDR:
+    named = set(TRANSFERS[kind].findall(content)) if kind in TRANSFERS else set()
+    if named and named <= HDR:
         raise Refused("hdr")
-    return OPENERS[kind](io.BytesIO(_at_whole_page(content) if kind == "tif" else content))
+    image = OPENERS[kind](io.BytesIO(_at_whole_page(content) if kind == "tif" else content))
+    if named:  # it comes before a PNG's gamma
+        image.info.pop("gamma", None)
+    return image
 
 
 def _at_whole_page(content: bytes) -> bytes:
@@ -304,15 +309,18 @@ def _is_defined(page: ImageFileDirectory_v2) -> bool:
         return (*_numbers(page, number), default)[0]
 
     compression, photometric, samples = tag(COMPRESSION, 1), tag(PHOTOMETRIC, -1), tag(SAMPLES_PER_PIXEL, 1)
-    if compression not in COMPRESSION_INFO or tag(INK_SET, 1) != 1 or set(_numbers(page, SAMPLE_FORMAT)) - {1}:
+    known = compression in COMPRESSION_INFO and compression != 50001  # Pillow's wheels have no WebP in TIFF
+    if not known or tag(INK_SET, 1) != 1 or set(_numbers(page, SAMPLE_FORMAT)) - {1}:
         return False
     if photometric < 0:  # black and white are anybody's guess then, but in fax codes and old JPEG
         return compression in (2, 3, 4, 6)
     if photometric == 6 and compression == 1:
         return _numbers(page, YCBCR_SUBSAMPLING) == (1, 1)
+    if tag(PREDICTOR, 1) != 1 and (compression == 1 or tag(BITS_PER_SAMPLE, 1) not in (8, 16)):
+        return False  # libtiff would not add up the differences
     if tag(PLANAR, 1) == 2 and samples > 1:  # Pillow mixes up the planes of others
-        eight = tag(BITS_PER_SAMPLE, 1) == 8
-        return photometric in (2, 5, 6) and _numbers(page, EXTRA_SAMPLES) in ((), (2,)) and (eight or compression != 1)
+        plain = tag(BITS_PER_SAMPLE, 1) == 8 and _numbers(page, EXTRA_SAMPLES) in ((), (2,))
+        return photometric in (2, 5, 6) and (plain or compression != 1)
     return True
 
 
