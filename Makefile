@@ -1,7 +1,7 @@
 # Each target is one line; .venv is set up on first use from requirements.txt.
 BIN = .venv/bin
 PYTHON = $(if $(wildcard .venv/ready),$(BIN)/python,python3)
-UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
+UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_(best|pooled|over_grey_)|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 
 repro: unlock            ## the whole pipeline for the chosen model
@@ -11,7 +11,7 @@ zoo: unlock              ## every model of params.yaml, then the leaderboard
 	@$(DVC) repro pipeline/zoo/dvc.yaml
 
 experiments: .venv/ready ## every experiment beside the others: the main metrics and the parameters that differ
-	@$(DVC) exp show --only-changed --drop '$(UNASKED)' --sort-by psnr --sort-order desc
+	@$(DVC) exp show --only-changed --drop '$(UNASKED)' --sort-by psnr_over_grey --sort-order desc
 
 test: .venv/ready        ## the tests
 	@$(BIN)/python -m pytest

@@ -27,7 +27,6 @@ from benchmarks.machine import ROOT, machine
 sys.path.insert(0, str(ROOT / "src"))
 
 import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 from skimage.color import rgb2lab  # noqa: E402
 
@@ -234,7 +233,7 @@ def document(run: Run, number: str) -> Row:
         block = run.block(name)
         side = run.side(block)
         images = photographs(run.options, side)
-        order = np.random.default_rng(run.options.seed).permutation(len(images))
+        order = np.random.default_rng(1).permutation(len(images))  # one split, whatever the seed
         train, val, test = (images[part] for part in np.split(order, [len(images) * 8 // 10, len(images) * 9 // 10]))
         rule = replace(run.rule, max_epochs=0, max_minutes=minutes, keep="best")
         select_device(rule)
@@ -244,12 +243,16 @@ def document(run: Run, number: str) -> Row:
             sets = [Photos(part, side, run.device) for part in (train, val)]
             progress = train_ours(model, sets[0], block, rule, val=sets[1], seed=run.options.seed, state=Path(folder) / "s")
         baselines = {key: build_baseline(key, statistics) for key in metrics.BASELINES}
-        rows = pd.DataFrame({"index": range(len(test)), "photo": range(len(test))})
         found[name] = {"size": side, "photographs": [len(train), len(val), len(test)], "epochs": progress.epoch}
-        for system, each in ({"model": model} | baselines).items():
-            table = evaluation.score(system, each, side, rows, test.__getitem__, 16, device=run.device, threads=THREADS)
-            means = metrics.summarize(table, metrics.resamples(len(table), 1, 1))["mean"]
-            found[name][system] = {str(key): round(float(value), 4) for key, value in means.items()}
+        photos = [str(number) for number in range(len(test))]
+        tables = {
+            system: evaluation.score(system, each, side, photos, test, 16, device=run.device, threads=THREADS).assign(
+                group=photos
+            )
+            for system, each in ({"model": model} | baselines).items()
+        }
+        means = metrics.compare(tables, 1).pivot(index="metric", columns="system", values="mean").round(4)
+        found[name] |= {system: means[system].to_dict() for system in tables}
     return found
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from colorize.compute import connected
-from colorize.files import InputError, remove_partial, write_text
+from colorize.files import InputError, read_table, remove_partial, write_text
 from colorize.images import crop_shards
 from colorize.sources import Reader
 from pipeline import paths
@@ -23,11 +23,10 @@ def main(params: Params) -> None:
     """Crop every fetched photograph.
 
     Raises:
-        InputError: photos.csv is missing, or not one photograph can be read.
+        InputError: photos.csv is missing or damaged, or not one photograph can be read.
     """
-    if not paths.PHOTOS_CSV.exists():
-        raise InputError(f"{paths.PHOTOS_CSV} is missing; run `dvc repro download`")
-    photos = pd.read_csv(paths.PHOTOS_CSV, dtype=str, keep_default_na=False)
+    columns = dict.fromkeys(("photo", "status", "shard", "member", "sha256"), str)
+    photos = read_table(paths.PHOTOS_CSV, columns, unique="photo", remedy="run `dvc repro download`")
     fetched = photos[photos.status == "ok"][["photo", "shard", "member", "sha256"]].to_dict("records")
 
     remove_partial(paths.CROPS)

@@ -21,7 +21,7 @@ from pipeline.params import Params, stage
 
 def main(params: Params) -> None:
     data = params.data
-    photos, colors = sources.list_photos(data, params.seed)
+    photos, colors = sources.list_photos(data, data.seed)
     _fetch(photos, data)
     _check(photos, data)
 

@@ -15,24 +15,23 @@ from colorize import evaluation, figures, files, metrics
 from colorize.bins import Statistics
 from colorize.device import select_device
 from colorize.files import InputError
-from colorize.images import read_crops
+from colorize.images import Crops
 from colorize.models import HISTORY, Colorizer, build_baseline, load_description, load_model
 from pipeline import paths
 from pipeline.params import Params, stage
 
 
 def read_test() -> pd.DataFrame:
-    """The test photographs: index, photo, class.
+    """The test photographs: index, photo, group, class.
 
     Raises:
-        InputError: the table is missing.
+        InputError: the table is missing or damaged, or lists none.
     """
-    try:
-        splits = pd.read_csv(paths.SPLITS_CSV, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{paths.SPLITS_CSV} is missing; run `dvc repro filter` first") from error
-    test = splits.loc[splits["split"] == "test", ["index", "photo", "class"]]
-    return test.astype({"index": int}).reset_index(drop=True)
+    splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT | {"photo": str, "group": str, "class": str}, unique="index")
+    test = splits.loc[splits["split"] == "test", ["index", "photo", "group", "class"]]
+    if not len(test):
+        raise InputError(f"{paths.SPLITS_CSV} lists no test photograph; raise filter.test")
+    return test.reset_index(drop=True)
 
 
 def significant(table: pd.DataFrame) -> str:
@@ -40,9 +39,11 @@ def significant(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
-def describe(table: pd.DataFrame, summary: pd.DataFrame) -> dict[str, float | int]:
-    """The flat numbers of one system for metrics.json."""
-    numbers: dict[str, float | int] = {str(name): float(f"{mean:.6g}") for name, mean in summary["mean"].items()}
+def describe(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float | int]:
+    """The flat numbers of one system for metrics.json: what it has over grey first, where that is known."""
+    rows = scores.set_index("metric")
+    gain = rows.filter(like="over_grey").loc["psnr"].dropna().add_prefix("psnr_")
+    numbers = {str(name): float(f"{value:.6g}") for name, value in pd.concat([gain, rows["mean"]]).items()}
     return numbers | {"images": len(table), "grey_truths": int(table["grey_truth"].sum())}
 
 
@@ -58,33 +59,33 @@ def main(params: Params, name: str | None = None) -> None:
         statistics = Statistics.read(paths.PRIOR)
         systems |= {baseline: (build_baseline(baseline, statistics), params.crop.size) for baseline in metrics.BASELINES}
 
-    read = partial(read_crops, paths.CROPS)
+    crops, photos = Crops(paths.CROPS, test["index"].to_numpy()), test["photo"].to_list()
     tables = {}
     for system, (model, size) in systems.items():
         known_as = description["name"] if system == "model" else system
-        tables[system] = evaluation.score(
-            known_as, model, size, test, read, rule.batch, rule.colorings, device, params.train.threads
+        scores = evaluation.score(
+            known_as, model, size, photos, crops, rule.batch, rule.colorings, device, params.train.threads
         )
-    draws = metrics.resamples(len(test), rule.bootstrap, params.seed)
-    numbers = describe(tables["model"], metrics.summarize(tables["model"], draws))
-    listed = pd.concat([test.join(table).assign(system=system) for system, table in tables.items()])
+        tables[system] = test.join(scores)
+    comparison = metrics.compare(tables, rule.bootstrap)
     out: Path = paths.METRICS if name is None else folder
+    numbers = describe(tables["model"], comparison[comparison["system"] == "model"])
     files.write_json(out / "metrics.json", numbers)
+    listed = pd.concat([table.assign(system=system) for system, table in tables.items()])
     files.write_text(out / "per_image.csv", significant(listed))
 
     shown = figures.spread(len(test), rule.gallery)
     positions = evaluation.notable(tables["model"], shown)
-    chosen = test["index"].to_numpy()[positions]
-    painted = {"index": chosen}
+    painted = {"index": test["index"].to_numpy()[positions]}
     for system, (model, size) in systems.items():
-        painted[system] = evaluation.pictures(model, size, chosen, read, rule.batch, device)
+        painted[system] = evaluation.pictures(model, size, positions, crops, rule.batch, device)
     if name is not None:
         files.write_arrays(folder / paths.PICTURES.name, painted)
         return
-    painted["truth"] = read(chosen)
+    painted["truth"] = crops[positions]
     files.write_arrays(paths.PICTURES, painted)
-    files.write_text(out / "comparison.csv", significant(evaluation.compare(tables, draws)))
-    files.write_text(out / "loss.csv", (folder / HISTORY).read_text(encoding="utf-8"))
+    files.write_text(out / "comparison.csv", significant(comparison))
+    files.write_bytes(out / "loss.csv", (folder / HISTORY).read_bytes())
     sampled = np.searchsorted(positions, shown[figures.spread(len(shown), rule.samples)])
     columns = {"grey input": "grey", "truth": "truth", description["name"]: "model"}
     sheet = figures.sheet({title: painted[system][sampled] for title, system in columns.items()})

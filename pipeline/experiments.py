@@ -180,13 +180,28 @@ def fetch(commit: str, path: Path, target: Path) -> None:
         raise InputError(f"{path} of experiment {commit[:10]} is gone; run the study with --again") from error
 
 
+def scores(comparison: pd.DataFrame) -> dict[str, dict[str, list[float | None]]]:
+    """The `metrics` of `results` from a comparison.csv."""
+    # None, not NaN: it becomes JSON.
+    rows = comparison.astype(object).where(comparison.notna(), None).to_dict("records")
+    model = {row["metric"]: row for row in rows if row["system"] == "model"}
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for row in rows:
+        metric, system = row["metric"], row["system"]
+        found.setdefault(system, {})[metric] = [row["mean"], row["low"], row["high"]]
+        if system != "model":
+            found[system][metric] += [model[metric][f"over_{system}{end}"] for end in ("", "_low", "_high")]
+    return found
+
+
 def results(commit: str) -> dict[str, Any]:
     """What an experiment measured, as plain values.
 
     Returns:
         `commit`: what it started from; `model`: name, parameters, epochs, best_epoch and size of the trained model;
         `images`: how many were scored; `metrics`: system (model, grey, mean_color) to metric to mean, low, high and, of a
-        baseline, what the model has more with its interval, and `mse_ab`, the squared error over ab in document 000's unit;
+        baseline, what the model has more, low, high; low and high are None without an interval; and `mse_ab`, the
+        squared error over ab in document 000's unit;
         `curves`: column to one number per epoch, among them the measured training `seconds` so far.
     """
     description = json.loads(read_text(commit, str(paths.MODEL / "model.json")))
@@ -196,10 +211,9 @@ def results(commit: str) -> dict[str, Any]:
         history["seconds"] = pd.read_csv(timing)["seconds"].cumsum().round(1)
     comparison = pd.read_csv(io.StringIO(read_text(commit, "metrics/comparison.csv")))
     per_image = pd.read_csv(io.StringIO(read_text(commit, "metrics/per_image.csv")))
-    metrics: dict[str, dict[str, list[float]]] = {}
-    for row in comparison.to_dict("records"):
-        numbers = [row[column] for column in comparison.columns if column not in ("metric", "system")]
-        metrics.setdefault(row["system"], {})[row["metric"]] = [n for n in numbers if pd.notna(n)]
+    if "over_grey" not in comparison:
+        raise InputError(f"experiment {commit[:10]} was scored by an earlier version; run the study with --again")
+    metrics = scores(comparison)
     for system, table in per_image.groupby("system"):
         metrics[str(system)]["mse_ab"] = [float(f"{(table['rmse_ab'] ** 2).mean() / AB_UNIT**2:.6g}")]
     curves = {column: [float(f"{x:.5g}") for x in history[column]] for column in history if "_ma20" not in str(column)}

@@ -12,8 +12,8 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from colorize.files import InputError, write_bytes, write_text
-from colorize.images import contact_sheet, read_crops
+from colorize.files import InputError, read_table, write_bytes, write_text
+from colorize.images import Crops, contact_sheet
 from colorize.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
 from colorize.selection import SPLITS, duplicates, split, thumbnails, tone_rules
 from colorize.settings import FilterRule
@@ -30,17 +30,17 @@ REMEDY = {
 }
 
 
-def _measure(indices: np.ndarray, method: str) -> tuple[np.ndarray, ...]:
-    crops = read_crops(paths.CROPS, indices)
-    return *main_colors(crops, method), *chroma(to_lab(crops)), thumbnails(crops)
+def _measure(crops: Crops, rows: np.ndarray, method: str) -> tuple[np.ndarray, ...]:
+    pixels = crops[rows]
+    return *main_colors(pixels, method), *chroma(to_lab(pixels)), thumbnails(pixels)
 
 
-def _measure_all(count: int, method: str) -> list[np.ndarray]:
+def _measure_all(crops: Crops, method: str) -> list[np.ndarray]:
     """Colors, coverage, largest |a*| or |b*|, mean chroma and thumbnails of all crops."""
-    size = read_crops(paths.CROPS, np.arange(1)).shape[1]
-    chunks = np.array_split(np.arange(count), -(-count * size**2 // PIXELS_AT_ONCE))
+    size = crops[:1].shape[1]
+    chunks = np.array_split(np.arange(len(crops)), -(-len(crops) * size**2 // PIXELS_AT_ONCE))
     measured = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
-        delayed(_measure)(chunk, method) for chunk in chunks
+        delayed(_measure)(crops, chunk, method) for chunk in chunks
     )
     bar = tqdm(measured, total=len(chunks), desc="filter", unit="chunk", file=sys.stderr, disable=None)
     return [np.concatenate(parts) for parts in zip(*bar, strict=True)]
@@ -106,12 +106,12 @@ def _tell_small(kept: pd.DataFrame) -> None:
     )
 
 
-def _sheet(table: pd.DataFrame, reasons: dict[str, np.ndarray]) -> bytes:
+def _sheet(crops: Crops, reasons: dict[str, np.ndarray]) -> bytes:
     rows = []
     for name, mask in reasons.items():
         removed = np.flatnonzero(mask)
         examples = removed[np.linspace(0, len(removed) - 1, min(EXAMPLES, len(removed))).astype(int)]
-        rows.append((f"{name}: {len(removed)} of {len(table)}", read_crops(paths.CROPS, examples)))
+        rows.append((f"{name}: {len(removed)} of {len(crops)}", crops[examples]))
     buffer = io.BytesIO()
     sheet = contact_sheet(rows or [("nothing was removed", np.empty(0))], columns=EXAMPLES)
     sheet.save(buffer, "PNG")
@@ -122,22 +122,27 @@ def main(params: Params) -> None:
     """Filter and split the crops.
 
     Raises:
-        InputError: a file is missing, a class is unknown, the filter removes everything, or too little is left for
-            the splits.
+        InputError: a file is missing or damaged, a class is unknown, the filter removes everything, or too little is
+            left for the splits.
     """
-    for path, before in ((paths.PHOTOS_CSV, "download"), (paths.CROPS_CSV, "crop")):
-        if not path.exists():
-            raise InputError(f"{path} is missing; run `dvc repro {before}`")
-    crops = pd.read_csv(paths.CROPS_CSV, dtype=str, keep_default_na=False)
-    photos = pd.read_csv(paths.PHOTOS_CSV, dtype=str, keep_default_na=False)
     columns = ["photo", "group", "class", "split"]
-    table = crops[crops.status == "ok"][["index", "photo"]].merge(photos[columns], on="photo")
+    photos = read_table(paths.PHOTOS_CSV, dict.fromkeys(columns, str), unique="photo", remedy="run `dvc repro download`")
+    cropped = read_table(
+        paths.CROPS_CSV,
+        {"photo": str, "index": str, "status": ("ok", "failed", "skipped")},
+        unique="photo",
+        remedy="run `dvc repro crop`",
+    )
+    table = cropped[cropped.status == "ok"][["index", "photo"]].merge(photos[columns], on="photo")
+    crops = Crops(paths.CROPS)
+    if list(table["index"]) != list(map(str, range(len(crops)))):
+        raise InputError(f"{paths.CROPS_CSV} does not list the crops in {paths.CROPS}; run `dvc repro crop`")
     hints = table.split.to_numpy(str)
     rule = params.filter
 
-    colors, coverage, extreme, mean, small = _measure_all(len(table), rule.palette)
+    colors, coverage, extreme, mean, small = _measure_all(crops, rule.palette)
     if paths.COLORS_CSV.exists():
-        listing = pd.read_csv(paths.COLORS_CSV, dtype=str, keep_default_na=False)
+        listing = read_table(paths.COLORS_CSV, dict.fromkeys(("photo", "red", "green", "blue", "coverage"), str))
         listed, listed_coverage = listed_colors(listing, table.photo)
         known = listed_coverage.any(axis=1)
         colors[known], coverage[known] = listed[known], listed_coverage[known]
@@ -152,7 +157,7 @@ def main(params: Params) -> None:
         masks[name] = np.zeros(len(table), bool)
         masks[name][~others] = mask
     table["reason"], table["note"] = _remove(masks, len(table)), ""
-    _draw(table, hints, small, rule, params.seed)
+    _draw(table, hints, small, rule, params.data.seed)
 
     removed = {
         name: table.reason.str.split("+", regex=False).apply(lambda names, name=name: name in names).to_numpy()
@@ -162,7 +167,7 @@ def main(params: Params) -> None:
     table[["weighted_lightness", "coverage"]] = table[["weighted_lightness", "coverage"]].map("{:.4f}".format)
     order = [*["index", *columns[:3]], "weighted_lightness", "coverage", "split", "reason", "note"]
     write_text(paths.SPLITS_CSV, table[order].to_csv(index=False, lineterminator="\n"))
-    write_bytes(paths.REMOVED_PNG, _sheet(table, removed))
+    write_bytes(paths.REMOVED_PNG, _sheet(crops, removed))
 
     print(f"{'removed because':16} count")
     for name, mask in removed.items():

@@ -1,9 +1,9 @@
 """Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md, .jpg and .html.
 
 Reads what the zoo trained and scored, data/zoo/<name>/. Differences from the baselines are paired, photograph by
-photograph, with 95 % bootstrap intervals. Below the models and the baselines stand the ceilings, which are given the
-truth. Seconds differ from run to run, so they are in no file: `--cost` prints the table with the training seconds
-that runs/ holds, and writes nothing.
+photograph, with 95 % bootstrap intervals where there are photographs enough. Below the models and the baselines
+stand the ceilings, which are given the truth. Seconds differ from run to run, so they are in no file: `--cost` prints
+the table with the training seconds that runs/ holds, and writes nothing.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import pandas as pd
 
 from colorize import ceilings, figures, files, metrics
 from colorize.files import InputError
-from colorize.images import read_crops
+from colorize.images import Crops
 from colorize.models import HISTORY
 from pipeline import page, paths
 from pipeline.page import Shown
@@ -35,6 +35,8 @@ COLUMNS = (
     "raw_mae",
 )
 """The metrics that stand beside PSNR."""
+ENDS = ("", "_low", "_high")
+"""Of the names of a figure and of its interval."""
 SHOWN = 4
 """Photographs of each system on the JPEG."""
 
@@ -50,34 +52,34 @@ def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.
         folder = paths.ZOO / name
         try:
             descriptions[name] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            tables[name] = pd.read_csv(folder / "per_image.csv", dtype={"photo": str}, keep_default_na=False)
+            tables[name] = page.read_scores(folder / "per_image.csv")
         except FileNotFoundError as error:
             raise InputError(f"{error.filename} is missing; run `make zoo`") from error
-        if not tables[name]["photo"].equals(tables[names[0]]["photo"]):
+        same = ["index", "photo", "group"]
+        if not tables[name][same].equals(tables[names[0]][same]):
             raise InputError(f"{folder / 'per_image.csv'} holds other photographs than {names[0]}'s; run `make zoo`")
     return descriptions, tables
 
 
-def rank(
-    descriptions: dict[str, dict[str, Any]], tables: dict[str, pd.DataFrame], resamples: int, seed: int
-) -> pd.DataFrame:
-    """One row per system, best PSNR first and equal ones by name; the ceilings below all others."""
-    draws = metrics.resamples(len(next(iter(tables.values()))), resamples, seed)
+def rank(descriptions: dict[str, dict[str, Any]], scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per system, best PSNR first and equal ones by name; the ceilings below all others.
+
+    Args:
+        scores: of `metrics.compare`.
+    """
     rows = []
-    for name, table in tables.items():
-        summary = metrics.summarize(table, draws)
+    for name in descriptions:
+        own = scores[scores["system"] == name].set_index("metric")
+        psnr = own.loc["psnr"]
         row = {
             "model": name,
             "kind": "ceiling" if name in ceilings.CEILINGS else "baseline" if name in metrics.BASELINES else "model",
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
-        row |= dict(zip(("psnr", "psnr_low", "psnr_high"), summary.loc["psnr"], strict=True))
-        row |= {metric: summary.loc[metric, "mean"] for metric in COLUMNS}
-        for baseline in metrics.BASELINES:
-            gain = metrics.paired_difference(table, tables[baseline], draws).loc["psnr"]
-            keys = [f"psnr_over_{baseline}{suffix}" for suffix in ("", "_low", "_high")]
-            row |= dict(zip(keys, gain, strict=True))
+        row |= {"psnr": psnr["mean"], "psnr_low": psnr["low"], "psnr_high": psnr["high"]}
+        row |= {metric: own.loc[metric, "mean"] for metric in COLUMNS}
+        row |= {f"psnr_{key}": psnr[key] for key in own.columns if key.startswith("over_")}
         rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
         rows[-1]["notes"] = descriptions[name]["notes"]
     board = pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True])
@@ -90,7 +92,7 @@ def warn(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]]) -> list
     for row in board.to_dict("records"):
         said = list(row["notes"])
         if row["kind"] == "model":
-            if row["psnr_over_grey_low"] <= 0:
+            if row["psnr_over_grey_low"] <= 0:  # never without an interval
                 said.append("not shown to be better than grey")
             if metrics.is_one_color(np.stack(list(painted[row["model"]].values()))):
                 said.append("paints everything in one color")
@@ -105,11 +107,10 @@ def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for row in board.to_dict("records"):
         cells = [row["model"], row["kind"], f"{row['parameters']:,}", str(row["epochs"])]
-        cells.append(f"{row['psnr']:.2f} [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]")
+        cells.append(metrics.with_interval([row[f"psnr{end}"] for end in ENDS], ".2f"))
         cells += [f"{row[metric]:.{metrics.METRICS[metric].decimals}f}" for metric in COLUMNS]
         for baseline in metrics.BASELINES:
-            gain = [row[f"psnr_over_{baseline}{suffix}"] for suffix in ("", "_low", "_high")]
-            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain))
+            cells.append(metrics.with_interval([row[f"psnr_over_{baseline}{end}"] for end in ENDS], "+.2f"))
         if seconds is not None:
             cells.append(seconds.get(row["model"], "-"))
         lines.append("| " + " | ".join(cells) + " |")
@@ -124,7 +125,7 @@ def training_seconds(name: str, fingerprint: str) -> str:
     return f"{pd.read_csv(timing)['seconds'].sum():.1f}" if timing.exists() else "-"
 
 
-def read_pictures(names: list[str], common: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
+def read_pictures(names: list[str], common: list[int]) -> dict[str, dict[int, np.ndarray]]:
     """What each model paints, by the photographs' indices; its own best and worst, and those that all have in `common`.
 
     Raises:
@@ -138,22 +139,22 @@ def read_pictures(names: list[str], common: np.ndarray) -> dict[str, dict[int, n
                 found[name] = dict(zip(map(int, archive["index"]), archive["model"], strict=True))
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path} is missing or damaged; run `make zoo`") from error
-        if missing := set(common.tolist()) - set(found[name]):
+        if missing := set(common) - set(found[name]):
             raise InputError(f"{path} lacks photograph {min(missing)}, which evaluate.gallery asks for; run `make zoo`")
     return found
 
 
-def draw(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], common: np.ndarray) -> bytes:
+def draw(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], truths: dict[int, np.ndarray]) -> bytes:
     """A JPEG of the same few test photographs as every system of the board colors them.
 
     Args:
         painted: pictures by system and index.
-        common: indices of photographs of which there is a picture of every system.
+        truths: photographs of which there is a picture of every system, by their indices.
     """
-    shown = common[figures.spread(len(common), SHOWN)]
-    strips = {"truth": read_crops(paths.CROPS, shown)}
+    shown = [list(truths)[place] for place in figures.spread(len(truths), SHOWN)]
+    strips = {"truth": np.stack([truths[index] for index in shown])}
     for name, psnr in zip(board["model"], board["psnr"], strict=True):
-        strips[f"{name}  {psnr:.2f} dB"] = np.stack([painted[name][index] for index in shown.tolist()])
+        strips[f"{name}  {psnr:.2f} dB"] = np.stack([painted[name][index] for index in shown])
     return figures.encode(figures.strips(strips), "jpeg")
 
 
@@ -161,34 +162,35 @@ def build(
     params: Params,
     board: pd.DataFrame,
     tables: dict[str, pd.DataFrame],
+    scores: pd.DataFrame,
     painted: dict[str, dict[int, np.ndarray]],
+    crops: Crops,
 ) -> str:
     """The zoo's page: every system of the board, best first."""
-    draws = metrics.resamples(len(tables["grey"]), params.evaluate.bootstrap, params.seed)
     position = {int(index): place for place, index in enumerate(tables["grey"]["index"])}
     shown = []
     for row in board.to_dict("records"):
         name = row["model"]
-        summary = metrics.summarize(tables[name], draws)
         history = pd.read_csv(paths.ZOO / name / HISTORY) if row["kind"] == "model" else None
         over = {
-            baseline: [row[f"psnr_over_{baseline}{end}"] for end in ("", "_low", "_high")]
+            baseline: [row[f"psnr_over_{baseline}{end}"] for end in ENDS]
             for baseline in metrics.BASELINES
             if baseline != name
         }
         facts = {"parameters": f"{row['parameters']:,}", "epochs": str(row["epochs"])}
         pictures = {position[index]: picture for index, picture in painted[name].items()}
-        values = {metric: list(summary.loc[metric]) for metric in metrics.METRICS}
-        shown.append(Shown(name, row["kind"], tables[name], values, over, pictures, facts, history, row["notes"]))
+        summary = page.summary_of(scores, name)
+        shown.append(Shown(name, row["kind"], tables[name], summary, over, pictures, facts, history, row["notes"]))
     wanted = sorted({place for system in shown for place in system.pictures})
-    truth = dict(zip(wanted, read_crops(paths.CROPS, tables["grey"]["index"].to_numpy()[wanted]), strict=True))
+    truth = dict(zip(wanted, crops[np.array(wanted)], strict=True))
     best = next(system for system in shown if system.kind != "ceiling")
     side = params.crop.size
     lead = (
-        f"On {len(position)} test photographs at {side} × {side} pixels the best PSNR is that of {best.name}. Ceilings are "
+        f"On {metrics.scored(tables['grey'])} at {side} × {side} pixels the best PSNR is that of {best.name}. Ceilings are "
         "given the truth: they are no models, but what a kind of model would score if it made no mistake."
     )
-    return page.render("page.html.j2", "Leaderboard", lead, shown, truth, side, params.evaluate.bootstrap, extra={})
+    basis = page.basis(tables["grey"], scores, side, params.evaluate.bootstrap)
+    return page.render("page.html.j2", "Leaderboard", lead, shown, truth, basis, side, extra={})
 
 
 def main(params: Params, cost: bool = False) -> None:
@@ -200,34 +202,39 @@ def main(params: Params, cost: bool = False) -> None:
         raise InputError(f"{paths.PARAMS}: models.{taken[0]} has the name of a ceiling; give the model another")
     descriptions, tables = read_zoo(names)
     photos = tables["grey"]
-    read = partial(read_crops, paths.CROPS)
+    crops = Crops(paths.CROPS, photos["index"].to_numpy())
     for name in ceilings.CEILINGS:
         descriptions[name] = {"parameters": 0, "epochs": 0, "notes": []}
-        tables[name] = ceilings.score(name, photos, read, params.evaluate.batch, threads=params.train.threads)
-    board = rank(descriptions, tables, params.evaluate.bootstrap, params.seed)
+        tables[name] = ceilings.score(name, crops, params.evaluate.batch, threads=params.train.threads)
+        tables[name]["group"] = photos["group"]
+    scores = metrics.compare(tables, params.evaluate.bootstrap)
+    board = rank(descriptions, scores)
     if cost:
         seconds = {name: training_seconds(name, descriptions[name]["fingerprint"]) for name in names}
         print(markdown(board, seconds), end="")
         return
-    common = photos["index"].to_numpy()[figures.spread(len(photos), params.evaluate.gallery)]
-    painted = read_pictures(names, common)
+    gallery = figures.spread(len(photos), params.evaluate.gallery)
+    common = photos["index"].to_numpy()[gallery].tolist()
+    painted, truths = read_pictures(names, common), crops[gallery]
     for name in ceilings.CEILINGS:
-        painted[name] = dict(zip(common.tolist(), ceilings.color(name, read(common))[0], strict=True))
+        painted[name] = dict(zip(common, ceilings.color(name, truths)[0], strict=True))
     board["notes"] = warn(board, painted)
-    picture, html = draw(board, painted, common), build(params, board, tables, painted)
+    picture = draw(board, painted, dict(zip(common, truths, strict=True)))
+    html = build(params, board, tables, scores, painted, crops)
     listed = board.assign(notes=board["notes"].map("; ".join))
     files.write_text(paths.METRICS / "leaderboard.csv", listed.to_csv(index=False, lineterminator="\n"))
-    files.write_json(paths.METRICS / "leaderboard.json", board.to_dict("records"))
+    records = [{key: value for key, value in row.items() if value == value} for row in board.to_dict("records")]
+    files.write_json(paths.METRICS / "leaderboard.json", records)  # JSON has no NaN
+    basis = page.basis(photos, scores, params.crop.size, params.evaluate.bootstrap)
     text = (
-        f"{len(photos)} test photographs at {params.crop.size}x{params.crop.size} pixels, "
-        f"{int(photos['grey_truth'].sum())} of them grey in truth and left out of PSNR; in brackets: 95 % intervals, "
-        f"from {params.evaluate.bootstrap} bootstrap resamples. Ceilings are given the truth: they are no models, but what "
-        f"a kind of model would score if it made no mistake.\n\n{markdown(board)}"
+        f"{basis}. Photographs that are grey in truth, left out of PSNR: {int(photos['grey_truth'].sum())}. Ceilings are "
+        "given the truth: they are no models, but what a kind of model would score if it made no mistake."
+        f"\n\n{markdown(board)}"
     )
     files.write_text(paths.METRICS / "leaderboard.md", text)
     files.write_bytes(paths.METRICS / "leaderboard.jpg", picture)
     files.write_text(paths.METRICS / "leaderboard.html", html)
-    print(markdown(board), end="")
+    print(f"{markdown(board)}{basis}")
 
 
 if __name__ == "__main__":

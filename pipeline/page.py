@@ -7,6 +7,7 @@ out until they fit the budget; what is left out is said.
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from colorize import figures
-from colorize.metrics import BASELINES, METRICS
+from colorize.files import InputError
+from colorize.metrics import BASELINES, METRICS, TOO_FEW, scored
 
 BUDGET = 6_000_000
 """Bytes of all photographs, before base64 makes them a third larger."""
@@ -28,6 +30,8 @@ SIDES = (256, 192, 128, 96, 64)
 OF_SEVERAL = ("psnr_best", "ab_spread")
 """Metrics over several colorings of one photograph: shown if a system has several."""
 QUARTERS = ("least color", "less color", "more color", "most color")
+ASKED = re.compile(r", not \S+, because ")
+"""In a note of pipeline/train.py: what the block asks for."""
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Shown:
     table: pd.DataFrame
     """Its scores per photograph, in the order of the test split."""
     summary: dict[str, list[float]]
-    """Metric to mean, low, high."""
+    """Metric to mean, low, high; without an interval the last two are NaN."""
     over: dict[str, list[float]] = field(default_factory=dict)
     """Baseline to what its PSNR is more: difference, low, high."""
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
@@ -49,6 +53,32 @@ class Shown:
     """Heading to text: parameters, epochs and the like."""
     history: pd.DataFrame | None = None
     notes: Sequence[str] = ()
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """A per_image.csv, its names as text.
+
+    Raises:
+        InputError: it was written by a version that did not know source photographs.
+        FileNotFoundError: it is missing.
+    """
+    table = pd.read_csv(path, dtype=dict.fromkeys(("photo", "group", "class"), str), keep_default_na=False)
+    if "group" not in table:
+        raise InputError(f"{path} has no column group; score the model again")
+    return table
+
+
+def summary_of(scores: pd.DataFrame, system: str) -> dict[str, list[float]]:
+    """A system's rows of `metrics.compare`: metric to mean, low, high."""
+    own = scores[scores["system"] == system].set_index("metric")
+    return {str(metric): row.to_list() for metric, row in own[["mean", "low", "high"]].iterrows()}
+
+
+def basis(table: pd.DataFrame, scores: pd.DataFrame, size: int, resamples: int) -> str:
+    """What the figures of a page stand on, and its intervals, or why it has none."""
+    known = scores["low"].notna().all()
+    end = f", with 95 % intervals from {resamples} bootstrap resamples of the photographs" if known else TOO_FEW
+    return f"Means at {size} × {size} pixels over {scored(table)}{end}"
 
 
 def strip(photos: Sequence[np.ndarray | None], side: int) -> bytes:
@@ -87,7 +117,7 @@ def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> list[d
                 "name": rows[0]["photo"],
                 "strip": "data:image/webp;base64," + base64.b64encode(strips[position]).decode(),
                 "has": [position in system.pictures for system in systems],
-                "psnr": [round(float(row["psnr"]), 2) if np.isfinite(row["psnr"]) else None for row in rows],
+                "psnr": [round(float(row["psnr"]), 2) for row in rows],
             }
         )
     return found
@@ -99,7 +129,7 @@ def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
     How much color a photograph has is told by grey's own PSNR: the higher, the less there was to paint.
     """
     grey = next(system.table for system in systems if system.name == "grey")
-    counted = ~grey["grey_truth"].to_numpy(bool) & np.isfinite(grey["psnr"].to_numpy())
+    counted = ~grey["grey_truth"].to_numpy(bool)
     if counted.sum() < len(QUARTERS):
         return []
     edges = np.quantile(grey["psnr"].to_numpy()[counted], [0.25, 0.5, 0.75])
@@ -122,17 +152,28 @@ def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
 
 
 def remarks(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The systems that each note is about, from the notes of each system."""
+    """The systems that each note is about, from the notes of each system.
+
+    Notes that differ only in what each block asks for ("64 pixels, not 256, because ...") become one, without it.
+    """
     about: dict[str, list[str]] = {}
+    wordings: dict[str, set[str]] = {}
     for name, said in notes.items():
         for note in said:
-            about.setdefault(note, []).append(name)
-    return about
+            reason = ASKED.sub(", because ", note)
+            about.setdefault(reason, []).append(name)
+            wordings.setdefault(reason, set()).add(note)
+    return {(reason if len(wordings[reason]) > 1 else wordings[reason].pop()): names for reason, names in about.items()}
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
     """A figure with a true minus sign."""
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+
+
+def numbers(values: Sequence[float], decimals: int, signed: bool = False) -> list[str]:
+    """A figure and, where it has one, its interval: low and high."""
+    return [number(value, decimals, signed) for value in values if value == value]
 
 
 def render(
@@ -141,8 +182,8 @@ def render(
     lead: str,
     systems: Sequence[Shown],
     truth: Mapping[int, np.ndarray],
+    basis: str,
     size: int,
-    resamples: int,
     extra: Mapping[str, Any],
 ) -> str:
     """The page.
@@ -151,6 +192,7 @@ def render(
         template: page.html.j2 or one that extends it.
         lead: the sentence under the title.
         truth: position in the test split to uint8 [S, S, 3], of every photograph that a system has a picture of.
+        basis: of the figures, as the function of that name gives it.
         size: side in pixels at which systems were scored.
         extra: what only one of the pages has, for the template.
     """
@@ -177,7 +219,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["number"] = number
+    environment.globals["numbers"] = numbers
     return environment.get_template(template).render(
         title=title,
         lead=lead,
@@ -185,8 +227,9 @@ def render(
         metrics=shown,
         baselines=BASELINES,
         size=size,
-        resamples=resamples,
-        tested=len(systems[0].table),
+        basis=basis,
+        tested=scored(systems[0].table),
+        known=not np.isnan(systems[0].summary["psnr"][1]),
         grey_truths=int(systems[0].table["grey_truth"].sum()),
         remarks=remarks({system.name: system.notes for system in systems}),
         photos=photos,

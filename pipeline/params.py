@@ -5,32 +5,32 @@ names the parameter. `stage` runs a stage's function behind this door and turns 
 sentence and exit status 1.
 """
 
-import difflib
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict
 
+from colorize import files, settings
 from colorize.files import InputError
 from colorize.settings import (
     Compute,
-    Count,
     CropRule,
     EvaluateRule,
     FilterRule,
     ModelBlock,
     PriorRule,
+    Seed,
     Source,
     TrainRule,
     count_of,
+    suggest,
 )
 from pipeline import paths
 
@@ -38,9 +38,9 @@ from pipeline import paths
 class Params(BaseModel):
     """params.yaml, checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    seed: Count
+    seed: Seed
     model: str
     data: Source
     crop: CropRule
@@ -72,50 +72,13 @@ class Params(BaseModel):
         return min(self.block(name).size or self.crop.size, self.crop.size)
 
 
-def suggest(name: str, known: list[str]) -> str:
-    """A clause that points from a name nobody knows to the nearest known ones."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    listed = f"choose among {', '.join(known)}"
-    return f"did you mean {near[0]!r}? Or {listed}" if near else listed
-
-
-def _fields(loc: Sequence[int | str]) -> list[str]:
-    """The parameters that exist beside the one at `loc`, by walking the types down to it."""
-    owner: Any = Params
-    for part in loc[:-1]:
-        hints = get_type_hints(owner) if isinstance(owner, type) else {}
-        owner = hints.get(str(part)) if hints else get_args(owner)[-1]  # a dict's value type
-    return [name for name in get_type_hints(owner) if name != "model_config"]
-
-
-def _sentence(error: ValidationError) -> str:
-    unknown = ("unexpected_keyword_argument", "extra_forbidden")
-    # A misspelt name also leaves the right one missing; the misspelling is the one to tell.
-    first = min(error.errors(), key=lambda each: each["type"] not in unknown)
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] in unknown:
-        hint = suggest(str(first["loc"][-1]), _fields(first["loc"]))
-        return f"{paths.PARAMS}: there is no parameter {where}; {hint}"
-    if first["type"] in ("missing", "missing_argument"):
-        return f"{paths.PARAMS}: {where} is missing; `git diff {paths.PARAMS}` shows what was there"
-    what = first["msg"][0].lower() + first["msg"][1:]
-    return f"{paths.PARAMS}: {where}: {what}, but it is {first['input']!r}"
-
-
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and check params.yaml.
 
     Raises:
         InputError: the file is missing, is not YAML, or holds what does not fit.
     """
-    try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; run this from the project's folder") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not valid YAML: {reason}") from error
-    return checked(content, path)
+    return checked(files.read_yaml(path), path)
 
 
 def checked(content: Any, path: Path = paths.PARAMS) -> Params:
@@ -126,10 +89,7 @@ def checked(content: Any, path: Path = paths.PARAMS) -> Params:
     """
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
-    try:
-        params = Params.model_validate(content)
-    except ValidationError as error:
-        raise InputError(_sentence(error)) from error
+    params = settings.checked(Params, content, path)
     for name in ("dark", "bright", "train", "val", "test"):
         amount = getattr(params.filter, name)
         try:
@@ -164,13 +124,10 @@ def stage(function: Callable[[Params], None]) -> None:
     if "DVC_ROOT" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
     try:
-        function(load())
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error.filename} is missing; `dvc repro` makes it")
-    except OSError as error:
-        sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror or error}; make it writable or free some space")
+        with files.one_sentence():
+            function(load())
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
-        os._exit(130)
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(130)  # other threads may wait for what never comes

@@ -1,6 +1,7 @@
 """Where each artefact lies: the only place with path strings. dvc.yaml names the same paths."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -13,6 +14,8 @@ COLORS_CSV = PHOTOS / "colors.csv"
 CROPS = Path("data/crops")
 CROPS_CSV = CROPS / "crops.csv"
 SPLITS_CSV = Path("data/splits.csv")
+SPLIT: dict[str, type | Collection[str]] = {"index": int, "split": ("train", "val", "test", "")}
+"""Columns of splits.csv by which its readers find photographs, and what they hold."""
 REMOVED_PNG = Path("data/removed.png")
 PRIOR = Path("data/prior.npz")
 MODEL = Path("data/model")

@@ -1,10 +1,11 @@
 """Count the training split's colors: the prior over the 313 bins, its smoothed form, the rebalancing weights."""
 
 import io
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from colorize import files
 from colorize.bins import Q, Statistics
 from colorize.fetch import read_pinned
 from colorize.files import InputError
@@ -25,7 +26,8 @@ def read_released(rule: PriorRule) -> np.ndarray | None:
     if not rule.released:
         return None
     content = read_pinned("prior.released", rule.released, rule.sha256, paths.DOWNLOADS)
-    prior = np.load(io.BytesIO(content), allow_pickle=False)
+    with files.reading(Path(rule.released), "give prior_probs.npy"):
+        prior = np.load(io.BytesIO(content), allow_pickle=False)
     if prior.shape != (Q,):
         raise InputError(f"prior.released: {rule.released} has shape {prior.shape}, not ({Q},)")
     return prior
@@ -33,11 +35,13 @@ def read_released(rule: PriorRule) -> np.ndarray | None:
 
 def main(params: Params) -> None:
     released = read_released(params.prior)
-    splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
+    splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
     training = splits.loc[splits["split"] == "train", "index"].to_numpy()
+    if not len(training):
+        raise InputError(f"{paths.SPLITS_CSV} lists no training photograph; raise filter.train")
     # In chunks, so that memory does not grow with the photographs.
     crops = Crops(paths.CROPS, training)
-    step = PIXELS_AT_ONCE // params.crop.size**2
+    step = PIXELS_AT_ONCE // crops[:1].shape[1] ** 2
     chunks = (crops[start : start + step] for start in range(0, len(crops), step))
     statistics = Statistics.measure(chunks, params.prior, released)
     statistics.write(paths.PRIOR)

@@ -17,15 +17,14 @@ from colorize import figures, files
 from colorize.files import InputError
 from colorize.metrics import BASELINES, METRICS, Metric
 from pipeline import page, paths
-from pipeline.page import OF_SEVERAL, Shown, number
+from pipeline.page import OF_SEVERAL, Shown, number, numbers
 from pipeline.params import Params, stage
 
 SYSTEMS = ("model", *BASELINES)
 TRAINED = {
     "seed": "seed",
-    "size": "working size, pixels",
     "parameters": "trainable parameters",
-    "epochs": "epochs",
+    "epochs": "epochs done",
     "best_epoch": "best epoch",
 }
 """What the page shows of model.json beside the block."""
@@ -35,7 +34,7 @@ WIDEST = 1200
 
 def mark(metric: Metric, low: float, high: float) -> str:
     """Whether a difference with this interval is better, worse, or not distinguishable from none (empty)."""
-    if metric.better == "neither" or low <= 0 <= high:
+    if metric.better == "neither" or not (low > 0 or high < 0):  # without an interval they are NaN
         return ""
     return "better" if (low > 0) == (metric.better == "higher") else "worse"
 
@@ -54,13 +53,12 @@ def results(comparison: pd.DataFrame) -> list[dict[str, Any]]:
         cells, differences = {}, {}
         for system in SYSTEMS:
             row = found[name, system]
-            cells[system] = [number(row[column], metric.decimals) for column in ("mean", "low", "high")]
+            cells[system] = numbers([row[column] for column in ("mean", "low", "high")], metric.decimals)
         for system in BASELINES:
-            row = found[name, system]
-            columns = ("difference", "difference_low", "difference_high")
+            more = [found[name, "model"][f"over_{system}{end}"] for end in ("", "_low", "_high")]
             differences[system] = {
-                "figures": [number(row[column], metric.decimals, signed=True) for column in columns],
-                "mark": mark(metric, row["difference_low"], row["difference_high"]),
+                "figures": numbers(more, metric.decimals, signed=True),
+                "mark": mark(metric, *more[1:]),
             }
         rows.append({"name": name, "metric": metric, "cells": cells, "differences": differences})
     return rows
@@ -103,19 +101,18 @@ def systems(name: str, history: pd.DataFrame, comparison: pd.DataFrame) -> tuple
     Raises:
         FileNotFoundError: what the evaluate stage should have written is missing.
     """
-    per_image = pd.read_csv(paths.METRICS / "per_image.csv", dtype={"photo": str, "class": str}, keep_default_na=False)
+    per_image = page.read_scores(paths.METRICS / "per_image.csv")
     with np.load(paths.PICTURES, allow_pickle=False) as archive:
         pictures = dict(archive)
     found = []
     for system in SYSTEMS:
         table = per_image[per_image["system"] == system].reset_index(drop=True)
-        rows = comparison[comparison["system"] == system].to_dict("records")
         position = {index: place for place, index in enumerate(table["index"])}
         shown = Shown(
             name=name if system == "model" else system,
             kind="model" if system == "model" else "baseline",
             table=table,
-            summary={row["metric"]: [row["mean"], row["low"], row["high"]] for row in rows},
+            summary=page.summary_of(comparison, system),
             pictures={position[i]: picture for i, picture in zip(pictures["index"], pictures[system], strict=True)},
             history=history if system == "model" else None,
         )
@@ -124,8 +121,8 @@ def systems(name: str, history: pd.DataFrame, comparison: pd.DataFrame) -> tuple
     return found, truth
 
 
-def build(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
-    """The report, prior.png, the rows of its headline table and the model's name.
+def build(params: Params) -> tuple[str, bytes, str]:
+    """The report, prior.png, and a summary for the screen.
 
     Raises:
         InputError: what an earlier stage should have written is missing.
@@ -142,10 +139,12 @@ def build(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing; run `dvc repro`") from error
     rows = results(comparison)
+    parts = {name: splits[splits["split"] == name] for name in ("train", "val", "test")}
+    parts |= {"removed": splits[splits["reason"] != ""], "all": splits}
     shown[0].notes = description["notes"]
     extra = {
         "rows": rows,
-        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()},
+        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()} | flatten(description["recipe"]),
         "best_epoch": description["best_epoch"],
         "epochs": len(history),
         "keep": params.train.keep,
@@ -154,37 +153,37 @@ def build(params: Params) -> tuple[str, bytes, list[dict[str, Any]], str]:
         "bins": len(arrays["bins"]),
         "mean_ab": [number(value, 2) for value in arrays["mean_ab"]],
         "faintest": f"{figures.FAINTEST:.6f}",
-        "photographs": len(splits),
-        "splits": {split: int((splits["split"] == split).sum()) for split in ("train", "val", "test")},
+        "splits": {name: (len(part), part["group"].nunique()) for name, part in parts.items()},
         "because": removed_because(splits),
-        "removed_count": int((splits["reason"] != "").sum()),
         "compared": bool(params.filter.duplicates),
         "leaking": int((splits["note"] != "").sum()),
         "removed": removed,
     }
-    size, resamples = params.crop.size, params.evaluate.bootstrap
-    html = page.render("report.html.j2", description["name"], "", shown, truth, size, resamples, extra)
-    return html, figures.prior(arrays), rows, description["name"]
+    size = params.crop.size
+    basis = page.basis(shown[0].table, comparison, size, params.evaluate.bootstrap)
+    html = page.render("report.html.j2", description["name"], "", shown, truth, basis, size, extra)
+    return html, figures.prior(arrays), summary(rows, description["name"], basis)
 
 
-def summary(rows: list[dict[str, Any]], name: str) -> str:
+def summary(rows: list[dict[str, Any]], name: str, basis: str) -> str:
     """The few lines a person wants to see at the end of a run."""
     shown = [row for row in rows if row["name"] in ("psnr", "ssim", "rmse")]
     known_as = dict(zip(SYSTEMS, (name, *BASELINES), strict=True))
     width = max(map(len, known_as.values()))
     lines = [" " * width + "".join(f"  {row['name'] + ' ' + row['metric'].unit:<26}" for row in shown).rstrip()]
     for system, label in known_as.items():
-        cells = ["{} [{}, {}]".format(*row["cells"][system]) for row in shown]
+        found = [row["cells"][system] for row in shown]
+        cells = ["{} [{}, {}]".format(*cell) if cell[1:] else cell[0] for cell in found]
         lines.append(f"{label:<{width}}" + "".join(f"  {cell:<26}" for cell in cells).rstrip())
     pictures = f"{(paths.METRICS / 'samples.png').as_posix()}, {(paths.METRICS / 'report.html').as_posix()}"
-    return "\n".join([*lines, f"pictures: {pictures}"])
+    return "\n".join([*lines, basis, f"pictures: {pictures}"])
 
 
 def main(params: Params) -> None:
-    html, prior, rows, name = build(params)
+    html, prior, said = build(params)
     files.write_bytes(paths.METRICS / "prior.png", prior)
     files.write_text(paths.METRICS / "report.html", html)
-    print(summary(rows, name))
+    print(said)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Study(BaseModel):
     used: dict[Device, str]
     """How data and effort differ from the document's, by device."""
     seeds: dict[Device, tuple[int, ...]]
+    """Of training. The photographs and their split are the same for all: they follow data.seed."""
     settings: dict[Device, tuple[str, ...]]
     """Parameters of every run, "name=value"."""
     runs: dict[str, tuple[str, ...]]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from colorize import figures
 from colorize.files import InputError
-from colorize.metrics import BASELINES
+from colorize.metrics import BASELINES, with_interval
 from colorize.training import AVERAGED_EPOCHS
 
 Record = dict[str, Any]
@@ -145,9 +145,8 @@ def cell(values: Sequence[float], table: Table) -> str:
 def gain(records: Sequence[Record], selector: str, decimals: int) -> str:
     """What a model has more than a baseline: mean over the seeds, and what the paired intervals of all seeds cover."""
     metric, _, baseline = selector.partition(" over ")
-    found = np.array([record["metrics"][baseline][metric][3:6] for record in records])
-    numbers = (found[:, 0].mean(), found[:, 1].min(), found[:, 2].max())
-    return "{} [{}, {}]".format(*(f"{number:+.{decimals}f}" for number in numbers))
+    found = np.array([record["metrics"][baseline][metric][3:6] for record in records], float)  # None becomes NaN
+    return with_interval((found[:, 0].mean(), found[:, 1].min(), found[:, 2].max()), f"+.{decimals}f")
 
 
 def mean(records: Sequence[Record], run: str, selector: str) -> float:

@@ -14,7 +14,7 @@ from colorize import evaluation, figures
 from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import Classification
-from colorize.images import Refused, crop_square, read_crops
+from colorize.images import Crops, Refused, crop_square
 from colorize.models import Colorizer, build_baseline, load_description, load_model
 from colorize.settings import CropRule
 from pipeline import experiments, paths
@@ -47,10 +47,10 @@ def _photographs(figure: Figure, commit: str, below: Path, folders: Mapping[str,
     if figure.photographs in ("train", "test"):
         splits = pd.read_csv(_fetch(commit, paths.SPLITS_CSV, below), dtype=str, keep_default_na=False)
         indices = splits.loc[splits["split"] == figure.photographs, "index"].astype(int).to_numpy()
-        return read_crops(crops, indices[figures.spread(len(indices), figure.count)])
+        return Crops(crops, indices[figures.spread(len(indices), figure.count)])[:]
     if figure.photographs not in folders:
         raise InputError(f"figure {figure.name} needs --path {figure.photographs}=FOLDER")
-    rule = CropRule(size=read_crops(crops, np.array([0])).shape[1])
+    rule = CropRule(size=Crops(crops)[:1].shape[1])
     found = []
     for path in sorted(p for p in folders[figure.photographs].rglob("*") if p.is_file()):
         try:

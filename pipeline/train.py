@@ -4,11 +4,12 @@ Where several processes train it together (train.nproc, train.nnodes), this star
 `torchrun --nproc-per-node N -m pipeline.train`. With fewer processes than GPUs, each takes one that no other training holds.
 
 The training state lies in runs/<name>-<fingerprint>/, outside every stage's outs: DVC deletes outs before it runs. The
-fingerprint covers all that the weights depend on (block, rules, seed, source, data, torch, device), so a state is only ever
-continued by the run that it belongs to, and a finished one is handed out instead of trained again; who wants one that
-another process (a second queue worker, say) is training waits for it. Measured seconds go to timing.csv there, never into an
-out. A fine-tuned model starts from that state of the other one: what is not there yet is trained first, so no weights of
-other data or parameters can ever be taken for it.
+fingerprint covers all that the weights depend on: block, rules, seed, every source file that runs, data, torch, NumPy
+and the kind of device. So a state is only ever continued by the run that it belongs to, and a finished one is handed
+out instead of trained again. A process that needs a model which another process is training waits for it. Which
+processor computes is not covered: what one machine began, another may finish. Measured seconds go to timing.csv in that
+folder, never into an out. A fine-tuned model starts from that state of the other one: what is not there yet is trained
+first, so no weights of other data or parameters can ever be taken for it.
 """
 
 import argparse
@@ -24,37 +25,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
-import colorize
 from colorize import distributed, files
 from colorize.batches import Photos, Streamed
 from colorize.bins import Statistics
-from colorize.device import gpus, held_bytes, processes, select_device
+from colorize.device import gpus, held_bytes, processes, select_device, use_bf16
 from colorize.files import InputError
 from colorize.images import Crops
-from colorize.models import Colorizer, build_model, describe_block, save_model, start_from
+from colorize.models import Colorizer, build_model, describe_block, model_class, save_model, start_from
 from colorize.models._base import parameter_count
 from colorize.settings import ModelBlock, Prior
-from colorize.training import Progress, Row, fit, history_csv
-from pipeline import paths
+from colorize.training import Progress, Row, end_of, fit, history_csv, in_force
+from pipeline import imports, paths
 from pipeline.params import Params, stage
 
 STATE = "state.pt"
-SHARED_SOURCES = ("settings", "color", "bins", "batches", "heads", "device", "distributed", "training")
 HARMLESS = ("checkpoint_seconds", "hold_gigabytes", "keep_gigabytes", "nnodes", "nproc", "rendezvous")
 """Rules that change nothing in the weights; how many ranks there are does, in the last bits."""
 
 
 def fingerprint(params: Params, name: str, device: torch.device) -> str:
     """Sixty-four hexadecimal digits over everything that the trained weights depend on."""
-    library = Path(colorize.__file__).parent
     block = params.block(name)
-    sources = [library / f"{module}.py" for module in SHARED_SOURCES]
-    sources += [library / "models" / f"{module}.py" for module in ("_base", "_blocks", "_resnet", block.arch)]
+    architecture = imports.PACKAGES["colorize"] / "models" / f"{block.arch}.py"
     rule = asdict(params.train)
     for harmless in HARMLESS:
         del rule[harmless]
@@ -66,8 +62,8 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
         "size": params.working_size(name),
         "device": device.type,
         "ranks": distributed.ranks(),
-        "torch": torch.__version__,
-        "sources": {path.name: files.sha256(path) for path in sources},
+        "packages": [torch.__version__, np.__version__],
+        "sources": imports.digests([imports.PACKAGES["pipeline"] / "train.py", architecture]),
         "data": files.sha256_of([paths.CROPS, paths.SPLITS_CSV, paths.PRIOR]),
     }
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
@@ -75,7 +71,8 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
 
 def prune(keep: Path, gigabytes: float) -> None:
     """Delete the oldest other run folders until all together are below `gigabytes`; running ones are left alone."""
-    folders = sorted((f for f in paths.RUNS.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
+    ours = [folder for folder in paths.RUNS.iterdir() if (folder / STATE).exists()]  # what else lies there is the user's
+    folders = sorted(ours, key=lambda folder: folder.stat().st_mtime, reverse=True)
     total = 0
     for folder in [keep, *(f for f in folders if f != keep)]:
         with suppress(Timeout, FileNotFoundError):  # another process trains it, renames in it or has just deleted it
@@ -95,9 +92,9 @@ def lock(folder: Path, name: str) -> AcquireReturnProxy:
         return file.acquire()
 
 
-def share_of(indices: np.ndarray, share: float, seed: int) -> np.ndarray:
+def share_of(indices: np.ndarray, share: float) -> np.ndarray:
     """A share of the photographs, in their order; those of a smaller share are among those of a larger one."""
-    order = np.random.default_rng(seed).permutation(len(indices))
+    order = np.random.default_rng(1).permutation(len(indices))  # every seed trains on the same ones
     return indices[np.sort(order[: round(share * len(indices))])]
 
 
@@ -112,6 +109,45 @@ def trainable(block: ModelBlock, statistics: Statistics) -> tuple[ModelBlock, li
     own: Prior = "empirical" if asked == "released" else "smoothed"
     note = f"prior.released is not set: weights from this data set's {own} prior instead of the {asked} one"
     return replace(block, head=replace(block.head, weights=own)), [note]
+
+
+def recipe_of(
+    params: Params, block: ModelBlock, size: int, photographs: int, device: torch.device
+) -> tuple[dict[str, Any], list[str]]:
+    """The recipe in force, beside what the block asks for; and one sentence for each difference.
+
+    Args:
+        size: side in pixels at which the model works.
+        photographs: how many there are to train on.
+    """
+    rule, asked, used = params.train, block.train, in_force(block.train, params.train)
+    batch = -(-photographs // -(-photographs // asked.batch))  # an epoch is cut into equal ones
+    pairs = {
+        "size": (block.size or size, size),
+        "epochs": (asked.epochs, used.epochs),
+        "lr": (asked.lr, used.lr),
+        "batch": (asked.batch, batch),
+    }
+    recipe: dict[str, Any] = {name: dict(zip(("asked", "in_force"), pair, strict=True)) for name, pair in pairs.items()}
+    recipe |= {
+        "patience": asked.patience,
+        "max_minutes": rule.max_minutes,
+        "device": device.type,
+        "precision": "bf16" if use_bf16(rule, device) else "fp32",
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "ranks": distributed.ranks(),
+    }
+    epochs, lr = f"{used.epochs} epochs at most, not {asked.epochs:,}", f"{used.lr:g}, not {asked.lr:g}"
+    sentences = {
+        "size": f"works at {size} pixels, not {block.size}, because crop.size is {params.crop.size}",
+        "epochs": f"trains for {epochs}, because train.max_epochs is {rule.max_epochs}",
+        "lr": f"trains with a learning rate of {lr}, because train.lr_at_least is {rule.lr_at_least:g}",
+        "batch": f"trains on {batch} photographs at once, not {asked.batch}, because there are no more",
+    }
+    if photographs >= asked.batch:
+        del sentences["batch"]
+    return recipe, [text for name, text in sentences.items() if pairs[name][0] != pairs[name][1]]
 
 
 def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
@@ -132,16 +168,18 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
     block, notes = trainable(params.block(name), statistics)
     if block.start:
         notes.append(f"starts from the weights of {block.start}")
-    for note in notes if first else ():
-        tqdm.write(f"{name}: {note}")
-    splits = pd.read_csv(paths.SPLITS_CSV, dtype={"photo": str}, keep_default_na=False)
+    splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
     indices = {split: splits.loc[splits["split"] == split, "index"].to_numpy() for split in ("train", "val")}
-    indices["train"] = share_of(indices["train"], block.train.share, params.seed)
+    indices["train"] = share_of(indices["train"], block.train.share)
     if len(indices["train"]) < 2 or len(indices["val"]) < 1:
         raise InputError(
             f"training needs 2 photographs and 1 for validation; there are {len(indices['train'])} and "
             f"{len(indices['val'])}: add photographs or change filter.train and filter.val, or raise the model's train.share"
         )
+    recipe: dict[str, Any] = {}
+    if model_class(block).phases:
+        recipe, differences = recipe_of(params, block, size, len(indices["train"]), device)
+        notes += differences
     sets = {split: Photos(Streamed(Crops(paths.CROPS, rows), device), size) for split, rows in indices.items()}
     if sum(photos.bytes for photos in sets.values()) <= held_bytes(params.train, device):
         sets = {split: photos.held() for split, photos in sets.items()}
@@ -156,6 +194,8 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
     with lock(folder, name) if first else nullcontext():
         if first:
             files.remove_partial(folder)
+            if notes:
+                tqdm.write(f"{name}: {'; '.join(notes)}")
         torch.manual_seed(params.seed)
         model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
         if block.start and not distributed.agreed((folder / STATE).exists()):
@@ -173,6 +213,10 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
         if first:
             lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
             files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
+    if recipe:
+        recipe["ended_by"] = end_of(progress, in_force(block.train, params.train), params.train)
+        if recipe["ended_by"] == "minutes":
+            notes.append(f"stopped before its last epoch, because train.max_minutes is {params.train.max_minutes:g}")
     description = {
         "name": name,
         "block": describe_block(block),
@@ -181,6 +225,7 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
         "parameters": parameter_count(model),
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
+        "recipe": recipe,
         "fingerprint": digits,
         "mean_ab": [float(f"{value:.6g}") for value in statistics.arrays["mean_ab"]],
         "notes": notes,

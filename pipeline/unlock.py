@@ -2,19 +2,23 @@
 
 DVC rewrites its list of locks and its lock files in place, so that a kill can leave half of one, with which it refuses
 to start (treeverse/dvc#7615); and it takes a lock for held as long as any process has its holder's number, which after a
-power cut may be anybody's.
+power cut may be anybody's. What a lock file held is kept beside it. One in the middle of a merge is the user's to resolve.
 """
 
 import json
+import re
 import subprocess
+from itertools import count
 from pathlib import Path
 
 import psutil
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-from ruamel.yaml import YAML, YAMLError
-from voluptuous import Invalid
+from ruamel.yaml import YAML
 
+from colorize.files import InputError, one_sentence
 from pipeline import paths
+
+CONFLICT = re.compile(rb"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
 
 
 def holders(text: str) -> set[int]:
@@ -23,7 +27,7 @@ def holders(text: str) -> set[int]:
         locks = json.loads(text)
         reading = [info for infos in locks.get("read", {}).values() for info in infos]
         return {int(info["pid"]) for info in [*reading, *locks.get("write", {}).values()]}
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except Exception:  # half of one may be anything
         return set()
 
 
@@ -32,26 +36,50 @@ def runs_dvc(process: int) -> bool:
     try:
         found = psutil.Process(process)
         return found.status() != psutil.STATUS_ZOMBIE and any(part.rpartition("/")[2] == "dvc" for part in found.cmdline())
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # or no number that a process can have
         return False
     except psutil.AccessDenied:  # another user's: it may well be
         return True
 
 
-def is_whole(lock: Path) -> bool:
-    """Whether DVC will read a lock file."""
+def is_whole(content: bytes) -> bool:
+    """Whether DVC will read a lock file of that content."""
     try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
-    except (YAMLError, UnicodeDecodeError, Invalid):
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(content.decode()))
+    except Exception:  # whatever half a file makes a reader raise
         return False
     return True
 
 
+def git(*arguments: str) -> str | None:
+    """What git prints; None where it fails, there is no repository, or no git."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout
+
+
 def restore(lock: Path) -> None:
-    """A lock file as it was committed, or none. What has run since is found again in DVC's run cache and in runs/."""
-    print(f"{lock} was cut short when DVC was killed; going back to the last commit's")
-    if subprocess.run(["git", "checkout", "--quiet", "--", lock], capture_output=True).returncode:
-        lock.unlink()
+    """A lock file as it was last committed or staged, or none, if it is damaged; what it held is kept under another name.
+
+    What has run since that commit is found again in DVC's run cache and in runs/.
+
+    Raises:
+        InputError: it is in the middle of a merge, whose two sides only a person can choose between.
+    """
+    content = lock.read_bytes()
+    unmerged = git("ls-files", "--unmerged", "--", str(lock))
+    if unmerged or CONFLICT.search(content):
+        how = f"git checkout --ours {lock} or --theirs, then git add {lock}" if unmerged else "or take its marks out by hand"
+        raise InputError(f"{lock} is in the middle of a merge; choose one side ({how}), then run this again")
+    if is_whole(content):
+        return
+    kept = next(path for number in count(1) if not (path := lock.with_name(f"{lock.name}.damaged-{number}")).exists())
+    lock.rename(kept)
+    done = git("checkout", "--quiet", "--", str(lock)) is not None
+    whence = "went back to the last commit's" if done else "DVC begins a new one"
+    print(f"{lock} was cut short when DVC was killed; {whence}, and it is kept as {kept.name}")
 
 
 def main() -> None:
@@ -61,9 +89,10 @@ def main() -> None:
             return
         paths.RWLOCK.unlink(missing_ok=True)
     for lock in paths.LOCKS:
-        if lock.exists() and not is_whole(lock):
+        if lock.exists():
             restore(lock)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

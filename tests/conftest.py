@@ -2,9 +2,12 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
+from colorize.models import _resnet, deshpande, koalarization, zhang
+from colorize.settings import ModelBlock
 from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +26,8 @@ _SAME = {"deadline": None, "database": None, "suppress_health_check": list(Healt
 settings.register_profile("short", max_examples=60, derandomize=True, **_SAME)
 settings.register_profile("long", max_examples=20_000, **_SAME)  # pytest --hypothesis-profile=long
 settings.load_profile("short")
+# Files of tests need not survive a power cut; test_files.py has the one test of the real call.
+os.fsync = lambda descriptor: None
 # A test that itself runs inside `dvc repro` must not see the outer project's root.
 os.environ.pop("DVC_ROOT", None)
 
@@ -64,6 +71,41 @@ def make_params() -> Callable[..., Params]:
         return Params.model_validate(content)
 
     return make
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each shard of crops is opened: all of them for every batch would be quadratic."""
+    counts, load = Counter[str](), np.load
+
+    def counted(path: Path, **options: Any) -> Any:
+        counts.update([name for name in [Path(path).name] if name.startswith("crops-")])
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", counted)
+    return counts
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelBlock], ModelBlock]:
+    """A function that gives a block with the same kinds of layers and far fewer channels: quick, and small on the disk."""
+    monkeypatch.setattr(deshpande, "ENCODER", [(c // 8, kernel, stride) for c, kernel, stride in deshpande.ENCODER])
+    monkeypatch.setattr(koalarization, "ENCODER", [(c // 8, stride) for c, stride in koalarization.ENCODER])
+    blocks = {variant: [(c // 8, *rest) for c, *rest in table] for variant, table in zhang.BLOCKS.items()}
+    monkeypatch.setattr(zhang, "BLOCKS", blocks)
+    monkeypatch.setattr(koalarization, "Trunk", lambda stages, frozen: _resnet.Trunk(2, frozen))
+    monkeypatch.setattr(koalarization, "WIDTHS", _resnet.WIDTHS[:2])
+
+    def narrowed(block: ModelBlock) -> ModelBlock:
+        network = dict(block.network)
+        for key in ("channels", "hidden"):
+            if key in network:
+                network[key] = [max(8, width // 4) for width in network[key]]
+        if "width" in network:
+            network["width"] = 16
+        return replace(block, network=network)
+
+    return narrowed
 
 
 @pytest.fixture

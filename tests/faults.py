@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from webserver import Answer, Server, content, jpegs
 
 from colorize import files
-from colorize.images import read_crops
+from colorize.images import Crops
 from pipeline import crop, download, paths
 from pipeline.params import Params
 
@@ -113,7 +113,7 @@ class Album:
         params = self.params(data, rule or {})
         clean = self.folder / "clean"
         self.run(clean, ["url", *map(self.server.url, self.good)], self.params({}, rule or {}))
-        expected = read_crops(clean / paths.CROPS)
+        expected = Crops(clean / paths.CROPS)[:]
 
         order = [path for pair in zip(self.good, list(faulty), strict=False) for path in pair]
         order += [*list(self.good)[len(faulty) :], *list(faulty)[len(self.good) :]]
@@ -127,7 +127,7 @@ class Album:
         assert list(crops.index) == list(photos.index[photos["status"] == "ok"]), "every one that came is a row again"
         assert ((crops["reason"] == "") == (crops["status"] == "ok")).all()
         assert not list(folder.rglob("*.partial")), "nothing half-written"
-        pixels = read_crops(folder / paths.CROPS)
+        pixels = Crops(folder / paths.CROPS)[:]
         named = dict(zip(order, photos.index, strict=True))
         for number, path in enumerate(self.good):
             row = crops.loc[named[path]]

@@ -5,18 +5,25 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, _photographs
+from PIL import Image
 from ruamel.yaml import YAML
 
 from colorize.models import architectures
-from pipeline.params import load
+from pipeline import imports, leaderboard, paths
+from pipeline.params import Params, load
 
 LAYERS = [
-    {"files", "formats", "settings", "color"},
+    {"files", "formats", "color"},
+    {"settings"},
     {"compute", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
@@ -30,39 +37,20 @@ GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ZOO = YAML(typ="safe").load((ROOT / "pipeline/zoo/dvc.yaml").read_text())["stages"]
 
 
-@cache
-def imported(path: Path) -> frozenset[Path]:
+def imported(path: Path) -> set[Path]:
     """The project's own files that a file imports, relative to the root."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            base = {"colorize": Path("src"), "pipeline": Path()}.get(name.split(".")[0])
-            if base is not None:
-                stem = base.joinpath(*name.split("."))
-                found |= {f for f in (stem.with_suffix(".py"), stem / "__init__.py") if (ROOT / f).exists()}
-    return frozenset(found)
+    return {file.relative_to(ROOT) for file in imports.imported(ROOT / path)}
 
 
 def closure(path: Path) -> set[Path]:
-    """A file and all of the project's files that running it imports."""
-    seen, todo = {path}, [path]
-    while todo:
-        new = imported(todo.pop()) - seen
-        seen |= new
-        todo += new
-    return seen
+    """A file and all of the project's files that running it imports, relative to the root."""
+    return {file.relative_to(ROOT) for file in imports.closure([ROOT / path])}
 
 
 def uncovered(stage_file: str, deps: list[str]) -> set[str]:
     """Files that a stage imports but does not depend on; __init__.py without code in it are no dependencies."""
     listed = [Path(dep) for dep in deps]
-    needed = {f for f in closure(Path(stage_file)) if f.name != "__init__.py" or imported(f)}
+    needed = {f for f in closure(Path(stage_file)) if f.name != "__init__.py" or imported(f) - {f}}
     return {str(f) for f in needed if not any(f == dep or dep in f.parents for dep in listed)}
 
 
@@ -91,8 +79,117 @@ def test_the_zoo_depends_on_what_its_stages_import_and_on_one_model_file() -> No
     assert uncovered("pipeline/leaderboard.py", ZOO["leaderboard"]["deps"]) == set()
 
 
+def leaves(value: Any, path: str) -> set[str]:
+    """The names of all parameters in a block, or of it if it is one."""
+    inner = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else value
+    if not is_dataclass(value) and not (isinstance(value, dict) and all(map(is_dataclass, value.values()))):
+        return {path}
+    return {leaf for name, each in inner.items() for leaf in leaves(each, f"{path}.{name}")}
+
+
+def noted(value: Any, path: str, read: set[str]) -> Any:
+    """A copy of a block that notes in `read` which of its parameters are looked at."""
+    if isinstance(value, dict) and all(map(is_dataclass, value.values())):
+        return {name: noted(each, f"{path}.{name}", read) for name, each in value.items()}
+    if not is_dataclass(value):
+        return value
+    inner = {field.name: getattr(value, field.name) for field in fields(value)}
+
+    def look(self: Any, name: str) -> Any:
+        if name in inner and not is_dataclass(inner[name]):
+            read.add(f"{path}.{name}")
+        return object.__getattribute__(self, name)
+
+    copy = object.__new__(type("Noted", (type(value),), {"__getattribute__": look}))
+    for name, each in inner.items():
+        object.__setattr__(copy, name, noted(each, f"{path}.{name}", read))
+    return copy
+
+
+def noting(params: Params, read: set[str]) -> Params:
+    class Noted(Params):
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("seed", "model"):
+                read.add(name)
+            return super().__getattribute__(name)
+
+    return Noted.model_construct(**{name: noted(getattr(params, name), name, read) for name in Params.model_fields})
+
+
+READ_ONLY = {
+    "crop": {"crop.workers", "compute", "data.path"},  # who crops, and where photographs lie: the same bytes
+    "train": {"models", "fine_tuned"},  # data/block.json holds the chosen block
+}
+"""Parameters that a stage reads and does not depend on, by stage; whole blocks, or single ones."""
+LISTED_ONLY = {
+    "check": {
+        "seed",
+        "data",
+        "crop",
+        "compute",
+        "filter",
+        "prior",
+        "train",
+        "evaluate",
+        "models",
+        "fine_tuned",
+    },  # refuses all
+    "download": {"data"},  # most of it is for the sources that fetch
+    "crop": {"crop.small"},  # for photographs that are too small
+    "prior": {"prior.sha256"},  # if there is a released one
+    "leaderboard": {"models", "fine_tuned"},  # which there are: DVC cannot depend on the keys alone
+}
+"""Parameters that a stage depends on though this run of it does not read them."""
+
+
+def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]
+) -> None:
+    """Every stage is run, and what it looks at compared with `params:`. What is missing leaves results stale in silence,
+    what is superfluous runs a stage for nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "RUNS", Path("runs"))
+    for number, pixels in enumerate(_photographs(24, 24)):
+        Path("photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(f"photos/{number:02}.png")
+    blocks = {
+        name: {"arch": "constant", "network": {"color": color}} for name, color in (("grey", "zero"), ("mean_color", "mean"))
+    }
+    blocks["cae"] = {"arch": "cae", "network": {"channels": [4, 8]}, "train": {"epochs": 1}}
+    small = {"crop.size": 16, "crop.workers": 1, "train.threads": 1, "evaluate.bootstrap": 10, "model": "cae"}
+    source = {"data.source": "folder", "data.path": "photos"}
+    params = make_params(small | source | {"models": blocks, "fine_tuned": {"tuned": blocks["cae"] | {"start": "cae"}}})
+
+    def within(leaf: str, blocks: set[str]) -> bool:
+        return any(f"{leaf}.".startswith(f"{block}.") for block in blocks)
+
+    def compare(stage: str, listed: list[str], *runs: Callable[[Params], None], arguments: tuple[str, ...] = ()) -> None:
+        monkeypatch.setattr(sys, "argv", ["stage", *arguments])
+        read: set[str] = set()
+        for run in runs:
+            run(noting(params, read))
+        everything = {leaf for name in Params.model_fields for leaf in leaves(getattr(params, name), name)}
+        depends = {leaf for leaf in everything if within(leaf, set(listed))}
+        assert {leaf for leaf in read - depends if not within(leaf, READ_ONLY.get(stage, set()))} == set(), (
+            f"{stage} reads these"
+        )
+        unread = {leaf for leaf in depends - read if not within(leaf, LISTED_ONLY.get(stage, set()))}
+        assert unread == set(), f"{stage} depends on these and reads none"
+
+    main = {name: import_module(f"pipeline.{name}").main for name in GRAPH}
+    for stage, entry in GRAPH.items():
+        compare(stage, entry["params"], main[stage])
+    for group, each in (("score", params.models), ("tune", params.fine_tuned)):
+        for name, block in each.items():
+            listed = [
+                text.replace("${key}", name).replace("${item.start}", block.start) for text in ZOO[group]["do"]["params"]
+            ]
+            compare(group, listed, main["train"], partial(main["evaluate"], name=name), arguments=("--model", name))
+    compare("leaderboard", ZOO["leaderboard"]["params"], leaderboard.main)
+
+
 def test_layers_import_downwards_only() -> None:
-    """files formats settings color < bins images ... < heads < models < training figures < ... < cli, pipeline."""
+    """files formats color < settings < bins images ... < heads < models < training figures < ... < cli, pipeline."""
     level = {name: height for height, names in enumerate(LAYERS) for name in names}
     for path in (ROOT / "src/colorize").rglob("*.py"):
         parts = path.relative_to(ROOT / "src/colorize").with_suffix("").parts
@@ -111,7 +208,7 @@ def test_stages_never_import_each_other() -> None:
     """Only params and paths are shared, and what the two pages have in common."""
     for stage in [*GRAPH, "leaderboard"]:
         others = {f.stem for f in imported(Path(f"pipeline/{stage}.py")) if f.parts[0] == "pipeline"}
-        assert others <= {"params", "paths", "page", "__init__"}, stage
+        assert others <= {"imports", "params", "paths", "page", "__init__"}, stage
 
 
 def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
@@ -172,3 +269,29 @@ def test_a_copy_of_the_project_runs_its_own_library(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True)
     assert Path(result.stdout.strip()).is_relative_to(tmp_path)
+
+
+def test_imports_are_found_wherever_and_however_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In functions and conditions, relative, under another name, by name; with the packages around them."""
+    sources = {
+        "__init__": "",
+        "inner/__init__": "from . import first",
+        "inner/first": "from .. import second",
+        "inner/alone": "",
+        "second": "def run():\n    import project.third as other",
+        "third": "if None:\n    from .fourth import name\nelse:\n    from project.fifth import *",
+        "fourth": "import importlib\nimportlib.import_module('project.sixth')",
+        "fifth": "",
+        "sixth": "import project.main",
+        "main": "from project.inner.first import first",
+        "unused": "import project.main",
+    }
+    for name, source in sources.items():
+        (tmp_path / f"project/{name}.py").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"project/{name}.py").write_text(source)
+    monkeypatch.setattr(imports, "PACKAGES", {"project": tmp_path / "project"})
+    found = imports.closure([tmp_path / "project/main.py"])
+    assert found == {tmp_path / f"project/{name}.py" for name in sources} - {
+        tmp_path / "project/unused.py",
+        tmp_path / "project/inner/alone.py",
+    }

@@ -1,6 +1,7 @@
 """The data set on the device: nothing lost, everything a function of the seed."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,20 @@ def test_ranks_share_every_batch(photographs) -> None:
         assert torch.equal(ab, torch.cat([part[1] for part in own]))
     shares = [torch.cat([light for light, _ in photos.batches(4, rank, 3)]) for rank in range(3)]
     assert torch.equal(torch.cat(shares), torch.cat([light for light, _ in photos.batches(4)]))
+
+
+def test_what_lies_before_the_first_batch_asked_for_is_not_read(photographs, tmp_path: Path, monkeypatch) -> None:
+    """And the batches from there on are those of the whole epoch, held or streamed, also for the second rank."""
+    images, read = photographs(23, 16), []
+    original = Streamed._read
+    monkeypatch.setattr(Streamed, "_read", lambda self, rows: read.extend(rows.tolist()) or original(self, rows))
+    for photos in (Photos(images, 16), streamed(images, tmp_path, 16)):
+        for ways in (partial(photos.epoch, 4, 5, flip=True, crop=0.5, rank=1, ranks=2), partial(photos.batches, 4, 1, 2)):
+            whole = list(ways())
+            for start in (0, 2, len(whole)):
+                read.clear()
+                rest = list(ways(start=start))
+                assert len(rest) == len(whole) - start
+                for (light, ab), (expected, color) in zip(rest, whole[start:], strict=True):
+                    assert torch.equal(light, expected) and torch.equal(ab, color)
+                assert len(read) == (sum(len(light) for light, _ in rest) if isinstance(photos.images, Streamed) else 0)

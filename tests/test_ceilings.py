@@ -30,7 +30,7 @@ TRUTH = photographs()
 
 
 def scores(name: str, batch: int = 2) -> pd.DataFrame:
-    return ceilings.score(name, pd.DataFrame({"index": range(len(TRUTH))}), lambda i: TRUTH[i], batch)
+    return ceilings.score(name, TRUTH, batch)
 
 
 def reference(photo: np.ndarray, name: str) -> np.ndarray:

@@ -156,15 +156,15 @@ def test_what_cannot_work_is_one_sentence(
 
 
 def test_scores_are_those_of_the_pipeline(models: Path, tmp_path: Path) -> None:
-    """Three systems, every metric; grey's PSNR is that of scikit-image on its own grey pictures."""
+    """Three systems, every metric; grey's PSNR is that of scikit-image on its own grey pictures. Nine are too few."""
     from skimage.color import lab2rgb, rgb2lab
     from skimage.metrics import peak_signal_noise_ratio
 
-    truths = _photographs(3, 32)
+    truths = _photographs(10, 32)
     for index, pixels in enumerate(truths):
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
     found = json.loads(call("score", tmp_path, "-m", models / "cae", "--json"))
-    assert found["images"] == 3 and found["size"] == 32
+    assert found["images"] == 10 and found["size"] == 32
     rows = {(row["metric"], row["system"]): row for row in found["scores"]}
     expected = []
     for truth in truths:
@@ -174,7 +174,11 @@ def test_scores_are_those_of_the_pipeline(models: Path, tmp_path: Path) -> None:
     assert rows["psnr", "grey"]["mean"] == pytest.approx(np.mean(expected), abs=0.01)
     gain = rows["psnr", "cae"]
     assert gain["over_grey"] == pytest.approx(gain["mean"] - rows["psnr", "grey"]["mean"])
-    assert "over mean_color" in call("score", tmp_path, "-m", models / "cae")
+    assert gain["over_grey_low"] <= gain["over_grey"] <= gain["over_grey_high"] and gain["low"] < gain["high"]
+    (tmp_path / "9.png").unlink()
+    said = call("score", tmp_path, "-m", models / "cae")
+    assert "over mean_color" in said and "[" not in said and "nan" not in said
+    assert said.endswith("9 photographs at 32x32 pixels: too few for an interval\n")
 
 
 def test_models_are_listed_with_what_is_known_of_them(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from test_images import rows_of, tiles
 
 from colorize import compute, images
 from colorize.files import InputError
-from colorize.images import Record, crop_shards, read_crops
+from colorize.images import Crops, Record, crop_shards
 from colorize.settings import Compute, CropRule
 
 
@@ -66,7 +66,7 @@ def test_a_photograph_that_kills_workers_costs_only_itself(tmp_path: Path, clust
     records = crop_all(tmp_path / "crops", Store(tiles(), tmp_path / "others", deadly="80", deaths=99), cluster)
     assert [(r.photo, r.status, r.reason) for r in records if r.status != "ok"] == [("80", "failed", "crash")]
     survivors = np.array([record.photo != "80" for record in whole])
-    assert np.array_equal(read_crops(tmp_path / "crops"), read_crops(tmp_path / "whole")[survivors])
+    assert np.array_equal(Crops(tmp_path / "crops")[:], Crops(tmp_path / "whole")[survivors])
 
 
 def test_what_a_worker_cannot_do_is_one_sentence(tmp_path: Path, cluster: Compute) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from colorize.files import InputError
-from colorize.images import read_crops
+from colorize.images import Crops
 from colorize.settings import CropRule
 from pipeline import crop, paths
 from pipeline.params import load
@@ -93,7 +93,7 @@ def test_every_fetched_photograph_has_one_row_with_what_became_of_it(contents, c
 def test_crops_lie_at_their_index(contents):
     """Each is the resampled central square of its photograph, from the shard and from the folder alike."""
     crop.main(PARAMS)
-    crops = read_crops(paths.CROPS)
+    crops = Crops(paths.CROPS)[:]
     assert crops.shape == (7, 16, 16, 3) and crops.dtype == np.uint8
     for i in range(6):
         source = Image.open(io.BytesIO(contents[f"tile{i}"]))
@@ -105,7 +105,7 @@ def test_small_photographs_can_be_dropped(contents):
     """They are skipped, counted, and have no index."""
     crop.main(PARAMS.model_copy(update={"crop": CropRule(size=16, workers=1, small="drop")}))
     assert table().loc["tiny", ["status", "reason", "index"]].tolist() == ["skipped", "too_small", ""]
-    assert len(read_crops(paths.CROPS)) == 6
+    assert len(Crops(paths.CROPS)) == 6
 
 
 def test_a_second_run_and_two_workers_write_the_same_bytes(contents):

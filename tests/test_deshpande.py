@@ -91,7 +91,7 @@ def test_rgb_autoencoder_has_five_and_five_layers(build: Build) -> None:
     encoder, decoder = model.net
     assert len(layers(encoder, nn.Conv2d)) == len(layers(decoder, nn.Conv2d)) == 5
     assert encoder(torch.zeros(1, 1, 144, 144)).shape == (1, 512, 5, 5)
-    assert model.rgb(torch.full((1, 1, 144, 144), 50.0)).shape == (1, 3, 144, 144)
+    assert model.predict(torch.full((1, 1, 144, 144), 50.0)).rgb.shape == (1, 3, 144, 144)
     with pytest.raises(InputError, match=r"head\.kind to rgb"):
         build_model(replace(BLOCKS["autoencoder_rgb"], head=HeadRule("regression")), SIZE)
 
@@ -101,7 +101,7 @@ def test_rgb_autoencoders_loss_is_the_mean_absolute_error(build: Build, photogra
     model, photos = build("autoencoder_rgb"), photographs(3, SIZE)
     light, ab = next(Photos(photos, SIZE).batches(3))
     losses = model.losses("net", light, ab)
-    error = model.rgb(light).permute(0, 2, 3, 1).detach().numpy() - photos / 255
+    error = model.predict(light).rgb.permute(0, 2, 3, 1).detach().numpy() - photos / 255
     assert losses["mae"].item() == pytest.approx(np.abs(error).mean(), abs=1e-4)
     assert losses["loss"].item() == pytest.approx(2 * losses["mae"].item())
 
@@ -121,7 +121,8 @@ def test_mdn_losses_are_those_of_a_loop_over_the_photographs(build: Build, stati
     with torch.no_grad():
         losses = {name: value.item() for name, value in model.losses("vae", light, ab).items()}
         mean, log_variance = model.vae.encode(field / 128)
-        found = torch.tanh(model.vae.decode(mean, nn.functional.adaptive_avg_pool2d(light, 16) / 50 - 1)).numpy()
+        grey = nn.functional.adaptive_avg_pool2d(light, 16) / 50 - 1
+        found = torch.tanh(model.vae.decode(mean, model.vae.skips(grey))).numpy()
     weights = statistics.weights("empirical")[bins.nearest(field.permute(0, 2, 3, 1).numpy())]
     error = found - field.numpy() / 128
     histogram = [np.sqrt((w * e**2).sum()) for w, e in zip(weights, error, strict=True)]
@@ -183,32 +184,27 @@ def test_mdn_gives_as_many_colorings_as_asked_the_same_each_time(build: Build, b
     """Equal bytes for equal input, and no photograph's colorings depend on the others of its batch."""
     model, light = build("deshpande_mdn", width=4).eval(), batch[0]
     with torch.no_grad():
-        several = model.colorings(light, 6)
+        several = model.predict(light, 6).samples
         torch.rand(1)
-        assert torch.equal(model.colorings(light, 6), several)
-        torch.testing.assert_close(model.colorings(light[3:], 6), several[3:])
+        assert torch.equal(model.predict(light, 6).samples, several)
+        torch.testing.assert_close(model.predict(light[3:], 6).samples, several[3:])
     assert several.shape == (5, 6, 2, SIZE, SIZE)
     assert (several.std(1) > 0).all()
 
 
 def test_mdns_colorings_follow_the_mixture(build: Build, batch) -> None:
-    """Without noise a component of weight 1 is what `colorize` decodes; two equally likely ones come half the time each."""
+    """Without noise a component of weight 1 is the prediction's; two equally likely ones come half the time each."""
     model, light = build("deshpande_mdn", width=4, sigma=0).eval(), batch[0][:1]
     log_weights, means = torch.full((1, 8), -100.0), torch.randn(1, 8, 64)
     model.mdn.forward = lambda grey: (log_weights, means)
     with torch.no_grad():
         log_weights[0, 3] = 0
-        torch.testing.assert_close(model.colorings(light, 3), model.colorize(light)[:, None].expand(-1, 3, -1, -1, -1))
+        found = model.predict(light, 3)
+        torch.testing.assert_close(found.samples, found.ab[:, None].expand(-1, 3, -1, -1, -1))
         log_weights[0, 5] = 0
-        first = (model.colorings(light, 50) - model.colorize(light)[:, None]).abs().amax((2, 3, 4)) < 1e-6
+        found = model.predict(light, 50)
+        first = (found.samples - found.ab[:, None]).abs().amax((2, 3, 4)) < 1e-6
     assert 15 < first.sum() < 35
-
-
-def test_other_models_have_a_single_coloring(build: Build, batch) -> None:
-    """[B, 1, 2, H, W], what `colorize` gives."""
-    model = build("deshpande").eval()
-    with torch.no_grad():
-        assert torch.equal(model.colorings(batch[0], 8), model.colorize(batch[0])[:, None])
 
 
 def test_mdn_needs_a_regression_head() -> None:

@@ -1,6 +1,7 @@
 """Several processes that train one model: the same loss curve, the same files, one sentence if one of them dies."""
 
 import io
+import math
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch import nn
 
 from colorize import files
 from colorize.bins import Statistics
-from colorize.device import processes
+from colorize.device import held_bytes, memory_bytes, processes
 from colorize.files import InputError
 from colorize.settings import PriorRule, TrainRule
 from pipeline import paths
@@ -42,13 +44,16 @@ CASES: dict[str, tuple[dict, dict]] = {
     "resnet18": ({}, {"optimizer": "sgd", "lr": 1e-3, "scales": (1,)}),
     "fcae2": ({"hidden": (16, 8)}, {"optimizer": "sgd", "lr": 1e-3}),
     "cgan": ({"width": 4}, {}),
-    "vae": ({"latent": 2}, {}),
     "deshpande_mdn": ({"width": 4, "latent": 4}, {}),
 }
 """Blocks with their changes of network and training. Adam makes a whole step of a gradient that is only rounding, and every
 bias before a batch norm has such a one; so plain SGD where there is batch norm and a curve to compare."""
 CURVES = ("cae", "resnet18", "fcae2")
 """Those that draw no noise."""
+RANKS = 3
+"""Of two, DistributedDataParallel's sums do not depend on an order."""
+INTERRUPTED = "cgan"
+"""One that draws some, in two phases."""
 
 
 def trained_by_every_rank(folder: str) -> None:
@@ -56,11 +61,11 @@ def trained_by_every_rank(folder: str) -> None:
     from dataclasses import replace
 
     from conftest import _photographs
+    from test_training import Stop, watch
 
-    from colorize import distributed
+    from colorize import distributed, training
     from colorize.batches import Photos
     from colorize.models import build_model
-    from colorize.training import fit
     from pipeline.params import load
 
     torch.set_num_threads(1)
@@ -70,19 +75,27 @@ def trained_by_every_rank(folder: str) -> None:
     out = Path(folder) / f"{rank} of {ranks}"
     images = _photographs(27, 16)
     statistics = Statistics.measure(images, PriorRule())
+
+    def run(name: str, state: str, last: float = math.inf, every: float = 30) -> None:
+        network, changes = CASES[name]
+        block = load(ROOT / "params.yaml").block(name)
+        torch.manual_seed(7)
+        model = build_model(replace(block, network=block.network | network), 16, statistics)
+        recipe = replace(block.train, batch=8, **changes)
+        rule = TrainRule(max_epochs=3, lr_at_least=3e-4, keep="last", checkpoint_seconds=every)
+        photos, rows, seen = Photos(images, 16), [], watch(model, last)
+        path = Path(folder) / f"{state} of {ranks}.pt"
+        progress = training.fit(model, photos, photos.spread(9), recipe, rule, 3, path, rows.append)
+        told = {"history": progress.history, "weights": model.state_dict(), "shown": len(rows), "batches": len(seen)}
+        files.write_state(out / state, told)
+
     with distributed.company():
-        for name, (network, training) in CASES.items():
-            block = load(ROOT / "params.yaml").block(name)
-            torch.manual_seed(7)
-            model = build_model(replace(block, network=block.network | network), 16, statistics)
-            recipe = replace(block.train, batch=8, **training)
-            rule = TrainRule(max_epochs=3, lr_at_least=3e-4, keep="last")
-            photos = Photos(images, 16)
-            rows: list = []
-            state = Path(folder) / f"{name} of {ranks}.pt"
-            progress = fit(model, photos, photos.spread(9), recipe, rule, 3, state, rows.append)
-            told = {"history": progress.history, "weights": model.state_dict(), "shown": len(rows)}
-            files.write_state(out / name, told)
+        for name in CASES:
+            run(name, name)
+        training.SAVING_COST = 0
+        with suppress(Stop):
+            run(INTERRUPTED, "interrupted", last=19, every=0)
+        run(INTERRUPTED, "interrupted")
         layer, maps, slopes = batch_norm_case()
         distributed.synchronize(nn.ModuleDict({"layer": layer}))
         own = maps.tensor_split(ranks)[rank].clone().requires_grad_()
@@ -102,45 +115,54 @@ def batch_norm_case() -> tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, str], dict]:
-    """A function of (rank, ranks, name) that reads what each of one and of two processes wrote."""
+    """A function of (rank, ranks, name) that reads what each of one and of `RANKS` processes wrote."""
     folder = tmp_path_factory.mktemp("ranks")
     program = folder / "program.py"
     program.write_text(PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT)))
     alone = [sys.executable, str(program), str(folder)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program), str(folder)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), str(program), str(folder)]
     for command in (alone, torchrun):
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
     return lambda rank, ranks, name: files.read_state(folder / f"{rank} of {ranks}" / name)
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_two_ranks_give_the_loss_curve_of_one_process(runs, name: str) -> None:
-    """To a hundred-thousandth, in fp32, training, validation and all that is logged; though 27 photographs do not halve."""
-    one, two = runs(0, 1, name)["history"], runs(0, 2, name)["history"]
-    assert len(one) == len(two) == 3
-    for alone, together in zip(one, two, strict=True):
+def test_ranks_give_the_loss_curve_of_one_process(runs, name: str) -> None:
+    """To a hundred-thousandth, in fp32, all that is logged; though batches of 7 do not divide by 3."""
+    one, three = runs(0, 1, name)["history"], runs(0, RANKS, name)["history"]
+    assert len(one) == len(three) == 3
+    for alone, together in zip(one, three, strict=True):
         assert alone == pytest.approx(together, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_all_ranks_end_with_the_same_weights_and_one_reports(runs, name: str) -> None:
     """Bit for bit, buffers and models that draw noise included; a model that depends on its rank would be whose?"""
-    first, second = runs(0, 2, name), runs(1, 2, name)
-    assert all(torch.equal(tensor, second["weights"][key]) for key, tensor in first["weights"].items())
-    assert first["history"] == second["history"]
-    assert (first["shown"], second["shown"]) == (len(first["history"]), 0)
+    first, *others = (runs(rank, RANKS, name) for rank in range(RANKS))
+    assert first["shown"] == len(first["history"])
+    for other in others:
+        assert all(torch.equal(tensor, other["weights"][key]) for key, tensor in first["weights"].items())
+        assert other["history"] == first["history"] and other["shown"] == 0
 
 
-def test_batch_norm_over_two_ranks_is_that_of_the_whole_batch(runs) -> None:
+def test_ranks_that_are_interrupted_within_an_epoch_end_as_in_one_go(runs) -> None:
+    """In the last batch of the second epoch: that one is done again, none before it."""
+    whole, resumed = runs(0, RANKS, INTERRUPTED), runs(0, RANKS, "interrupted")
+    assert (whole["batches"], resumed["batches"]) == (36, 18)
+    assert resumed["history"] == whole["history"]
+    assert all(torch.equal(tensor, resumed["weights"][key]) for key, tensor in whole["weights"].items())
+
+
+def test_batch_norm_over_ranks_is_that_of_the_whole_batch(runs) -> None:
     """PyTorch's own, on all seven photographs: output, gradients and running statistics."""
     layer, maps, slopes = batch_norm_case()
     maps.requires_grad_()
     whole = layer(maps)
     (whole * slopes).sum().backward()
-    parts = [runs(rank, 2, "norm") for rank in (0, 1)]
+    parts = [runs(rank, RANKS, "norm") for rank in range(RANKS)]
     torch.testing.assert_close(torch.cat([part["out"] for part in parts]), whole.detach())
     torch.testing.assert_close(torch.cat([part["slope"] for part in parts]), maps.grad)
-    torch.testing.assert_close(parts[0]["weight"] + parts[1]["weight"], layer.weight.grad)
+    torch.testing.assert_close(sum(part["weight"] for part in parts), layer.weight.grad)
     torch.testing.assert_close(parts[1]["state"], dict(layer.state_dict()))
 
 
@@ -258,6 +280,39 @@ def test_several_machines_need_a_place_to_meet() -> None:
     with pytest.raises(InputError, match="train.nnodes is 2 but train.rendezvous is empty; set it to host:port"):
         processes(TrainRule(nnodes=2))
     assert processes(TrainRule(device="cpu")) == 1 and processes(TrainRule(device="cpu", nproc=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/outer/inner", {"outer/memory.max": "3000000", "outer/inner/memory.max": "max"}, 3_000_000),
+        ("0::/outer/inner", {"outer/memory.max": "3000000", "outer/inner/memory.max": "2000000"}, 2_000_000),
+        ("0::/", {"memory.max": "4000000"}, 4_000_000),  # as a container sees itself
+        ("4:cpu,memory:/docker/a:b\n0::/", {"memory/docker/a:b/memory.limit_in_bytes": "5000000"}, 5_000_000),
+        ("4:memory:/of/the/host", {"memory/memory.limit_in_bytes": "6000000"}, 6_000_000),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("0::/\n1:cpu:/", {"memory.max": "max", "memory/memory.limit_in_bytes": "1"}, None),
+        ("", {}, None),
+    ],
+)
+def test_memory_is_what_the_container_may_take(
+    groups: str, limits: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    """The least of all limits around the process, in either version of cgroups; without one, the machine's memory."""
+    for name, limit in limits.items():
+        files.write_text(tmp_path / "sys/fs/cgroup" / name, f"{limit}\n")
+    if groups:
+        files.write_text(tmp_path / "proc/self/cgroup", f"{groups}\n")
+    assert memory_bytes(tmp_path) == (expected or psutil.virtual_memory().total)
+
+
+def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it is for photographs; a number that is given is each process's own."""
+    cpu = torch.device("cpu")
+    alone = held_bytes(TrainRule(), cpu)
+    assert alone == memory_bytes() / 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert held_bytes(TrainRule(), cpu) == alone / 4 and held_bytes(TrainRule(hold_gigabytes=3), cpu) == 3e9
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from colorize import files, metrics
 from colorize.bins import Statistics
-from colorize.evaluation import compare, pictures, predict, score
+from colorize.evaluation import pictures, predict, score
 from colorize.files import InputError
 from colorize.models import Colorizer, build_model, describe_block, save_model
+from colorize.models._base import Colors
 from colorize.settings import PriorRule
 from pipeline import evaluate, paths
 from pipeline.params import Params
@@ -32,15 +34,13 @@ class Fake(Colorizer):
         torch.nn.Module.__init__(self)
         self.ab, self.own, self.runs = ab, rgb, 0
 
-    def colorize(self, light: torch.Tensor) -> torch.Tensor:
+    def predict(self, light: torch.Tensor, samples: int = 1) -> Colors:
         self.light, self.runs = light, self.runs + 1
-        answer = torch.from_numpy(np.asarray(self.ab, np.float32)).permute(0, 3, 1, 2)
-        return answer.expand(len(light), -1, -1, -1)
-
-    def rgb(self, light: torch.Tensor) -> torch.Tensor | None:
-        if self.own is None:
-            return None
-        return torch.from_numpy(np.asarray(self.own, np.float32)).permute(0, 3, 1, 2)
+        ab, own = (
+            None if each is None else torch.from_numpy(np.asarray(each, np.float32)).permute(0, 3, 1, 2)
+            for each in (self.ab, self.own)
+        )
+        return Colors(ab.expand(len(light), -1, -1, -1), own)
 
 
 class Several(Fake):
@@ -50,10 +50,10 @@ class Several(Fake):
         super().__init__(np.zeros((1, SIDE, SIDE, 2)))
         self.step = step
 
-    def colorings(self, light: torch.Tensor, count: int) -> torch.Tensor:
-        ab = torch.zeros(len(light), count, 2, *light.shape[-2:])
-        ab[:, :, 0] = self.step * torch.arange(count)[:, None, None]
-        return ab
+    def predict(self, light: torch.Tensor, samples: int = 1) -> Colors:
+        ab = torch.zeros(len(light), samples, 2, *light.shape[-2:])
+        ab[:, :, 0] = self.step * torch.arange(samples)[:, None, None]
+        return super().predict(light)._replace(samples=ab)
 
 
 def tiles(count: int) -> np.ndarray:
@@ -63,8 +63,8 @@ def tiles(count: int) -> np.ndarray:
     return np.stack([photo[y : y + SIDE, x : x + SIDE] for y, x in places])
 
 
-def photos(count: int) -> pd.DataFrame:
-    return pd.DataFrame({"index": range(count), "photo": [f"p{i}.png" for i in range(count)]})
+def names(count: int) -> list[str]:
+    return [f"p{i}.png" for i in range(count)]
 
 
 def test_the_truths_own_ab_scores_above_45_db() -> None:
@@ -77,7 +77,7 @@ def test_the_truths_own_ab_scores_above_45_db() -> None:
 def test_grey_scores_what_an_independent_loop_finds() -> None:
     """Grey by scikit-image's conversions and PSNR, photograph by photograph; one level of rounding is allowed."""
     truth = tiles(5)
-    table = score("grey", Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, photos(5), lambda i: truth[i], 2)
+    table = score("grey", Fake(np.zeros((1, SIDE, SIDE, 2))), SIDE, names(5), truth, 2)
     for i, photo in enumerate(truth):
         lab = rgb2lab(photo)
         lab[..., 1:] = 0
@@ -144,7 +144,7 @@ def test_a_single_coloring_is_its_own_best_and_is_computed_once() -> None:
     """psnr_best is psnr, ab_spread is 0, whatever number is asked for; the model runs once per batch."""
     truth = tiles(4)
     model = Fake(np.full((1, SIDE, SIDE, 2), 10.0))
-    table = score("flat", model, SIDE, photos(4), lambda i: truth[i], 4, 8)
+    table = score("flat", model, SIDE, names(4), truth, 4, 8)
     assert table["psnr_best"].to_list() == table["psnr"].to_list()
     assert table["ab_spread"].to_list() == [0] * 4
     assert model.runs == 1
@@ -153,59 +153,49 @@ def test_a_single_coloring_is_its_own_best_and_is_computed_once() -> None:
 def test_colorings_that_are_not_finite_are_refused() -> None:
     """As a prediction is: the photograph is named."""
     with pytest.raises(InputError, match=r"model odd predicts NaN or infinity for photo p0\.png"):
-        score("odd", Several(np.inf), SIDE, photos(2), lambda i: tiles(2)[i], 2, 3)
+        score("odd", Several(np.inf), SIDE, names(2), tiles(2), 2, 3)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused_with_model_and_photo(wrong: float) -> None:
     """The sentence names both, also in a later batch."""
-    truth = tiles(4)
-    ab = np.zeros((2, SIDE, SIDE, 2))
-    ab[1, 0, 0, 0] = wrong
-    with pytest.raises(InputError, match=r"model vae predicts NaN or infinity for photo p1\.png"):
-        score("vae", Fake(ab), SIDE, photos(4), lambda i: truth[i], 2)
+
+    class Late(Fake):
+        def predict(self, light: torch.Tensor, samples: int = 1) -> Colors:
+            self.ab[1, 0, 0, 0] = wrong if self.runs else 0
+            return super().predict(light)
+
+    with pytest.raises(InputError, match=r"model vae predicts NaN or infinity for photo p3\.png"):
+        score("vae", Late(np.zeros((2, SIDE, SIDE, 2))), SIDE, names(4), tiles(4), 2)
 
 
 def test_the_batch_changes_nothing() -> None:
     """Batches of 2 and of 5 give equal scores and pictures."""
     truth = tiles(5)
     model = Fake(np.full((1, SIDE, SIDE, 2), 8.0))
-    a, b = (score("flat", model, SIDE, photos(5), lambda i: truth[i], batch) for batch in (2, 5))
+    a, b = (score("flat", model, SIDE, names(5), truth, batch) for batch in (2, 5))
     pd.testing.assert_frame_equal(a, b)
     chosen = np.array([1, 4, 2])
     for batch in (2, 5):
-        painted = pictures(model, SIDE, chosen, lambda i: truth[i], batch)
+        painted = pictures(model, SIDE, chosen, truth, batch)
         assert (painted == predict(model, SIDE, truth).image[chosen]).all()
 
 
 def test_an_empty_test_split_is_refused() -> None:
     """One sentence that names the parameter."""
     with pytest.raises(InputError, match="filter.test"):
-        score("m", Fake(np.zeros((1, 1, 1, 2))), SIDE, photos(0), lambda i: tiles(1)[i], 2)
-
-
-def test_comparison_has_a_row_per_metric_and_system() -> None:
-    """The first system's rows come first and hold no difference; the others hold first minus themselves."""
-    random = np.random.default_rng(0)
-    names = [name for name in metrics.METRICS if name != "psnr_pooled"]
-    base = pd.DataFrame({name: random.uniform(1, 2, 30) for name in names}).assign(grey_truth=False)
-    found = compare({"model": base.assign(psnr=base["psnr"] + 3), "grey": base}, metrics.resamples(30, 50, 1))
-    assert found["metric"].drop_duplicates().to_list() == list(metrics.METRICS)
-    psnr = found[found["metric"] == "psnr"].set_index("system")
-    assert psnr.index.to_list() == ["model", "grey"]
-    assert psnr.loc["grey", ["difference", "difference_low", "difference_high"]].to_list() == pytest.approx([3] * 3)
-    assert np.isnan(psnr.loc["model", "difference"])
-    assert (found["low"] <= found["mean"]).all() and (found["mean"] <= found["high"]).all()
+        score("m", Fake(np.zeros((1, 1, 1, 2))), SIDE, [], tiles(1)[:0], 2)
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
-    """A project of 12 crops, 8 of them the test split, and `mean_color` as its trained model."""
+    """A project of 15 crops, 11 of them the test split, and `mean_color` as its trained model."""
     monkeypatch.chdir(tmp_path)
-    crops = tiles(12)
+    crops = tiles(15)
     files.write_array(paths.CROPS / "crops-00000.npy", crops)
-    splits = photos(12).assign(**{"class": "person"}, split=["train"] * 3 + ["test"] * 8 + [""])
-    files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
+    table = {"index": range(15), "photo": names(15), "group": names(15), "class": "person"}
+    table["split"] = ["train"] * 3 + ["test"] * 11 + [""]
+    files.write_text(paths.SPLITS_CSV, pd.DataFrame(table).to_csv(index=False))
     statistics = Statistics.measure(crops[:3], PriorRule())
     statistics.write(paths.PRIOR)
     rule = {"batch": 3, "samples": 4, "gallery": 4, "bootstrap": 50}
@@ -232,22 +222,46 @@ def test_the_stage_writes_the_scores_of_model_and_baselines(project: Params) -> 
         "samples.png",
     }
     numbers = json.loads((paths.METRICS / "metrics.json").read_text())
-    assert list(numbers) == [*metrics.METRICS, "images", "grey_truths"]
-    assert numbers["images"] == 8
+    gain = ["psnr_over_grey", "psnr_over_grey_low", "psnr_over_grey_high"]
+    assert list(numbers) == [*gain, *metrics.METRICS, "images", "grey_truths"]
+    assert numbers["images"] == 11
     comparison = pd.read_csv(paths.METRICS / "comparison.csv").set_index(["metric", "system"])
-    assert comparison.loc[("psnr", "mean_color"), "difference"] == 0
-    assert comparison.loc[("psnr", "model"), "mean"] == numbers["psnr"]
+    model = comparison.loc[("psnr", "model")]
+    assert model["over_mean_color"] == 0 and model["mean"] == numbers["psnr"]
+    assert [numbers[name] for name in gain] == model[["over_grey", "over_grey_low", "over_grey_high"]].to_list()
+    assert numbers[gain[0]] == pytest.approx(model["mean"] - comparison.loc[("psnr", "grey"), "mean"], abs=1e-4)
     table = pd.read_csv(paths.METRICS / "per_image.csv")
-    assert table.groupby("system").size().to_dict() == {"model": 8, "grey": 8, "mean_color": 8}
-    assert table["photo"].to_list() == [f"p{i}.png" for i in range(3, 11)] * 3
+    assert table.groupby("system").size().to_dict() == {"model": 11, "grey": 11, "mean_color": 11}
+    assert table["photo"].to_list() == table["group"].to_list() == [f"p{i}.png" for i in range(3, 14)] * 3
 
 
-def test_the_same_inputs_give_the_same_bytes(project: Params) -> None:
-    """Twice the stage, all files equal."""
+def test_tiles_of_one_photograph_have_no_interval(project: Params) -> None:
+    """Neither in metrics.json nor in comparison.csv; what the model has over grey is there."""
+    splits = pd.read_csv(paths.SPLITS_CSV).assign(group="astronaut")
+    files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
+    evaluate.main(project)
+    numbers = json.loads((paths.METRICS / "metrics.json").read_text())
+    assert list(numbers)[0] == "psnr_over_grey" and not [name for name in numbers if name.endswith(("_low", "_high"))]
+    comparison = pd.read_csv(paths.METRICS / "comparison.csv")
+    assert comparison[["low", "high", "over_grey_low"]].isna().all(axis=None) and comparison["over_grey"].notna().all()
+
+
+def test_the_same_model_gives_the_same_bytes_whatever_the_seed(project: Params) -> None:
+    """Seeds are of training: intervals and pictures do not depend on them."""
     evaluate.main(project)
     first = contents(paths.METRICS)
-    evaluate.main(project)
+    evaluate.main(project.model_copy(update={"seed": 2}))
     assert contents(paths.METRICS) == first
+
+
+def test_every_shard_is_opened_once(project: Params, opened: Counter[str]) -> None:
+    """By the whole stage, whatever the batches and systems."""
+    crops = np.load(paths.CROPS / "crops-00000.npy")
+    for number in range(5):
+        files.write_array(paths.CROPS / f"crops-{number:05}.npy", crops[3 * number : 3 * number + 3])
+    opened.clear()
+    evaluate.main(project)
+    assert opened == dict.fromkeys([f"crops-{number:05}.npy" for number in range(5)], 1)
 
 
 def test_a_model_of_the_zoo_is_scored_into_its_own_folder(project: Params) -> None:
@@ -258,12 +272,12 @@ def test_a_model_of_the_zoo_is_scored_into_its_own_folder(project: Params) -> No
 
 
 def test_pictures_are_spread_and_of_the_best_and_worst(project: Params) -> None:
-    """4 of 8 spread evenly, and the 3 best and 3 worst by PSNR; what the model paints, the baselines and the truth."""
+    """4 of 11 spread evenly, and the 3 best and 3 worst by PSNR; what the model paints, the baselines and the truth."""
     evaluate.main(project)
     table = pd.read_csv(paths.METRICS / "per_image.csv").query("system == 'model' and not grey_truth")
     ranked = table.sort_values("psnr")["index"].to_list()
     painted = np.load(paths.PICTURES)
-    assert set(painted["index"]) >= {*ranked[:3], *ranked[-3:], 3, 10}
+    assert set(painted["index"]) >= {*ranked[:3], *ranked[-3:], 3, 13}
     assert np.array_equal(painted["truth"], np.load(paths.CROPS / "crops-00000.npy")[painted["index"]])
     assert np.array_equal(painted["model"], painted["mean_color"]) and painted["grey"].shape == painted["truth"].shape
 

@@ -25,6 +25,7 @@ from webserver import (
     drip,
     endless,
     first,
+    hang_up,
     jpegs,
     redirect,
     silence,
@@ -163,6 +164,85 @@ def test_waiting_for_retry_after_is_not_charged_to_the_deadline(server: Server, 
     """A deadline shorter than the pause that a server asks for does not end the item."""
     server.answers["/a"] = first(1, status(503, Retry_After="1"), content(JPEG))
     assert one(server.url("/a"), tmp_path, replace(SETTINGS, timeout_seconds=0.5)).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (status(429, Retry_After="60"), "http_429"),
+        (status(429), "http_429"),
+        (status(503, Retry_After="60"), "http_503"),
+        (hang_up, "connection"),
+    ],
+)
+def test_a_host_that_only_puts_off_is_given_up(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
+) -> None:
+    """After five pauses in a row: few requests instead of hours; other hosts are served; the next run asks again."""
+    monkeypatch.setattr(fetch, "RETRY_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr(fetch, "BACK_OFF_SECONDS", 0.002)
+    server.answers = {f"/{n}": answer for n in range(60)}
+    urls = [server.url(f"/{n}") for n in range(60)]
+    with Server() as other:
+        other.answers = {f"/{n}": content(JPEG) for n in range(8)}
+        free = [other.url(f"/{n}") for n in range(8)]
+        results = run([*urls, *free], tmp_path)
+    assert [results[url].reason for url in free] == [""] * 8
+    assert {(results[url].reason, results[url].retryable) for url in urls} == {(reason, True)}
+    assert 5 <= server.asked.total() <= 5 * SETTINGS.threads
+    asked = server.asked.total()
+    run(urls, tmp_path)
+    assert server.asked.total() >= asked + 5
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+def test_one_answer_is_enough_to_go_on_with_a_host(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Any number of pauses, and sixteen threads that are put off at once, if every pause is followed by a photograph."""
+    monkeypatch.setattr(fetch, "RETRY_AFTER_SECONDS", 0.02)
+
+    def every_other_time(request: Any) -> None:
+        (status(429, Retry_After="9") if server.asked.total() % (2 * threads) < threads else content(JPEG))(request)
+
+    server.answers = {f"/{n}": every_other_time for n in range(48)}
+    results = run([server.url(f"/{n}") for n in range(48)], tmp_path, replace(SETTINGS, threads=threads, attempts=99))
+    assert {fetched.reason for fetched in results.values()} == {""}
+    assert server.asked.total() > 48
+
+
+def test_a_name_that_nobody_knows_is_looked_up_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each of thousands of addresses, when every look-up may take seconds."""
+    looked = []
+
+    def resolve(host: str, *_: Any, **__: Any) -> object:
+        looked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(fetch, "BACK_OFF_SECONDS", 0.002)
+    results = run([f"http://nobody.test/{n}" for n in range(500)], tmp_path, replace(SETTINGS, allow_private=False))
+    assert {(fetched.reason, fetched.retryable) for fetched in results.values()} == {("connection", True)}
+    assert len(looked) <= 2 * 5 * SETTINGS.threads
+
+
+def test_a_redirect_to_a_host_that_is_given_up_ends(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with one more request at most to the host that redirects."""
+    monkeypatch.setattr(fetch, "RETRY_AFTER_SECONDS", 0.02)
+    with Server() as limited:
+        limited.answers = {f"/{n}": status(429, Retry_After="60") for n in range(40)}
+        server.answers = {f"/{n}": redirect(limited.url(f"/{n}")) for n in range(40)}
+        results = run([server.url(f"/{n}") for n in range(40)], tmp_path)
+        assert {fetched.reason for fetched in results.values()} == {"http_429"}
+        assert limited.asked.total() <= 5 * SETTINGS.threads
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://x.test:99999/", "//", "\xff\xfe", "http://a b/"])
+def test_a_redirect_to_no_address_is_refused(server: Server, tmp_path: Path, target: str) -> None:
+    """One row, and the others go on."""
+    server.answers = {"/a": redirect(target), "/b": content(JPEG)}
+    results = run([server.url("/a"), server.url("/b")], tmp_path)
+    assert [fetched.reason for fetched in results.values()].count("") == 1
 
 
 @pytest.mark.parametrize(

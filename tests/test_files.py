@@ -141,3 +141,13 @@ def test_what_holds_no_named_tensors_is_refused(content: bytes, words: str, tmp_
     with pytest.raises(InputError, match=words):
         files.parse_tensors("w.pth", content)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_content_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power cut could leave a file under the right name without its bytes."""
+    order: list[str] = []
+    rename = os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: order.append(f"synced {os.fstat(descriptor).st_size}"))
+    monkeypatch.setattr(os, "replace", lambda *names: (order.append("renamed"), rename(*names)))
+    files.write_bytes(tmp_path / "a", b"four")
+    assert order == ["synced 4", "renamed"]

@@ -91,6 +91,13 @@ def test_every_crop_has_one_row_with_its_split_or_its_reasons(photos, capsys):
     assert printed[-1] == "filter: kept 12 train, 4 val, 4 test"
 
 
+def test_every_shard_is_opened_once(photos, opened, monkeypatch):
+    """By the whole stage, however many chunks it measures."""
+    monkeypatch.setattr(stage, "PIXELS_AT_ONCE", SIZE**2)
+    run()
+    assert opened == {"crops-00000.npy": 1, "crops-00001.npy": 1}
+
+
 def test_lightness_and_coverage_are_those_of_the_pixels(photos):
     """One color: its own L*, coverage 1. Few colors: the mean L* of all pixels, to a quantizer's precision."""
     rows = run()
@@ -223,13 +230,15 @@ def test_a_source_without_classes_is_told_so(tmp_path, monkeypatch, rule, senten
         run(rules=(), **rule)
 
 
-def test_the_same_inputs_give_the_same_bytes_and_the_seed_changes_the_split(photos):
-    """splits.csv and removed.png."""
+def test_the_same_inputs_give_the_same_bytes_and_only_the_datas_seed_changes_the_split(photos):
+    """splits.csv and removed.png; the seed of training changes neither."""
     run()
     first = paths.SPLITS_CSV.read_bytes(), paths.REMOVED_PNG.read_bytes()
     run()
     assert (paths.SPLITS_CSV.read_bytes(), paths.REMOVED_PNG.read_bytes()) == first
     stage.main(DEFAULTS.model_copy(update={"filter": RULE, "seed": 9}))
+    assert paths.SPLITS_CSV.read_bytes() == first[0]
+    stage.main(DEFAULTS.model_copy(update={"filter": RULE, "data": replace(DEFAULTS.data, seed=9)}))
     assert paths.SPLITS_CSV.read_bytes() != first[0]
 
 

@@ -21,7 +21,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from colorize import images, photographs
 from colorize.files import InputError, write_array
 from colorize.formats import why_no_image
-from colorize.images import MAPPED_SHARDS, SENTENCES, Crops, Refused, contact_sheet, crop_shards, crop_square, read_crops
+from colorize.images import MAPPED_SHARDS, SENTENCES, Crops, Refused, contact_sheet, crop_shards, crop_square
 from colorize.settings import CropRule
 
 RULE = CropRule(size=32, workers=1)
@@ -617,7 +617,7 @@ def test_a_photograph_that_kills_its_process_costs_only_itself(tmp_path):
     assert [(r.photo, r.status, r.reason) for r in records if r.status != "ok"] == [("80", "failed", "crash")]
     whole = crop_all(tmp_path / "whole", 1)
     survivors = np.array([record.photo != "80" for record in whole])
-    assert np.array_equal(read_crops(tmp_path / "crops"), read_crops(tmp_path / "whole")[survivors])
+    assert np.array_equal(Crops(tmp_path / "crops")[:], Crops(tmp_path / "whole")[survivors])
 
 
 def test_crops_are_read_in_the_order_asked_for(tmp_path):
@@ -625,25 +625,25 @@ def test_crops_are_read_in_the_order_asked_for(tmp_path):
     crops = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 3), np.uint8)
     for number, (start, end) in enumerate(((0, 5), (5, 6), (6, 12))):
         write_array(tmp_path / f"crops-{number:05d}.npy", crops[start:end])
-    assert np.array_equal(read_crops(tmp_path), crops)
+    assert np.array_equal(Crops(tmp_path)[:], crops)
     wanted = np.array([11, 0, 5, 5, 4, 6])
-    assert np.array_equal(read_crops(tmp_path, wanted), crops[wanted])
-    assert read_crops(tmp_path, np.array([], int)).shape == (0, 8, 8, 3)
+    assert np.array_equal(Crops(tmp_path, wanted)[:], crops[wanted])
+    assert Crops(tmp_path, np.array([], int))[:].shape == (0, 8, 8, 3)
     for beyond in (12, -1):
         with pytest.raises(InputError, match="12 crops"):
-            read_crops(tmp_path, np.array([beyond]))
+            Crops(tmp_path, np.array([beyond]))
 
 
 def test_missing_and_damaged_shards_are_named(tmp_path):
     """One sentence that names the folder or the file."""
     with pytest.raises(InputError, match="holds no crops"):
-        read_crops(tmp_path)
+        Crops(tmp_path)[:]
     write_array(tmp_path / "crops-00000.npy", np.zeros((4, 8, 8, 3), np.uint8))
     whole = (tmp_path / "crops-00000.npy").read_bytes()
     for content in (whole[:200], whole[:60], b""):
         (tmp_path / "crops-00000.npy").write_bytes(content)
         with pytest.raises(InputError, match="crops-00000.npy is damaged"):
-            read_crops(tmp_path)
+            Crops(tmp_path)[:]
 
 
 def test_a_contact_sheet_shows_the_photographs_of_its_rows():

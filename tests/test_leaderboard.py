@@ -1,6 +1,7 @@
 """The leaderboard, from a made-up zoo."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ def add_model(name: str, psnr: float) -> None:
     notes = ["starts from the weights of cae"] if name == "vae" else []
     about = {"name": name, "parameters": 1234567, "epochs": 15, "fingerprint": FINGERPRINT, "notes": notes}
     files.write_json(folder / "model.json", about)
-    table = pd.DataFrame({"index": range(IMAGES), "photo": [f"{i}.png" for i in range(IMAGES)], "grey_truth": False})
+    names = [f"{i}.png" for i in range(IMAGES)]
+    table = pd.DataFrame({"index": range(IMAGES), "photo": names, "group": names, "grey_truth": False})
     for metric in METRICS:
         if metric != "psnr_pooled":
             table[metric] = 0.5
@@ -81,12 +83,21 @@ def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: Params)
 
 
 def test_what_differs_from_the_block_stands_below_the_table(params: Params) -> None:
-    """Once for all models that it is about, and in a column of the CSV, empty for the others."""
-    about = json.loads((paths.ZOO / "cae/model.json").read_text()) | {"notes": ["starts from the weights of cae"]}
-    files.write_json(paths.ZOO / "cae/model.json", about)
+    """Once for all models that have the same reason, whatever they ask for; and in a column of the CSV."""
+    for name, side in (("cae", 144), ("vae", 256)):
+        notes = ["starts from the weights of cae", f"works at 16 pixels, not {side}, because crop.size is 16"]
+        notes += ["learning rate 3e-4, not 1e-05, because x"] if name == "cae" else []
+        about = json.loads((paths.ZOO / name / "model.json").read_text()) | {"notes": notes}
+        files.write_json(paths.ZOO / name / "model.json", about)
     leaderboard.main(params)
     lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
-    assert lines[-3:] == ["", "- vae, cae: starts from the weights of cae", "- cae: not shown to be better than grey"]
+    assert lines[-5:] == [
+        "",
+        "- vae, cae: starts from the weights of cae",
+        "- vae, cae: works at 16 pixels, because crop.size is 16",
+        "- cae: learning rate 3e-4, not 1e-05, because x",
+        "- cae: not shown to be better than grey",
+    ]
     notes = pd.read_csv(paths.METRICS / "leaderboard.csv", keep_default_na=False).set_index("model")["notes"]
     assert {name for name, note in notes.items() if note} == {"vae", "cae"}
 
@@ -122,11 +133,11 @@ def test_differences_from_the_baselines_are_paired(params: Params) -> None:
 
 
 def test_the_same_zoo_gives_the_same_bytes(params: Params) -> None:
-    """Twice, and with the models in another order."""
+    """Twice, with another seed of training, and with the models in another order."""
     names = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "jpg", "html")]
     leaderboard.main(params)
     first = [(paths.METRICS / name).read_bytes() for name in names]
-    reordered = params.model_copy(update={"models": dict(reversed(params.models.items()))})
+    reordered = params.model_copy(update={"models": dict(reversed(params.models.items())), "seed": 2})
     leaderboard.main(reordered)
     assert [(paths.METRICS / name).read_bytes() for name in names] == first
 
@@ -143,6 +154,35 @@ def test_the_cost_is_printed_and_written_nowhere(params: Params, capsys: pytest.
     assert (cells["vae"], cells["cae"]) == (("1,234,567", "6.2"), ("1,234,567", "-"))
     assert cells["ceiling_soft"] == ("0", "-")
     assert not paths.METRICS.exists()
+
+
+def test_tiles_of_too_few_photographs_are_ranked_without_intervals(
+    params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Means and differences are there; nobody is said to be better or worse; tables, JSON and page say why."""
+    for name in PSNR:
+        path = paths.ZOO / name / "per_image.csv"
+        table = pd.read_csv(path, dtype={"photo": str})
+        files.write_text(path, table.assign(group=["01"] * 5 + ["1"] * 5).to_csv(index=False))
+    leaderboard.main(params)
+    board = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model")
+    assert board["psnr_over_grey"]["vae"] == pytest.approx(3)
+    assert board[["psnr_low", "psnr_over_grey_low", "psnr_over_mean_color_high"]].isna().all(axis=None)
+    assert board["notes"]["cae"] != board["notes"]["cae"]  # none, though it is below grey
+    records = json.loads((paths.METRICS / "leaderboard.json").read_text())
+    assert records[0]["psnr_over_grey"] == pytest.approx(3) and "psnr_low" not in records[0]
+    said = capsys.readouterr().out
+    assert "| 23.00 |" in said and said.endswith("10 tiles of 2 photographs: too few for an interval\n")
+    for kind in ("md", "html"):
+        text = (paths.METRICS / f"leaderboard.{kind}").read_text()
+        assert "10 tiles of 2 photographs: too few for an interval" in text and "test photographs" not in text
+        assert ">nan" not in text and "nan]" not in text
+
+
+def test_every_shard_is_opened_once(params: Params, opened: Counter[str]) -> None:
+    """For all ceilings, pictures and the page together."""
+    leaderboard.main(params)
+    assert opened == {"crops-00000.npy": 1}
 
 
 @pytest.mark.parametrize("missing", ["model.json", "per_image.csv", "pictures.npz"])

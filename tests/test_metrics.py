@@ -1,5 +1,7 @@
 """Metrics against scikit-image and cases worked by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,11 +24,16 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 
 def scores(**columns: list) -> pd.DataFrame:
-    """A table as `per_image` makes it, with 0.5 in every metric that is not given."""
+    """A table of scores, 0.5 in every metric that is not given; each photograph is its own group by default."""
     length = len(next(iter(columns.values())))
     names = [name for name in metrics.METRICS if name != "psnr_pooled"]
-    table = {"grey_truth": [False] * length} | {name: [0.5] * length for name in names}
+    table = {"group": range(length), "grey_truth": [False] * length} | {name: [0.5] * length for name in names}
     return pd.DataFrame(table | columns)
+
+
+def of(found: pd.DataFrame, metric: str, system: str = "model") -> pd.Series:
+    """One row of a comparison."""
+    return found.set_index(["metric", "system"]).loc[(metric, system)]
 
 
 def test_psnr_of_a_uniform_offset_is_20_log10_of_255_over_the_offset() -> None:
@@ -35,10 +42,12 @@ def test_psnr_of_a_uniform_offset_is_20_log10_of_255_over_the_offset() -> None:
     assert metrics.psnr(truth, truth + np.uint8(51)) == pytest.approx([20 * np.log10(5)] * 2)
 
 
-def test_psnr_of_identical_photographs_is_infinite() -> None:
-    """No error is infinitely many dB, without a warning."""
-    truth = np.full((1, 12, 12, 3), 7, np.uint8)
-    assert np.isposinf(metrics.psnr(truth, truth)).all()
+def test_psnr_of_identical_photographs_is_100_db() -> None:
+    """Not infinitely many; and no prediction with an error has more."""
+    truth = np.full((2, 400, 400, 3), 7, np.uint8)
+    other = truth.copy()
+    other[1, 0, 0, 0] += 1
+    assert metrics.psnr(truth, other).tolist() == [100, 100]
 
 
 def test_figures_agree_with_scikit_image(pair) -> None:
@@ -147,25 +156,39 @@ def test_threads_change_nothing(pair) -> None:
     pd.testing.assert_frame_equal(metrics.per_image(truth, prediction, ab, 1), metrics.per_image(truth, prediction, ab, 3))
 
 
-def test_psnr_averages_leave_out_grey_truths_and_perfect_predictions() -> None:
-    """Of 20, 30, 90 (grey) and infinite dB the mean is 25; pooled: the mean squared error of the first two."""
-    table = scores(
-        psnr=[20.0, 30.0, 90.0, np.inf],
-        rmse=[0.1, 10**-1.5, 10**-4.5, 0.0],
-        grey_truth=[False, False, True, False],
-    )
-    found = metrics.averages(table)
-    assert found["psnr"] == pytest.approx([25])
-    assert found["psnr_pooled"] == pytest.approx([-10 * np.log10((0.01 + 0.001) / 2)])
-    assert found["rmse"] == pytest.approx([np.mean([0.1, 10**-1.5, 10**-4.5, 0.0])])
+def test_averages_are_over_the_same_photographs_for_every_system() -> None:
+    """Of 20, 30, 90 (grey) and infinite dB the mean counts 20, 30 and 100; the pooled error counts all four."""
+    psnr, rmse = [20.0, 30.0, 90.0, np.inf], [0.1, 10**-1.5, 10**-4.5, 0.0]
+    table = scores(psnr=psnr, psnr_best=psnr, rmse=rmse, grey_truth=[False, False, True, False])
+    found = metrics.compare({"model": table}, 1)
+    assert of(found, "psnr")["mean"] == of(found, "psnr_best")["mean"] == pytest.approx(50)
+    assert of(found, "psnr_pooled")["mean"] == pytest.approx(-10 * np.log10((0.01 + 0.001 + 1e-9) / 4))
+    assert of(found, "rmse")["mean"] == pytest.approx(np.mean(rmse))
 
 
-def test_the_best_of_several_leaves_out_grey_truths_and_perfect_ones_of_its_own() -> None:
-    """Of 21, 31, 90 (grey) and infinite dB the mean is 26, though the last one's prediction has an error."""
-    best = [21.0, 31.0, 90.0, np.inf]
-    table = scores(psnr=[20.0, 30.0, 90.0, 40.0], psnr_best=best, grey_truth=[False, False, True, False])
-    found = metrics.averages(table)
-    assert found["psnr_best"] == pytest.approx([26]) and found["psnr"] == pytest.approx([30])
+def test_a_system_that_is_nowhere_worse_is_not_reported_worse() -> None:
+    """It is exact on some photographs, equal or better on the others; a few truths are grey."""
+    random = np.random.default_rng(8)
+    for _ in range(20):
+        worse = random.uniform(10, 80, 12)
+        better = np.where(random.random(12) < 0.4, np.inf, worse + random.choice([0, 5], 12))
+        grey = np.append(random.random(11) < 0.1, False)
+        tables = {
+            name: scores(psnr=psnr, psnr_best=psnr, rmse=10 ** (-psnr / 20), grey_truth=grey)
+            for name, psnr in (("model", better), ("grey", worse))
+        }
+        found = metrics.compare(tables, 50)
+        for metric in ("psnr", "psnr_best", "psnr_pooled"):
+            row = of(found, metric)
+            assert row["over_grey"] >= 0 and not row["over_grey_low"] < 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_is_exact_everywhere_has_finite_figures() -> None:
+    """JSON knows no infinity."""
+    exact = scores(psnr=[np.inf] * 12, psnr_best=[np.inf] * 12, rmse=[0.0] * 12)
+    found = metrics.compare({"model": exact, "grey": scores(psnr=[30.0] * 12)}, 20)
+    assert np.isfinite(found.iloc[:, 2:].to_numpy()).all() and of(found, "psnr_pooled")["mean"] == 100
 
 
 def test_spread_is_the_standard_deviation_over_the_colorings() -> None:
@@ -176,19 +199,11 @@ def test_spread_is_the_standard_deviation_over_the_colorings() -> None:
     assert metrics.ab_spread(colorings[:, 1:]) == pytest.approx([0])
 
 
-def test_a_perfect_prediction_leaves_the_intervals_finite() -> None:
-    """An infinite PSNR among the photographs enters no draw, and nothing warns."""
-    table = scores(psnr=[20.0, 30.0, np.inf], rmse=[0.1, 10**-1.5, 0.0])
-    summary = metrics.summarize(table, metrics.resamples(3, 100, seed=1))
-    assert np.isfinite(summary.to_numpy()).all()
-    assert summary.loc["psnr", ["low", "high"]].between(20, 30).all()
-
-
 def test_a_set_without_anything_for_psnr_is_refused() -> None:
-    """All truths grey: a sentence with the counts."""
+    """All truths grey: a sentence with their number."""
     table = scores(psnr=[40.0, 50.0], grey_truth=[True, True])
-    with pytest.raises(InputError, match="of 2 test photographs 2 are grey"):
-        metrics.summarize(table, metrics.resamples(2, 10, seed=1))
+    with pytest.raises(InputError, match="all of 2 photographs are grey in truth; score photographs in color"):
+        metrics.compare({"model": table}, 10)
 
 
 def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
@@ -197,7 +212,7 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
     covered = 0
     for trial in range(200):
         table = scores(ssim=random.normal(0.7, 0.1, 60))
-        low, high = metrics.summarize(table, metrics.resamples(60, 400, trial)).loc["ssim", ["low", "high"]]
+        low, high = of(metrics.compare({"model": table}, 400, trial), "ssim")[["low", "high"]]
         covered += low <= 0.7 <= high
     assert 180 <= covered <= 198
 
@@ -205,7 +220,7 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
 def test_bootstrap_of_a_mean_has_the_width_of_the_normal_interval() -> None:
     """For 400 values the interval is within 10 % of mean +- 1.96 standard errors."""
     values = np.random.default_rng(4).normal(0, 1, 400)
-    row = metrics.summarize(scores(mae=values), metrics.resamples(400, 4000, seed=1)).loc["mae"]
+    row = of(metrics.compare({"model": scores(mae=values)}, 4000), "mae")
     half = 1.96 * values.std() / 20
     assert row["mean"] == pytest.approx(values.mean())
     assert row["low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
@@ -215,23 +230,84 @@ def test_bootstrap_of_a_mean_has_the_width_of_the_normal_interval() -> None:
 def test_paired_difference_sees_what_separate_intervals_hide() -> None:
     """A gain of exactly 0.01 on very different photographs has an interval of no width."""
     base = np.random.default_rng(5).uniform(0, 1, 50)
-    draws = metrics.resamples(50, 300, seed=1)
-    better, worse = scores(ssim=base + 0.01), scores(ssim=base)
-    row = metrics.paired_difference(better, worse, draws).loc["ssim"]
-    assert row.to_list() == pytest.approx([0.01] * 3)
-    assert metrics.summarize(better, draws).loc["ssim", "low"] < metrics.summarize(worse, draws).loc["ssim", "high"]
+    found = metrics.compare({"model": scores(ssim=base + 0.01), "grey": scores(ssim=base)}, 300)
+    row, other = of(found, "ssim"), of(found, "ssim", "grey")
+    assert row[["over_grey", "over_grey_low", "over_grey_high"]].to_list() == pytest.approx([0.01] * 3)
+    assert row["low"] < other["high"] and other["over_grey"] == 0
 
 
-def test_resamples_are_seeded_and_keep_their_size() -> None:
-    """Equal seeds, equal draws; each draw holds N photographs."""
-    draws = metrics.resamples(7, 50, seed=2)
-    assert (draws == metrics.resamples(7, 50, seed=2)).all()
-    assert (draws != metrics.resamples(7, 50, seed=3)).any()
-    assert draws.shape == (50, 7) and (draws.sum(axis=1) == 7).all()
+@pytest.mark.parametrize("cells", [1, 100, 10**6])
+def test_photographs_are_drawn_whole_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
+    """Against a loop over the same draws, all at once: 40 tiles of 15 photographs, a sixth of the tiles grey."""
+    random = np.random.default_rng(6)
+    group = random.permutation(np.append(np.arange(15), random.integers(0, 15, 25)))
+    grey = random.random(40) < 1 / 6
+    psnr, ssim = random.uniform(15, 30, (2, 40)), random.uniform(0, 1, (2, 40))
+    tables = {
+        name: scores(group=group, grey_truth=grey, psnr=psnr[i], rmse=10 ** (-psnr[i] / 20), ssim=ssim[i])
+        for i, name in enumerate(("model", "mean_color"))
+    }
+    names = list(dict.fromkeys(group))  # in the order in which they come
+    expected: dict[str, list] = {"psnr": [], "psnr_pooled": [], "ssim": []}
+    for draw in np.random.default_rng(1).multinomial(15, np.full(15, 1 / 15), size=200):
+        tiles = [
+            tile for name, times in zip(names, draw, strict=True) for tile in np.flatnonzero(group == name).repeat(times)
+        ]
+        colored = [tile for tile in tiles if not grey[tile]]
+        pooled = [-10 * np.log10(np.mean(10 ** (-each[tiles] / 10))) for each in psnr]
+        expected["psnr"].append((psnr[0][colored] - psnr[1][colored]).mean())
+        expected["psnr_pooled"].append(pooled[0] - pooled[1])
+        expected["ssim"].append((ssim[0][tiles] - ssim[1][tiles]).mean())
+    monkeypatch.setattr(metrics, "CELLS_AT_ONCE", cells)
+    found = metrics.compare(tables, 200)
+    for metric, values in expected.items():
+        row = of(found, metric)[["over_mean_color_low", "over_mean_color_high"]]
+        assert row.to_list() == pytest.approx(np.percentile(values, [2.5, 97.5]).tolist())
 
 
-def test_a_draw_of_grey_truths_only_does_not_spoil_the_interval() -> None:
-    """With one color photograph among four, many draws hold none of it; the interval is still its value."""
-    table = scores(psnr=[20.0, 90.0, 90.0, 90.0], grey_truth=[False, True, True, True])
-    row = metrics.summarize(table, metrics.resamples(4, 200, seed=1)).loc["psnr"]
-    assert row.to_list() == pytest.approx([20.0] * 3)
+def test_tiles_of_one_photograph_say_no_more_than_the_photograph() -> None:
+    """Each of 12 photographs cut into 20 tiles that score alike: the interval is that of the 12."""
+    values = np.random.default_rng(7).normal(0.7, 0.1, 12)
+    tiles = scores(ssim=values.repeat(20), group=np.arange(12).repeat(20))
+    whole, cut = (of(metrics.compare({"model": t}, 300), "ssim")[["low", "high"]] for t in (scores(ssim=values), tiles))
+    assert cut.to_list() == pytest.approx(whole.to_list())
+    assert metrics.scored(tiles) == "240 tiles of 12 photographs"
+
+
+@pytest.mark.parametrize(
+    ("group", "grey", "said", "known"),
+    [
+        ([0] * 22, 0, "22 tiles of 1 photograph", False),
+        (range(9), 0, "9 photographs", False),
+        (range(10), 0, "10 photographs", True),
+        (range(40), 31, "40 photographs", False),
+        ([0], 0, "1 photograph", False),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_too_few_photographs_have_no_interval(group, grey: int, said: str, known: bool) -> None:
+    """Fewer than ten with color; the means are there all the same."""
+    table = scores(group=group, grey_truth=[True] * grey + [False] * (len(group) - grey))
+    found = metrics.compare({"model": table, "grey": table}, 50)
+    assert metrics.scored(table) == said
+    assert found[["mean", "over_grey"]].notna().all(axis=None)
+    ends = found[["low", "high", "over_grey_low", "over_grey_high"]].notna()
+    assert ends.all(axis=None) if known else not ends.any(axis=None)
+
+
+def test_memory_does_not_grow_with_the_resamples() -> None:
+    """20,000 photographs, 500 resamples: all draws at once would take 80 MB, and as much again as floats."""
+    table = scores(psnr=np.linspace(10, 30, 20_000))
+    tracemalloc.start()
+    metrics.compare({"model": table}, 500)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_draw_of_grey_truths_only_does_not_spoil_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten color photographs and ten grey ones; one of two draws holds none of the former."""
+    table = scores(psnr=[20.0] * 10 + [90.0] * 10, grey_truth=[False] * 10 + [True] * 10)
+    monkeypatch.setattr(metrics, "draws", lambda *_: [np.repeat([[1.0, 1.0], [0.0, 2.0]], 10, axis=1)])
+    assert of(metrics.compare({"model": table}, 2), "psnr")[["mean", "low", "high"]].to_list() == [20] * 3

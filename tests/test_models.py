@@ -1,13 +1,16 @@
 """Every block of params.yaml: builds, learns, saves and loads, trains in bf16. New blocks are picked up by themselves."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from test_training import Stop, watch
 from torch import nn
 
+from colorize import evaluation
 from colorize.batches import Photos
 from colorize.bins import Statistics
 from colorize.files import InputError
@@ -15,7 +18,7 @@ from colorize.models import build_baseline, build_model, describe_block, load_mo
 from colorize.models._base import Colorizer, parameter_count
 from colorize.models.cgan import DISCRIMINATOR_STRIDES, discriminator
 from colorize.settings import HeadRule, ModelBlock, PriorRule, TrainRule
-from colorize.training import fit, make_optimizer
+from colorize.training import Checkpoint, fit, make_optimizer
 from pipeline.params import load
 
 BLOCKS = load(ROOT / "params.yaml").blocks
@@ -33,9 +36,9 @@ def statistics() -> Statistics:
     return Statistics.measure(images, PriorRule(), released=np.full(313, 1 / 313))
 
 
-def built(name: str, statistics: Statistics, size: int = SIZE, **network: object) -> Colorizer:
+def built(name: str, statistics: Statistics, size: int = SIZE, like=lambda block: block, **network: object) -> Colorizer:
     torch.manual_seed(0)
-    block = BLOCKS[name]
+    block = like(BLOCKS[name])
     return build_model(replace(block, network=block.network | network), size, statistics)
 
 
@@ -73,13 +76,12 @@ def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics) 
     assert torch.isfinite(ab).all() and ab.abs().max() <= 128
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_model_learns_one_batch(name: str, statistics: Statistics, photographs) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_model_learns_one_batch(name: str, statistics: Statistics, photographs, narrow) -> None:
     """The loss it watches falls far below where it started within 200 steps, each phase with its own optimizer."""
     plain = {"l1": 0} if "l1" in BLOCKS[name].network else {}
     plain |= {"dropout": 0} if "dropout" in BLOCKS[name].network else {}
-    plain |= {"width": 16} if "width" in BLOCKS[name].network else {}  # as deep, and quicker
-    model = built(name, statistics, 16, **plain)
+    model = built(name, statistics, 16, narrow, **plain)
     light, ab = next(Photos(photographs(3, 16), 16).batches(3))
     parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
     rate = 1e-2 if BLOCKS[name].arch == "mlp" else 1e-3  # its output batch norm starts with a gain of 1 and must shrink
@@ -98,11 +100,11 @@ def test_model_learns_one_batch(name: str, statistics: Statistics, photographs) 
     assert watched[-1] < share * watched[0]
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_saved_model_colors_the_same(name: str, statistics: Statistics, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["grey", "mean_color", *KINDS])
+def test_saved_model_colors_the_same(name: str, statistics: Statistics, narrow, tmp_path: Path) -> None:
     """A model folder is all that is needed, and holds equal bytes when written twice."""
-    model = built(name, statistics).eval()
-    description = {"name": name, "block": describe_block(BLOCKS[name]), "size": SIZE}
+    model = built(name, statistics, SIZE, narrow).eval()
+    description = {"name": name, "block": describe_block(narrow(BLOCKS[name])), "size": SIZE}
     for folder in ("a", "b"):
         save_model(tmp_path / folder, model, description, "epoch\n")
     light = torch.rand(2, 1, SIZE, SIZE) * 100
@@ -112,10 +114,10 @@ def test_saved_model_colors_the_same(name: str, statistics: Statistics, tmp_path
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs, narrow) -> None:
     """Finite losses and gradients for every parameter of every phase."""
-    model = built(name, statistics)
+    model = built(name, statistics, SIZE, narrow)
     light, ab = next(Photos(photographs(4, SIZE), SIZE).batches(4))
     for phase in model.phases:
         with torch.autocast("cpu", torch.bfloat16):
@@ -126,26 +128,22 @@ def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs) ->
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_model_resumes_exactly(name: str, statistics: Statistics, photographs, tmp_path: Path) -> None:
-    """Stopped in its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
+def test_model_resumes_exactly(
+    name: str, statistics: Statistics, photographs, narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
     photos = Photos(photographs(4, 16), 16)
-    recipe = replace(BLOCKS[name].train, batch=2, patience=0)
-    rule = TrainRule(max_epochs=2, checkpoint_seconds=0, keep="last")
-
-    class Stop(Exception):
-        pass
-
-    def stop_in_second(row: dict[str, float]) -> None:
-        if row["epoch"] == 2:
-            raise Stop
-
-    smaller = {"width": 16, "variant": "simplified"}  # the same layers in smaller files
-    network = {key: value for key, value in smaller.items() if key in BLOCKS[name].network}
-    whole, stopped, resumed = (built(name, statistics, 16, **network) for _ in range(3))
+    recipe, rule = replace(BLOCKS[name].train, batch=2, patience=0), TrainRule(max_epochs=2, keep="last")
+    whole, stopped, resumed = (built(name, statistics, 16, narrow) for _ in range(3))
     expected = fit(whole, photos, photos.spread(2), recipe, rule, 3, tmp_path / "whole.pt")
+    last = 5 * len(stopped.phases)  # the first epoch's two batches and two of evaluation, and one
+    seen = watch(stopped, last)
+    monkeypatch.setattr(Checkpoint, "due", lambda _: len(seen) == last)
     with pytest.raises(Stop):
-        fit(stopped, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt", stop_in_second)
+        fit(stopped, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt")
+    seen = watch(resumed)
     found = fit(resumed, photos, photos.spread(2), recipe, rule, 3, tmp_path / "state.pt")
+    assert len(seen) == 3 * len(stopped.phases)
     assert found.history == expected.history and len(found.history) == 2
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[key]), key
@@ -193,15 +191,19 @@ def test_vae_penalty_is_the_kl_divergence(statistics: Statistics) -> None:
         assert torch.equal(model.eval().colorize(light), model.colorize(light))
 
 
-def test_only_models_that_predict_rgb_give_rgb_and_the_others_do_no_work_for_it(statistics: Statistics) -> None:
-    """cgan and mlp1 give 0..1; a cae is not run a second time to say that it has none."""
-    light = torch.rand(2, 1, SIZE, SIZE) * 100
-    for name in ("cgan", "mlp1"):
-        rgb = built(name, statistics).rgb(light)
-        assert rgb.shape == (2, 3, SIZE, SIZE) and rgb.min() >= 0 and rgb.max() <= 1
-    model = built("cae", statistics)
-    model.net.register_forward_hook(lambda *_: pytest.fail("the network ran"))
-    assert model.rgb(light) is None
+@pytest.mark.parametrize("name", KINDS)
+def test_a_network_runs_once_to_be_scored(name: str, statistics: Statistics, photographs, narrow) -> None:
+    """No layer runs twice, but for a decoder that colors several times; RGB is in 0 to 1, of those that predict it."""
+    model, count, runs = built(name, statistics, like=narrow).eval(), 3, Counter[str]()
+    for place, module in model.named_modules():
+        if not list(module.children()) and list(module.parameters()):
+            module.register_forward_hook(lambda *_, place=place: runs.update([place]))
+    evaluation.predict(model, SIZE, photographs(2, SIZE), count)
+    several = {place for place in runs if place.startswith(("vae.decoder", "vae.last"))}
+    assert runs and runs == {place: 1 + count if place in several else 1 for place in runs}
+    colors = model.predict(torch.rand(2, 1, SIZE, SIZE) * 100)
+    assert (colors.rgb is None) == (BLOCKS[name].head.kind != "rgb") and colors.samples is None
+    assert colors.rgb is None or (colors.rgb.shape == (2, 3, SIZE, SIZE) and 0 <= colors.rgb.min() <= colors.rgb.max() <= 1)
 
 
 def test_baselines_return_their_constant(statistics: Statistics) -> None:

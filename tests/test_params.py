@@ -31,7 +31,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("lr: 2.5e-04", "lrr: 2.5e-04", "no parameter models.cgan.train.lrr; did you mean 'lr'"),
         ("arch: cgan", "archh: cgan", "no parameter models.cgan.archh; did you mean 'arch'"),
         ("seed: 1", "seed: -1", "seed: input should be greater than or equal to 0, but it is -1"),
-        ("seed: 1\n", "", "seed is missing"),
+        ("seed: 1 ", "# ", "seed is missing"),
         ("  size: 64 ", "  size: big ", "crop.size: .*integer.*'big'"),
         ("source: sample", "source: smple", "data.source: input should be 'sample'.*'smple'"),
         ("patience: 10", "patience: 1.5", "models.cae.train.patience: .*1.5"),

@@ -285,10 +285,8 @@ def test_queued_experiments_share_what_is_equal_and_keep_their_own_results(proje
     status = run(project, "dvc", "queue", "status")
     assert status.count("Success") == len(queued), status + "".join(logs.values())
 
-    assert all("Stage 'crop' didn't change, skipping" in log for log in logs.values())
-    for stage in ("download", "filter", "prior"):
-        assert f"Stage '{stage}' is cached - skipping run" in logs["vae"]
-        assert f"Stage '{stage}' didn't change, skipping" in logs["vae-seed"]
+    for stage in ("download", "crop", "filter", "prior"):  # whatever the seed
+        assert all(f"Stage '{stage}' didn't change, skipping" in log for log in logs.values())
     assert sum("cae  epoch 1 " in log for log in logs.values()) == 1
     table = pd.read_csv(io.StringIO(run(project, "dvc", "exp", "show", "--csv"))).set_index("Experiment")
     assert table.loc["cae", "data/model"] == table.loc["cae-sheet", "data/model"]

@@ -50,13 +50,14 @@ class Page(HTMLParser):
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
     """A folder with everything the stage reads. The model gains 1 [0.5, 1.5] over grey, 0.1 [-0.2, 0.4] over mean."""
     monkeypatch.chdir(tmp_path)
-    gains = {"model": (np.nan,) * 3, "grey": (1, 0.5, 1.5), "mean_color": (0.1, -0.2, 0.4)}
+    gains = (1, 0.5, 1.5, 0.1, -0.2, 0.4)
+    systems = ("model", "grey", "mean_color")
     rows = [
-        (metric, system, 20.125 + i, 19.5 + i, 21.5 + i, *gains[system])
-        for i, metric in enumerate(METRICS)
-        for system in gains
+        (metric, system, 20.125 + i, 19.5 + i, 21.5 + i, *gains) for i, metric in enumerate(METRICS) for system in systems
     ]
-    columns = ["metric", "system", "mean", "low", "high", "difference", "difference_low", "difference_high"]
+    ends = ("", "_low", "_high")
+    over = [f"over_{baseline}{end}" for baseline in systems[1:] for end in ends]
+    columns = ["metric", "system", "mean", "low", "high", *over]
     files.write_text(paths.METRICS / "comparison.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
     files.write_json(paths.METRICS / "metrics.json", {"images": 12, "grey_truths": 3})
     losses = ["train_loss", "train_eval_loss", "val_loss"]
@@ -71,12 +72,15 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
         "parameters": 15387513,
         "epochs": 5,
         "best_epoch": 4,
-        "notes": ["learned <by> heart"],
+        "notes": ["learned <by> heart", "works at 48 pixels, not 256, because crop.size is 48"],
+        "recipe": {"size": {"asked": 256, "in_force": 48}, "precision": "fp32"},
     }
     files.write_json(paths.MODEL / "model.json", about | {"block": block})
     splits = [("train", "", "")] * 40 + [("val", "", "")] * 5 + [("test", "", "")] * 12
     splits += [("", "dark", "")] * 2 + [("", "dark+grey", "")] + [("", "duplicate", "")]
-    files.write_text(paths.SPLITS_CSV, pd.DataFrame(splits, columns=["split", "reason", "note"]).to_csv(index=False))
+    table = pd.DataFrame(splits, columns=["split", "reason", "note"])
+    table["group"] = [f"photo{row // 2}" for row in table.index]
+    files.write_text(paths.SPLITS_CSV, table.to_csv(index=False))
     flat = {name: np.full(313, 1 / 313) for name in ("empirical", "smoothed")}
     weights = {f"weights_{name}": np.ones(313) for name in flat}
     mean = np.array([-1.5, 8.25])
@@ -86,16 +90,17 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
         {
             "index": i,
             "photo": f"{i}</script>.png",
+            "group": f"{i}</script>.png",
             "class": "ab"[i % 2],
             "grey_truth": False,
             "psnr": 20.0 + i,
             "system": system,
         }
-        for system in gains
+        for system in systems
         for i in range(12)
     ]
     files.write_text(paths.METRICS / "per_image.csv", pd.DataFrame(scores).to_csv(index=False))
-    pictures = {system: np.full((5, 16, 16, 3), 90, np.uint8) for system in ("truth", *gains)}
+    pictures = {system: np.full((5, 16, 16, 3), 90, np.uint8) for system in ("truth", *systems)}
     files.write_arrays(paths.PICTURES, {"index": np.arange(5)} | pictures)
     Image.fromarray(noise[..., :3]).save(paths.REMOVED_PNG)
     return make_params()
@@ -124,23 +129,25 @@ def test_the_page_holds_the_numbers(page: Page) -> None:
     """Means, intervals, splits, reasons, parameters and the mean color, as a reader sees them."""
     text = " ".join(page.text.split())
     for expected in (
-        "On 12 test photographs",
-        "it reaches 20.12 dB PSNR, 95 % interval 19.50 to 21.50",
+        "On 12 photographs at 64 × 64 pixels it reaches 20.12 dB PSNR, 95 % interval 19.50 to 21.50",
         "better than that of grey (+1.00 dB, +0.50 to +1.50)",
         "not distinguishable from that of mean_color (+0.10 dB, −0.20 to +0.40)",
         "left out of the PSNR rows: 0",
         "15,387,513",
         "3.16e-05",
         "some_model: learned <by> heart.",
+        "some_model: works at 48 pixels, not 256, because crop.size is 48.",
+        "size.asked 256 size.in_force 48 precision fp32",
         "a* −1.50, b* 8.25",
         "No photograph of val or test has a near-duplicate in another split.",
     ):
         assert expected in text
     for row in (
-        r"train\s+40",
-        r"val\s+5",
-        r"test\s+12",
-        r"removed\s+4",
+        r"train\s+40\s+20",
+        r"val\s+5\s+3",
+        r"test\s+12\s+7",
+        r"removed\s+4\s+3",
+        r"all\s+61\s+31",
         r"dark\s+3",
         r"grey\s+1",
         r"duplicate\s+1",
@@ -178,6 +185,7 @@ def test_parameters_are_text_not_markup(page: Page) -> None:
         ("rmse", 0.1, 0.9, "worse"),
         ("rmse", -0.9, -0.1, "better"),
         ("rmse", -0.1, 0.1, ""),
+        ("rmse", np.nan, np.nan, ""),
         ("colorfulness", 0.1, 0.9, ""),
     ],
 )
@@ -211,7 +219,30 @@ def test_the_stage_ends_with_the_scores_and_where_the_pictures_are(
     assert lines[0].split() == ["psnr", "dB", "ssim", "rmse"]
     assert [line.split()[0] for line in lines[1:4]] == ["some_model", "grey", "mean_color"]
     assert "20.12 [19.50, 21.50]" in lines[1]
-    assert lines[4] == "pictures: metrics/samples.png, metrics/report.html"
+    assert lines[4].startswith("Means at 64 × 64 pixels over 12 photographs, with 95 % intervals from 1000 bootstrap")
+    assert lines[5] == "pictures: metrics/samples.png, metrics/report.html"
+
+
+def test_tiles_of_one_photograph_are_called_that_and_have_no_interval(
+    params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the page and on the screen; no difference is called better, worse or none."""
+    table = pd.read_csv(paths.METRICS / "per_image.csv").assign(group="astronaut")
+    files.write_text(paths.METRICS / "per_image.csv", table.to_csv(index=False))
+    comparison = pd.read_csv(paths.METRICS / "comparison.csv")
+    comparison[[name for name in comparison if name.endswith(("low", "high"))]] = np.nan
+    files.write_text(paths.METRICS / "comparison.csv", comparison.to_csv(index=False))
+    report.main(params)
+    html = (paths.METRICS / "report.html").read_text(encoding="utf-8")
+    text = " ".join(Page(html).text.split())
+    said = capsys.readouterr().out
+    assert "On 12 tiles of 1 photograph at 64 × 64 pixels it reaches 20.12 dB PSNR. Its PSNR differs" in text
+    assert "from that of grey by +1.00 dB and from that of mean_color by +0.10 dB" in text
+    for words in (text, said):
+        assert "12 tiles of 1 photograph: too few for an interval" in words and "nan" not in words.split()
+    for claim in ("95 %", "interval excludes", "distinguishable", "better than", 'class="worse"', "test photographs"):
+        assert claim not in html, claim
+    assert "20.12  " in said and "[" not in said
 
 
 def test_a_model_with_one_coloring_has_no_rows_about_several(params: Params) -> None:

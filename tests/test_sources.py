@@ -225,7 +225,7 @@ def test_folders_that_are_none_are_named(in_folder: Callable[..., Path], tmp_pat
 
 def test_url_lists_of_any_make_are_read(tmp_path: Path) -> None:
     """BOM, CRLF, blank lines, comments, quotes and spaces; a duplicate is one row more, but skipped."""
-    text = '# mine\r\n\r\nname, url ,sha256\r\na,http://x.test/1#top,AB\r\n  \r\n#b\r\nc,"http://x.test/2,3",\r\nd,http://x.test/1#top\r\n'
+    text = '# mine\r\n\r\nname, url ,sha256\r\na,http://x.test/1#top,AB\r\n  \r\n#b\r\nc,"http://x.test/2,3",\r\nd,http://x.test/1#top,\r\n'
     (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     photos = listed("urls", tmp_path / "list.csv")
     assert [(photo.url, photo.sha256, photo.status, photo.reason) for photo in photos] == [

@@ -1,20 +1,23 @@
 """Studies: the documents' figures beside ours."""
 
+import io
 import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 from dvc.utils.hydra import apply_overrides
 
 from colorize.files import InputError
-from colorize.metrics import METRICS
+from colorize.metrics import METRICS, compare
 from pipeline import experiments, study
 from pipeline.params import load
-from pipeline.study_page import Figure, Table, agreement, draw, table_lines, value
+from pipeline.study_page import Figure, Table, agreement, draw, gain, table_lines, value
 
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 
@@ -109,6 +112,19 @@ def test_a_table_without_a_document_ranks_and_says_how_steady_it_is() -> None:
         "| c | 0.050 | +0.650 [+0.500, +0.900] |",
     ]
     assert "By test, 2 of 3 pairs stand in one order with every seed." in lines
+
+
+@pytest.mark.parametrize(("photographs", "expected"), [(12, "+1.0 [+1.0, +1.0]"), (9, "+1.0")])
+def test_a_gain_over_a_baseline_has_an_interval_where_there_is_one(photographs: int, expected: str) -> None:
+    """From a comparison.csv to a cell of a table, through JSON: nothing slides into the place of what is missing."""
+    base = pd.DataFrame({name: np.linspace(20, 30, photographs) for name in METRICS if name != "psnr_pooled"})
+    base = base.assign(group=range(photographs), grey_truth=False)
+    found = compare({"model": base.assign(psnr=base["psnr"] + 1), "grey": base, "mean_color": base}, 20)
+    written = pd.read_csv(io.StringIO(found.to_csv(index=False)))
+    metrics = json.loads(json.dumps(experiments.scores(written), allow_nan=False))
+    assert len(metrics["grey"]["psnr"]) == 6 and metrics["grey"]["psnr"][3] == pytest.approx(1)
+    both = [{"metrics": metrics}] * 2
+    assert gain(both, "psnr over grey", 1) == expected and value(both[0], "psnr") == pytest.approx(26)
 
 
 def test_the_order_of_the_document_is_compared_pair_by_pair() -> None:

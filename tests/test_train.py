@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,16 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from faults import fault
 from filelock import FileLock
 
 from colorize import files
 from colorize.bins import Statistics
 from colorize.files import InputError
-from colorize.images import Crops, read_crops
+from colorize.images import Crops
 from colorize.models import build_model, load_description, load_model, start_from
 from colorize.settings import HeadRule, ModelBlock, PriorRule
-from pipeline import paths, train
+from pipeline import imports, paths, train
+from pipeline.params import load
 
 SMALL = {
     "train.max_epochs": 2,
@@ -88,6 +92,41 @@ def test_what_changes_the_weights_changes_the_fingerprint(data, make_params, nam
         assert train.fingerprint(make_params({**params, **harmless}), "cae", device) == before
 
 
+PROGRAM = """
+import sys
+from pipeline import params, train
+train.train(params.load(), "cae", train.paths.MODEL)
+print(*(getattr(module, "__file__", None) for module in list(sys.modules.values())), sep="\\n")
+"""
+
+
+def test_every_source_file_that_a_training_runs_is_in_its_fingerprint_and_no_other(
+    data, make_params, monkeypatch, tmp_path: Path
+) -> None:
+    """A training in a copy of the project tells which it imported: to edit any of them changes the fingerprint. To edit
+    another architecture's file, the command line or another stage does not."""
+    copy, device = tmp_path / "copy", torch.device("cpu")
+    for folder in ("pipeline", "src"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    files.write_json(paths.PARAMS, make_params(SMALL).model_dump(mode="json"))
+    params = load(paths.PARAMS)
+    environment = os.environ | {"PYTHONPATH": f"{copy}:{copy / 'src'}"}
+    told = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    ran = {Path(line) for line in told.stdout.splitlines() if line.startswith(str(copy))}
+    assert len(ran) > 15
+    monkeypatch.setitem(imports.PACKAGES, "pipeline", copy / "pipeline")
+    monkeypatch.setitem(imports.PACKAGES, "colorize", copy / "src/colorize")
+    before = train.fingerprint(params, "cae", device)
+    assert before == load_description(paths.MODEL)["fingerprint"]
+    library = copy / "src/colorize"
+    others = {library / "models/zhang.py", library / "cli.py", copy / "pipeline/evaluate.py"}
+    for file in sorted(ran | others):
+        source = file.read_bytes()
+        file.write_bytes(source + b"\nEDITED = 1\n")
+        assert (train.fingerprint(params, "cae", device) != before) == (file in ran), file
+        file.write_bytes(source)
+
+
 def test_changed_data_changes_the_fingerprint(data, make_params, photographs) -> None:
     """One pixel is enough."""
     params, device = make_params(SMALL), torch.device("cpu")
@@ -117,7 +156,7 @@ def test_a_fine_tuned_model_starts_from_those_very_weights(data, make_params) ->
     start, tuned = (load_model(Path(name)).state_dict() for name in ("start", "tuned"))
     assert all(torch.equal(start[name], tuned[name]) for name in start)
     about = load_description(Path("tuned"))
-    assert about["epochs"] == 0 and about["notes"] == ["starts from the weights of cae"]
+    assert about["epochs"] == 0 and about["notes"][0] == "starts from the weights of cae"
     train.train(make_params({**TUNED, "fine_tuned.cae_tuned.train.epochs": 1}), "cae_tuned", Path("tuned"))
     assert not torch.equal(start["net.2.weight"], load_model(Path("tuned")).state_dict()["net.2.weight"])
 
@@ -155,7 +194,7 @@ def test_fine_tuning_keeps_the_blocks_own_weights_of_colors(data) -> None:
         start_from(build_model(replace(block, network={"channels": [8]}), 16, statistics), trained)
 
 
-def test_a_share_is_so_many_photographs_and_the_same_ones_for_a_seed(data, make_params, monkeypatch) -> None:
+def test_a_share_is_so_many_photographs_and_the_same_ones_for_every_seed(data, make_params, monkeypatch) -> None:
     """Half of eight are four of the training ones; validation keeps all its four; a quarter lies within the half."""
     seen: list[list[int]] = []
 
@@ -164,12 +203,12 @@ def test_a_share_is_so_many_photographs_and_the_same_ones_for_a_seed(data, make_
         return Crops(folder, indices)
 
     monkeypatch.setattr(train, "Crops", opened)
-    for share in (0.5, 0.5, 0.25, 1):
-        train.train(make_params({**SMALL, "models.cae.train.share": share, "train.max_epochs": 1}), "cae", paths.MODEL)
+    for share, seed in ((0.5, 1), (0.5, 2), (0.25, 1), (1, 1)):
+        changes = {"models.cae.train.share": share, "train.max_epochs": 1, "seed": seed}
+        train.train(make_params({**SMALL, **changes}), "cae", paths.MODEL)
     half, again, quarter, whole = seen[::2]
     assert len(half) == 4 and half == again and set(quarter) < set(half) < set(whole) == set(range(8))
     assert whole == sorted(whole) and half == sorted(half) and seen[1::2] == [[8, 9, 10, 11]] * 4
-    assert train.share_of(np.arange(100), 0.5, 1).tolist() != train.share_of(np.arange(100), 0.5, 2).tolist()
 
 
 def test_photographs_that_do_not_fit_are_streamed_and_give_the_same_bytes(data, make_params, monkeypatch) -> None:
@@ -194,18 +233,54 @@ def test_without_the_released_prior_the_own_one_is_used_and_named(data, make_par
     train.train(params, "cae", paths.MODEL)
     about = load_description(paths.MODEL)
     note = f"prior.released is not set: weights from this data set's {own} prior instead of the {asked} one"
-    assert about["notes"] == [note] and f"cae: {note}" in capsys.readouterr().out
+    assert about["notes"][0] == note and f"cae: {note}" in capsys.readouterr().out
     assert about["block"]["head"]["weights"] == own
     weights = load_model(paths.MODEL).head.class_weights
     assert weights.tolist() == pytest.approx(Statistics.read(paths.PRIOR).weights(own).tolist())
-    images = read_crops(paths.CROPS, np.arange(12))
+    images = Crops(paths.CROPS, np.arange(12))[:]
     Statistics.measure(images, PriorRule(), released=np.full(313, 1 / 313)).write(paths.PRIOR)
     train.train(params, "cae", paths.MODEL)
     about = load_description(paths.MODEL)
-    assert about["notes"] == [] and about["block"]["head"]["weights"] == asked
+    assert note not in about["notes"] and about["block"]["head"]["weights"] == asked
     assert load_model(paths.MODEL).head.class_weights.tolist() == pytest.approx(
         Statistics.read(paths.PRIOR).weights(asked).tolist()
     )
+
+
+def test_what_differs_from_the_block_is_recorded_and_said_once(data, make_params, capsys) -> None:
+    """Size, epochs, learning rate and batch in force beside those asked for; a sentence for each that differs."""
+    block = {"models.cae.size": 256, "models.cae.train.epochs": 1000, "models.cae.train.lr": 1e-5}
+    block |= {"models.cae.train.batch": 32, "train.lr_at_least": 3e-4}
+    train.train(make_params(SMALL | block), "cae", paths.MODEL)
+    about, said = load_description(paths.MODEL), capsys.readouterr().out.splitlines()
+    sentences = [
+        "works at 16 pixels, not 256, because crop.size is 16",
+        "trains for 2 epochs at most, not 1,000, because train.max_epochs is 2",
+        "trains with a learning rate of 0.0003, not 1e-05, because train.lr_at_least is 0.0003",
+        "trains on 8 photographs at once, not 32, because there are no more",
+    ]
+    assert about["notes"] == sentences and said[0] == f"cae: {'; '.join(sentences)}"
+    assert about["recipe"] == {
+        "size": {"asked": 256, "in_force": 16},
+        "epochs": {"asked": 1000, "in_force": 2},
+        "lr": {"asked": 1e-5, "in_force": 3e-4},
+        "batch": {"asked": 32, "in_force": 8},
+        "patience": 10,
+        "max_minutes": 0,
+        "device": "cpu",
+        "precision": "fp32",
+        "deterministic": True,
+        "threads": 2,
+        "ranks": 1,
+        "ended_by": "epochs",
+    }
+    as_asked = {"models.cae.size": 16, "train.max_epochs": 0, "train.lr_at_least": 0, "models.cae.train.epochs": 3}
+    train.train(make_params(SMALL | as_asked), "cae", paths.MODEL)
+    assert load_description(paths.MODEL)["notes"] == []
+    train.train(make_params(SMALL | as_asked | {"train.max_minutes": 1e-9}), "cae", paths.MODEL)
+    assert load_description(paths.MODEL)["notes"] == ["stopped before its last epoch, because train.max_minutes is 1e-09"]
+    train.train(make_params(SMALL), "grey", paths.MODEL)
+    assert load_description(paths.MODEL)["notes"] == [] and load_description(paths.MODEL)["recipe"] == {}
 
 
 @fault(35, "the same training twice at once")

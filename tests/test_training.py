@@ -1,14 +1,13 @@
 """The loop: exact resume after SIGKILL, early stopping, time and epoch caps, refusals."""
 
 import math
-import os
-import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +15,13 @@ import torch
 from conftest import ROOT
 from faults import fault
 
-from colorize import files
+from colorize import distributed, files, training
 from colorize.batches import Photos
 from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.models import build_model, model_class
 from colorize.settings import HeadRule, ModelBlock, PriorRule, Recipe, TrainRule
-from colorize.training import AVERAGED_EPOCHS, fit, history_csv, scale_of
+from colorize.training import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, scale_of
 from pipeline.params import load
 
 BLOCKS = load(ROOT / "params.yaml").blocks
@@ -49,79 +48,186 @@ def train(name: str, images, state: Path, rule: TrainRule = RULE, **recipe):
     return model, fit(model, photos, photos.spread(5), settings, rule, 3, state)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_interrupted_training_ends_with_identical_weights(name: str, photographs, tmp_path: Path) -> None:
-    """Stopped after every epoch and continued in a fresh model: weights, losses and best epoch are those of one go."""
-    images = photographs(11, 16)
-    whole, expected = train(name, images, tmp_path / "whole.pt")
-    for stop in range(1, 4):
-        state = tmp_path / f"{stop}.pt"
+class Stop(Exception):
+    """Stands in for whatever ends a training."""
 
-        class Stop(Exception):
-            pass
 
-        def stop_after(row, stop=stop) -> None:
-            if row["epoch"] == stop + 1:
-                raise Stop
+def stop() -> None:
+    raise Stop
 
-        model = small_model(name, images)
-        photos = Photos(images, 16)
-        settings = replace(BLOCKS[name].train, batch=4)
+
+def watch(model: torch.nn.Module, last: float = math.inf, end: Callable[[], None] = stop) -> list[str]:
+    """Fills with the phase of every batch that the model gets; after so many of them, `end` is called."""
+    seen: list[str] = []
+    losses = model.losses
+
+    def watched(phase: str, light: torch.Tensor, ab: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(seen) == last:
+            end()
+        seen.append(phase)
+        return losses(phase, light, ab)
+
+    model.losses = watched
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("cae", {}),
+        ("cae", {"scales": (0.5, 1), "flip": True, "crop": 0.5}),
+        ("mlp1", {"optimizer": "sgd", "momentum": 0.9}),
+        ("cgan", {"optimizer": "rmsprop"}),  # two phases, and dropout draws noise
+    ],
+)
+def test_a_training_that_is_interrupted_within_an_epoch_ends_as_one_in_one_go(
+    name: str, recipe: dict, photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any batch, of training or of validation: same weights, same rows, and no batch is done twice."""
+    monkeypatch.setattr(training, "SAVING_COST", 0)
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 2)
+    photos = Photos(photographs(11, 16), 16)
+    block = replace(BLOCKS[name].train, batch=4, patience=0, **recipe)
+    rule = replace(RULE, max_epochs=2)
+
+    def run(state: str, last: float = math.inf) -> tuple[torch.nn.Module, list[str], Progress]:
+        model = small_model(name, photos.images.numpy())
+        seen = watch(model, last)
+        torch.manual_seed(len(list(tmp_path.iterdir())))  # what was drawn before does not matter
+        return model, seen, fit(model, photos, photos.spread(5), block, rule, 3, tmp_path / state)
+
+    whole, every, expected = run("whole")
+    phases = len(whole.phases)
+    for done in (2, 7, 12):  # of two epochs with three batches each for train, train_eval and val
         with pytest.raises(Stop):
-            fit(model, photos, photos.spread(5), settings, RULE, 3, state, stop_after)
-        assert files.read_state(state)["progress"]["epoch"] == stop
-        resumed, progress = train(name, images, state)
-        assert progress.history == expected.history
-        assert progress.best_epoch == expected.best_epoch
+            run(f"{done}", done * phases + phases - 1)
+        resumed, rest, progress = run(f"{done}")
+        assert len(rest) == len(every) - done * phases
+        assert progress.history == expected.history and progress.best_epoch == expected.best_epoch
         for key, tensor in whole.state_dict().items():
-            assert torch.equal(tensor, resumed.state_dict()[key]), key
+            assert torch.equal(tensor, resumed.state_dict()[key]), (done, key)
 
 
 PROGRAM = """
-import sys
+import os, signal, sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import torch
 from pathlib import Path
+import test_training
 from conftest import _photographs
-from test_training import RULE, train
-from colorize import files
-from dataclasses import replace
-model, progress = train("cgan", _photographs(40, 16), Path(sys.argv[1]), replace(RULE, max_epochs=25))
-files.write_state(Path(sys.argv[2]), model.state_dict())
+from colorize import training
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def mortal(*arguments, built=test_training.small_model):
+    model = built(*arguments)
+    test_training.watch(model, 11, die)
+    return model
+
+training.SAVING_COST = 0
+if sys.argv[2] == "in a step":
+    test_training.small_model = mortal
+else:
+    os.replace = die
+test_training.train("cgan", _photographs(40, 16), Path(sys.argv[1]))
 """
 
 
 @fault(33, "SIGKILL, a power cut, at any moment of a training")
 def test_killed_run_ends_with_identical_weights(photographs, tmp_path: Path) -> None:
-    """Started again after each, start-up and writing included, it ends with the weights, bit for bit, of a run in one go."""
-    program = PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT))
+    """Started again, it goes on within the epoch and ends with the weights, bit for bit, of a run in one go."""
+    program, state = PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT)), tmp_path / "killed.pt"
+    for moment in ("in a step", "while a state is written"):
+        killed = subprocess.run([sys.executable, "-c", program, str(state), moment], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        saved = files.read_state(state)
+        assert saved["progress"]["epoch"] == 0 and saved["passes"][0]["train"][0] == 5  # of ten batches
+    whole, expected = train("cgan", photographs(40, 16), tmp_path / "whole.pt")
+    model, progress = train("cgan", photographs(40, 16), state)
+    assert progress.history == expected.history
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in whole.state_dict().items())
 
-    def run(state: str, out: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", program, str(tmp_path / state), str(tmp_path / out)]
-        return subprocess.Popen(command, env=os.environ | {"PYTHONHASHSEED": "0"})
 
-    assert run("whole.pt", "whole").wait() == 0
-    moments = random.Random(4)
-    kills = 0
-    while kills < 4:
-        process = run("killed.pt", "killed")
-        # An unfinished state on disk means that the loop runs: strike somewhere in the following second.
-        deadline = time.monotonic() + 60
-        before = (tmp_path / "killed.pt").stat().st_mtime_ns if (tmp_path / "killed.pt").exists() else 0
-        while process.poll() is None and time.monotonic() < deadline:
-            if (tmp_path / "killed.pt").exists() and (tmp_path / "killed.pt").stat().st_mtime_ns != before:
-                break
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.15))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills > 0
-    assert run("killed.pt", "killed").wait() == 0
-    whole, killed = (files.read_state(tmp_path / name) for name in ("whole", "killed"))
-    assert all(torch.equal(tensor, killed[key]) for key, tensor in whole.items())
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the training's clock shows, to be moved by hand."""
+    now = [1000.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.mark.parametrize(("cost", "saved"), [(0.5, [3, 6, 9, 12, 15, 18, 21, 24]), (6, [3, 15])])
+def test_states_are_saved_as_often_as_is_promised_unless_that_is_dear(
+    cost: float, saved: list[int], photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """Every 30 seconds, also within an epoch, which has ten batches and two for its losses, of 10 seconds each.
+
+    When saving takes 6 seconds, every 120; it does not count as training, nor does what a kill cost.
+    """
+    images, state, found = photographs(40, 16), tmp_path / "state.pt", []
+    write = files.write_state
+
+    def slow(path: Path, content: dict) -> None:
+        clock[0] += cost
+        found.append(len(seen))
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_state", slow)
+    recipe, rule = replace(BLOCKS["cae"].train, batch=4), replace(RULE, max_epochs=2, checkpoint_seconds=30)
+
+    def run(last: float = math.inf) -> Progress:
+        nonlocal seen
+        model, photos = small_model("cae", images), Photos(images, 16)
+        seen = watch(model, last)
+        losses = model.losses
+
+        def timed(*arguments):
+            clock[0] += 10
+            return losses(*arguments)
+
+        model.losses = timed
+        return fit(model, photos, photos.spread(5), recipe, rule, 3, state)
+
+    seen: list[str] = []
+    assert run().seconds == [120, 120]
+    assert found == [*saved, 24]  # and the end
+    state.unlink()
+    with pytest.raises(Stop):
+        run(last=5)
+    clock[0] += 86_400
+    assert run().seconds == [120, 120] and len(seen) == 21
+
+
+def test_ranks_ask_each_other_rarely_whether_a_state_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """A state every 30 seconds at 100 batches a second: 15 questions for the first one, 4 for each after that."""
+    asked: list[int] = []
+    monkeypatch.setattr(distributed, "ranks", lambda: 2)
+    monkeypatch.setattr(distributed, "agreed", lambda value: asked.append(batch) or value)
+    checkpoint = Checkpoint(tmp_path / "s.pt", torch.nn.Linear(1, 1), [], 30)
+    checkpoint.begin("train")
+    saved = []
+    for batch in range(1, 10_000):
+        clock[0] += 0.01
+        if checkpoint.due():
+            saved.append(batch)
+            checkpoint.saved_at = clock[0]
+    assert saved == pytest.approx([3000, 6000, 9000], abs=3)
+    assert len(asked) < 15 + 2 * 4
+
+
+def test_noise_is_another_in_every_step_of_every_rank() -> None:
+    """And the same again for the same one."""
+    cpu = torch.device("cpu")
+
+    def drawn(*numbers: int) -> tuple[float, ...]:
+        training.seed_noise(cpu, *numbers)
+        return tuple(torch.rand(3).tolist())
+
+    numbers = [(seed, epoch, step, rank) for seed in (1, 2) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
+    assert len({drawn(*each) for each in numbers}) == len(numbers)
+    assert drawn(1, 2, 3, 4) == drawn(1, 2, 3, 4)
 
 
 def test_a_finished_state_is_handed_out_without_training(photographs, tmp_path: Path) -> None:
@@ -173,7 +279,7 @@ def test_weights_that_are_not_finite_stop_the_training(photographs, tmp_path: Pa
     model = small_model("cae", pixels := photographs(8, 16))
     model.register_parameter("unused", torch.nn.Parameter(torch.tensor(float("inf"))))
     photos = Photos(pixels, 16)
-    with pytest.raises(InputError, match="weights unused are not finite after epoch 1"):
+    with pytest.raises(InputError, match="weights unused are not finite in epoch 1"):
         fit(model, photos, photos, BLOCKS["cae"].train, RULE, 1, tmp_path / "s.pt")
     assert not (tmp_path / "s.pt").exists()
 
@@ -183,15 +289,6 @@ def test_minutes_cap_the_training_time(photographs, tmp_path: Path) -> None:
     images = photographs(8, 16)
     rule = replace(RULE, max_epochs=0, max_minutes=1e-9)
     assert train("cae", images, tmp_path / "s.pt", rule)[1].epoch == 1
-
-
-def test_exploding_loss_stops_with_a_sentence(photographs, tmp_path: Path) -> None:
-    """No NaN weights are ever kept."""
-    images = photographs(8, 16)
-    with pytest.raises(InputError, match=r"is (nan|inf) in step .*lower"):
-        train("mlp1", images, tmp_path / "s.pt", replace(RULE, lr_at_least=1e30), optimizer="sgd")
-    state = tmp_path / "s.pt"
-    assert not state.exists() or all(t.isfinite().all() for t in files.read_state(state)["model"].values())
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
@@ -269,32 +366,6 @@ def test_training_grows_and_validation_does_not(photographs, tmp_path: Path) -> 
     assert [side for training, side in seen if training] == [8] * 4 + [16] * 4
     assert {side for training, side in seen if not training} == {16}
     assert all(row["train_eval_loss"] == row["val_loss"] for row in progress.history)
-
-
-def test_interrupted_growing_training_ends_with_identical_weights(photographs, tmp_path: Path) -> None:
-    """Stopped after every epoch of a schedule of sizes, before, at and after the change, and continued afresh."""
-    images = photographs(6, 16)
-    recipe = {"scales": (0.5, 1), "flip": True}
-    whole, expected = train("cae", images, tmp_path / "whole.pt", **recipe)
-    for stop in range(1, 4):
-
-        class Stop(Exception):
-            pass
-
-        def stop_after(row, stop=stop) -> None:
-            if row["epoch"] == stop + 1:
-                raise Stop
-
-        state = tmp_path / f"{stop}.pt"
-        model, photos = small_model("cae", images), Photos(images, 16)
-        settings = replace(BLOCKS["cae"].train, batch=4, **recipe)
-        with pytest.raises(Stop):
-            fit(model, photos, photos.spread(5), settings, RULE, 3, state, stop_after)
-        assert files.read_state(state)["progress"]["epoch"] == stop
-        resumed, progress = train("cae", images, state, **recipe)
-        assert progress.history == expected.history and progress.best_epoch == expected.best_epoch
-        for key, tensor in whole.state_dict().items():
-            assert torch.equal(tensor, resumed.state_dict()[key]), key
 
 
 @pytest.mark.parametrize("name", [name for name, block in BLOCKS.items() if block.arch != "constant"])

@@ -176,6 +176,11 @@ def drip(body: bytes, header_too: bool = False) -> Answer:
     return answer
 
 
+def hang_up(request: Request) -> None:
+    """Ends the connection without a word."""
+    request.close_connection = True
+
+
 def silence(request: Request) -> None:
     """Accepts and says nothing."""
     request.close_connection = True

@@ -143,10 +143,14 @@ class Photos:
         """The same photographs at a share of their side, as `share_of` rounds it."""
         return Photos(self.images, share_of(self.size, share), self.device)
 
-    def batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every photograph once, in order, whole: (light, ab) of at most `size` each; of several ranks, this one's share."""
+    def batches(self, size: int, rank: int = 0, ranks: int = 1, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every photograph once, in order, whole: (light, ab) of at most `size` each; of several ranks, this one's share.
+
+        Args:
+            start: the first batch that is read and handed out.
+        """
         own = torch.arange(len(self)).tensor_split(ranks)[rank]
-        for pixels in self._parts(own.split(size) if len(own) else ()):
+        for pixels in self._parts(own.split(size)[start:] if len(own) else ()):
             yield to_light_ab(pixels)
 
     def order(self, seed: int, size: int) -> list[list[int]]:
@@ -155,7 +159,7 @@ class Photos:
         return [part.tolist() for part in order.tensor_split(-(-len(self) // size))]
 
     def epoch(
-        self, seed: int, size: int, flip: bool = False, crop: float = 1, rank: int = 0, ranks: int = 1
+        self, seed: int, size: int, flip: bool = False, crop: float = 1, rank: int = 0, ranks: int = 1, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every photograph once, in an order, at crop positions and mirrored as `seed` says.
 
@@ -165,6 +169,7 @@ class Photos:
         Args:
             crop: side of the random crops as a share of the photograph's, as `share_of` rounds it.
             rank: which of the `ranks` parts of each batch is handed out.
+            start: the first batch that is read and handed out; those before it cost nothing.
         """
         count = len(self)
         random = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same epoch
@@ -175,7 +180,7 @@ class Photos:
         steps = torch.arange(window)
 
         def own(numbers: Tensor) -> list[Tensor]:
-            return [batch.tensor_split(ranks)[rank] for batch in numbers.tensor_split(-(-count // size))]
+            return [batch.tensor_split(ranks)[rank] for batch in numbers.tensor_split(-(-count // size))[start:]]
 
         windows = zip(own(tops), own(lefts), own(mirrored), strict=True)
         for pixels, (top, left, mirror) in zip(self._parts(own(order)), windows, strict=True):

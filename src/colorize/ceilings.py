@@ -20,7 +20,7 @@ from torch import Tensor
 
 from colorize import bins, metrics
 from colorize.batches import to_light_ab
-from colorize.evaluation import Reader, paint
+from colorize.evaluation import Truths, paint
 from colorize.heads import Classification, average_to
 
 QUARTER = 4
@@ -56,8 +56,7 @@ def color(name: str, truth: np.ndarray, device: torch.device | str = "cpu") -> t
 
 def score(
     name: str,
-    photos: pd.DataFrame,
-    read: Reader,
+    truths: Truths,
     batch: int,
     device: torch.device | str = "cpu",
     threads: int = 1,
@@ -65,7 +64,6 @@ def score(
     """Score one of `CEILINGS` on photographs.
 
     Args:
-        photos: one row per photograph, with `index`.
         batch: photographs at a time.
 
     Returns:
@@ -75,8 +73,8 @@ def score(
         InputError: the photographs are too small for SSIM.
     """
     tables = []
-    for start in range(0, len(photos), batch):
-        truth = read(photos["index"].iloc[start : start + batch].to_numpy())
+    for start in range(0, len(truths), batch):
+        truth = truths[start : start + batch]
         image, ab = color(name, truth, device)
         scores = metrics.raw_errors(truth / 255, image / 255)
         scores |= {"psnr_best": metrics.psnr(truth, image), "ab_spread": np.zeros(len(truth))}

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from colorize.files import InputError
+from colorize.files import InputError, one_sentence
 from colorize.project import find_model, list_models, other_versions, required_project, trained, verify_outs
 from colorize.settings import CropRule
 
@@ -68,19 +67,14 @@ def load_all(names: list[str], device: Literal["auto", "cpu", "cuda"]) -> "tuple
     return systems, chosen
 
 
-def interval(values: Sequence[float], form: str) -> str:
-    """A mean and its interval in brackets."""
-    return "{} [{}, {}]".format(*(format(value, form) for value in values))
-
-
 def print_table(rows: list[dict[str, Any]], right: tuple[str, ...] = ()) -> None:
     """Rows of text as a table; the columns in `right` are numbers."""
     table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
+    for column in rows[0] if rows else ():
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console().print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 @app.command()
@@ -147,7 +141,7 @@ def score(
     `colorize score holiday/ -m vae -m cgan --json > scores.json`
     """
     from colorize import scoring
-    from colorize.metrics import BASELINES, METRICS
+    from colorize.metrics import BASELINES, METRICS, TOO_FEW, with_interval
     from colorize.settings import EvaluateRule
 
     systems, chosen = load_all(model, device)
@@ -164,14 +158,15 @@ def score(
     for row in found.table.to_dict("records"):
         metric = METRICS[row["metric"]]
         cells = {"metric": f"{row['metric']} {metric.unit}".strip(), "system": row["system"]}
-        cells["mean"] = interval([row["mean"], row["low"], row["high"]], f".{metric.decimals}f")
+        cells["mean"] = with_interval([row["mean"], row["low"], row["high"]], f".{metric.decimals}f")
         for base in BASELINES:
             gain = [row[f"over_{base}{end}"] for end in ("", "_low", "_high")]
-            cells[f"over {base}"] = "" if row["system"] == base else interval(gain, f"+.{metric.decimals}f")
+            cells[f"over {base}"] = "" if row["system"] == base else with_interval(gain, f"+.{metric.decimals}f")
         rows.append(cells)
     print_table(rows, right=("mean", *(f"over {base}" for base in BASELINES)))
     grey = f", {found.grey_truths} of them grey in truth and left out of PSNR" if found.grey_truths else ""
-    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}")
+    few = TOO_FEW if found.table["low"].isna().all() else ""
+    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}{few}")
     for photo, reason in found.failed.items():
         print(f"{photo}: {reason}", file=sys.stderr)
     if found.failed:
@@ -180,7 +175,7 @@ def score(
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List every model: its document, its size, whether it is trained, and its scores.
+    """List every model: its document, its size, whether it is trained, its scores, and why it cannot be built, if so.
 
     `colorize models`
     """
@@ -188,9 +183,9 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    shown = []
+    shown, problems = [], any(row["problem"] for row in rows)
     for row in rows:
-        texts = {key: "" if value is None else value for key, value in row.items()}
+        texts = {key: "" if row[key] is None else row[key] for key in row if key != "problem" or problems}
         if row["parameters"] is not None:
             texts["parameters"] = f"{row['parameters']:,}"
         shown.append(texts)
@@ -201,20 +196,24 @@ def models(as_json: AsJson = False) -> None:
 def verify(as_json: AsJson = False) -> None:
     """Hash data, models and metrics again and name what differs from dvc.lock.
 
-    Exit status 1 if something is missing or differs: `dvc repro` makes it again, `dvc checkout` brings it back. Installed
-    packages of other versions than those pinned are named too: with them the same bytes cannot be promised.
+    Exit status 1 if something is missing, differs or is not in dvc.lock: `dvc repro` makes it again, `dvc checkout` brings
+    it back. Models of the zoo that were never trained are only counted. Installed packages of other versions than those
+    pinned are named too: with them the same bytes cannot be promised.
 
     `colorize verify`
     """
     root = required_project()
     rows = verify_outs(root)
-    wrong = [row for row in rows if row["status"] != "ok"]
+    ran = [row for row in rows if row["status"] != "never ran"]
+    wrong = [row for row in ran if row["status"] != "ok"]
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
         for row in wrong:
             print(f"{row['path']}: {row['status']}")
-        print(f"{len(rows) - len(wrong)} of {len(rows)} outs are what dvc.lock says")
+        print(f"{len(ran) - len(wrong)} of {len(ran)} outs are what dvc.lock says")
+        if len(ran) < len(rows):
+            print(f"{len(rows) - len(ran)} more are of stages that never ran; `make zoo` runs them", file=sys.stderr)
         for clause in other_versions(root):
             print(f"{clause}: a new run may differ in the last digits", file=sys.stderr)
     if wrong:
@@ -304,10 +303,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in the background is started
         signal.signal(signal.SIGINT, stop)
-    try:
+    with one_sentence():
         app()
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ _MATRICES = _TO_XYZ.tolist(), np.linalg.inv(_TO_XYZ).tolist()  # plain numbers: 
 @cache
 def _matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Linear RGB to XYZ relative to the white point, and its inverse; made once, as a copy to a GPU blocks."""
-    forward, backward = (torch.tensor(matrix, dtype=dtype, device=device) for matrix in _MATRICES)
+    with torch.inference_mode(False):  # no gradient passes through what was made in that mode
+        forward, backward = (torch.tensor(matrix, dtype=dtype, device=device) for matrix in _MATRICES)
     return forward, backward
 
 

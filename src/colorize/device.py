@@ -1,6 +1,8 @@
 """Which device computes, with how many threads, whether bit for bit, and how many photographs it holds."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -53,13 +55,37 @@ def processes(rule: TrainRule) -> int:
     return rule.nproc or there or 1
 
 
+def memory_bytes(root: Path = Path("/")) -> int:
+    """How much memory this process may take: the machine's, or what its container is allowed if that is less.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:  # cgroups of version 2
+                top, name = root / "sys/fs/cgroup", "memory.max"
+            elif "memory" in controllers.split(","):
+                top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            else:
+                continue
+            below = top / group.lstrip("/")
+            for folder in (below, *below.parents):  # a group may take what all those around it may
+                with suppress(OSError, ValueError):  # "max", or what a container does not see
+                    if folder.is_relative_to(top):
+                        limits.append(int((folder / name).read_text()))
+    return min(limits)
+
+
 def held_bytes(rule: TrainRule, device: torch.device) -> float:
-    """Up to how many bytes of photographs are held in the device's memory."""
+    """How many bytes of photographs this process may hold in the device's memory; ranks of a machine share the CPU's."""
     if rule.hold_gigabytes:
         return rule.hold_gigabytes * 1e9
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return memory_bytes() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def use_bf16(rule: TrainRule, device: torch.device) -> bool:

@@ -4,11 +4,11 @@ Truth is uint8 sRGB; the prediction is the truth's own L* with the predicted ab,
 sRGB, clipped and rounded to uint8. Of a system with several colorings of a photograph, one is its prediction, the others
 enter in `psnr_best` and `ab_spread`. A system of a smaller size sees the lightness of the truth area-resized to it. A
 system that predicts RGB enters with the ab of its prediction; its RGB as it comes is measured beside it, in the raw
-metrics. Source: section 4 of the specification. It does not know files: photographs come from a function.
+metrics. Source: section 4 of the specification.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +22,11 @@ from colorize.batches import area_resize, to_light_ab
 from colorize.color import lab_to_rgb
 from colorize.files import InputError
 from colorize.heads import scale_to
+from colorize.images import Crops
 from colorize.models import Colorizer
 
-Reader = Callable[[np.ndarray], np.ndarray]
-"""Photographs by their indices [n]: uint8 [n, S, S, 3]."""
+Truths = np.ndarray | Crops
+"""Photographs uint8 [n, S, S, 3], in memory or read when they are asked for."""
 EXTREMES = 3
 """So many of the best and of the worst predictions of a system are worth a look."""
 
@@ -64,34 +65,32 @@ def paint(truth: np.ndarray, ab: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.inference_mode()
 def predict(
-    model: Colorizer, size: int, truth: np.ndarray, colorings: int = 2, device: torch.device | str = "cpu"
+    model: Colorizer, size: int, truth: np.ndarray, colorings: int = 1, device: torch.device | str = "cpu"
 ) -> Prediction:
     """Color the lightness of photographs.
 
     Args:
         size: side at which the model works, at most S.
         truth: uint8 [n, S, S, 3].
-        colorings: how many are asked, at least 2, of a model that has several; any other is run once.
+        colorings: how many are asked of a model that has several, beside its prediction; 1 asks for none.
 
     Raises:
         FloatingPointError: a prediction is not finite; its argument is the position of the first such photograph.
     """
     small = area_resize(torch.from_numpy(truth).to(device), size)
     light, _ = to_light_ab(small)
-    several, own = model.colorings(light, colorings), model.rgb(light)
-    single = several.shape[1] == 1
-    ab = several[:, 0] if single else model.colorize(light)
-    finite = torch.isfinite(ab).flatten(1).all(1) & torch.isfinite(several).flatten(1).all(1)
-    if own is not None:
-        finite &= torch.isfinite(own).flatten(1).all(1)
+    colors = model.predict(light, colorings)
+    given = [each for each in colors if each is not None]
+    finite = torch.stack([torch.isfinite(each).flatten(1).all(1) for each in given]).all(0)
     if not finite.all():
         raise FloatingPointError(int((~finite).nonzero()[0]))
-    image, painted = paint(truth, ab)
-    if own is None:
+    image, painted = paint(truth, colors.ab)
+    if colors.rgb is None:
         scores = metrics.raw_errors(truth / 255, image / 255)
     else:
-        scores = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(own))
-    rendered = [(image, painted)] if single else [paint(truth, each) for each in several.unbind(1)]
+        scores = metrics.raw_errors(small.cpu().numpy() / 255, _channels_last(colors.rgb))
+    several = None if colors.samples is None else colors.samples.unbind(1)
+    rendered = [paint(truth, each) for each in several] if several else [(image, painted)]
     scores["psnr_best"] = np.max([metrics.psnr(truth, picture) for picture, _ in rendered], axis=0)
     scores["ab_spread"] = metrics.ab_spread(np.stack([ab for _, ab in rendered], axis=1))
     return Prediction(image, painted, scores)
@@ -101,10 +100,10 @@ def score(
     name: str,
     model: Colorizer,
     size: int,
-    photos: pd.DataFrame,
-    read: Reader,
+    names: Sequence[str],
+    truths: Truths,
     batch: int,
-    colorings: int = 2,
+    colorings: int = 1,
     device: torch.device | str = "cpu",
     threads: int = 1,
 ) -> pd.DataFrame:
@@ -113,27 +112,26 @@ def score(
     Args:
         name: what errors and the progress bar call it.
         size: side at which the model works.
-        photos: one row per photograph, with `index` and `photo`.
+        names: of the photographs, for errors.
         batch: photographs at a time.
-        colorings: of each photograph, from a model that has several; at least 2.
+        colorings: of each photograph, from a model that has several, beside its prediction; 1 asks for none.
 
     Returns:
-        One row per photograph with every metric (see `metrics.averages`).
+        One row per photograph with every metric (see `metrics.compare`) and whether it is grey in truth.
 
     Raises:
         InputError: there is no photograph, they are too small for SSIM, or the model predicts something not finite.
     """
-    if photos.empty:
+    if not len(truths):
         raise InputError("there is no test photograph to score on; raise filter.test or give more photographs")
     model = model.to(device)
     tables = []
-    for start in tqdm(range(0, len(photos), batch), desc=f"score {name}", file=sys.stderr, disable=None):
-        part = photos.iloc[start : start + batch]
-        truth = read(part["index"].to_numpy())
+    for start in tqdm(range(0, len(truths), batch), desc=f"score {name}", file=sys.stderr, disable=None):
+        truth = truths[start : start + batch]
         try:
             prediction = predict(model, size, truth, colorings, device)
         except FloatingPointError as error:
-            photo = part["photo"].iloc[error.args[0]]
+            photo = names[start + error.args[0]]
             raise InputError(
                 f"model {name} predicts NaN or infinity for photo {photo}; train it again, with a lower learning rate"
             ) from error
@@ -143,43 +141,16 @@ def score(
 
 
 def pictures(
-    model: Colorizer, size: int, indices: np.ndarray, read: Reader, batch: int, device: torch.device | str = "cpu"
+    model: Colorizer, size: int, positions: np.ndarray, truths: Truths, batch: int, device: torch.device | str = "cpu"
 ) -> np.ndarray:
-    """What a system makes of some photographs, uint8 [n, S, S, 3]."""
+    """What a system makes of the photographs at some positions, uint8 [n, S, S, 3]."""
     model = model.to(device)
-    parts = np.array_split(indices, -(-len(indices) // batch))
-    return np.concatenate([predict(model, size, read(part), device=device).image for part in parts])
+    parts = np.array_split(positions, -(-len(positions) // batch))
+    return np.concatenate([predict(model, size, truths[part], device=device).image for part in parts])
 
 
 def notable(table: pd.DataFrame, shown: np.ndarray) -> np.ndarray:
     """Positions of the photographs that are worth a look: those in `shown`, and a system's best and worst by PSNR."""
-    colored = np.flatnonzero(~table["grey_truth"].to_numpy(bool) & np.isfinite(table["psnr"].to_numpy()))
+    colored = np.flatnonzero(~table["grey_truth"].to_numpy(bool))
     ranked = colored[np.argsort(table["psnr"].to_numpy()[colored], kind="stable")]
     return np.unique(np.concatenate((shown, ranked[:EXTREMES], ranked[-EXTREMES:])))
-
-
-def compare(tables: Mapping[str, pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:
-    """Every metric of every system, with what the first system has more than each other one.
-
-    Args:
-        tables: per-photograph scores by system; the first is compared with the others.
-        draws: bootstrap draws, of `metrics.resamples`.
-
-    Returns:
-        Columns metric, system, mean, low, high, difference, difference_low, difference_high; the last three are empty
-        in the first system's rows.
-
-    Raises:
-        InputError: no photograph is left over which PSNR could be averaged.
-    """
-    first, *others = tables
-    parts = [metrics.summarize(tables[first], draws).assign(system=first)]
-    for system in others:
-        more = metrics.paired_difference(tables[first], tables[system], draws)
-        more = more.set_axis(["difference", "difference_low", "difference_high"], axis=1)
-        parts.append(metrics.summarize(tables[system], draws).assign(system=system).join(more))
-    rows = pd.concat(parts).rename_axis("metric").reset_index()
-    rows["metric"] = pd.Categorical(rows["metric"], list(metrics.METRICS))
-    rows = rows.sort_values("metric", kind="stable", ignore_index=True)
-    columns = ["metric", "system", "mean", "low", "high", "difference", "difference_low", "difference_high"]
-    return rows[columns].astype({"metric": str})

@@ -6,7 +6,8 @@ What arrives is kept under the sha256 of its address, beside a small JSON file w
 content, so that a killed run fetches nothing twice; so are refusals that will not change, such as 404. Each thread
 makes one attempt at a time and never sleeps: an item that must wait (Retry-After, back-off) goes back into a queue
 and the other hosts keep flowing. One deadline covers all attempts of an item and is enforced by shutting its socket
-down, because a read timeout alone never ends a server that sends one byte a second.
+down, because a read timeout alone never ends a server that sends one byte a second. A host that puts us off or is not there
+several times in a row is given up for this run, so that nobody waits for hours for nothing; its items fail, retryable.
 
 A private address is refused twice: when its name is looked up, and when the connection stands, because a name may
 have changed its address in between (DNS rebinding). It does not follow robots.txt.
@@ -47,6 +48,8 @@ RETRY_AFTER_SECONDS = 60.0
 """Longest wait that a server's Retry-After is granted."""
 BACK_OFF_SECONDS = 0.5
 """First back-off; it doubles with each attempt."""
+PATIENCE = 5
+"""Pauses of a host in a row, without one answer between them, after which it is given up."""
 PINNED = Source(threads=1, timeout_seconds=900, max_megabytes=2000, allow_private=True)
 """Limits for one file that the user names and pins: large, and from wherever they say."""
 CHUNK_BYTES = 2**16
@@ -181,9 +184,26 @@ class _Job:
 
 
 class _Failure(Exception):
-    def __init__(self, reason: str, retryable: bool = False, wait: float = 0.0) -> None:
+    """Why an attempt failed; `by_host`: the host gave no answer, or wants to be left alone for `wait` seconds."""
+
+    def __init__(
+        self, reason: str, retryable: bool = False, by_host: bool = False, wait: float = 0.0, final: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.retryable, self.wait = reason, retryable, wait
+        self.reason, self.retryable, self.by_host, self.wait = reason, retryable, by_host, wait
+        self.final = final or not retryable
+        """Whether this run need not try again."""
+
+
+@dataclass
+class _Host:
+    pauses: int = 0
+    """In a row, without an answer between them."""
+    since: float = 0.0
+    until: float = 0.0
+    """Of the last one, on the monotonic clock."""
+    given_up: str = ""
+    """Why, if it is."""
 
 
 class _Paused(Exception):
@@ -192,23 +212,28 @@ class _Paused(Exception):
         self.until = until
 
 
-def _host_of(url: str, allow_private: bool) -> str:
-    """The host and port of an address that may be asked: http or https, without credentials, and resolving to
-    public addresses only unless `allow_private`; any other is a _Failure.
-    """
+def _host_of(url: str) -> tuple[str, int]:
+    """The host and port of an address that may be asked: http or https, without credentials; any other is a _Failure."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
-        if not host or "@" in parts.netloc:
-            raise _Failure("forbidden_url")
+    except (ValueError, KeyError) as error:
+        raise _Failure("forbidden_url") from error
+    if not host or "@" in parts.netloc:
+        raise _Failure("forbidden_url")
+    return host, port
+
+
+def _require_public(host: str, port: int) -> None:
+    """A _Failure unless the name stands for public addresses only."""
+    try:
         # A name that does not resolve is left to the connection: it may be for a proxy to resolve.
         with suppress(socket.gaierror):
             for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                if not allow_private and not is_public(str(place[0])):
+                if not is_public(str(place[0])):
                     raise _Failure("forbidden_url")
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise _Failure("forbidden_url") from error
-    return f"{host}:{port}"
 
 
 def is_public(address: str) -> bool:
@@ -271,12 +296,13 @@ def _watchdog(seconds: float, allow_private: bool) -> Iterator[None]:
 
 
 class _Fetcher:
-    """What the threads share: one session, the cache folder and the hosts that asked for a pause."""
+    """What the threads share: one session, the cache folder and what is known of the hosts."""
 
     def __init__(self, folder: Path, settings: Source, judge: Judge) -> None:
         self.folder, self.settings, self.judge = folder, settings, judge
         self.stopped = threading.Event()
-        self.paused: dict[str, float] = {}
+        self.hosts: dict[tuple[str, int], _Host] = {}
+        self.turn = threading.Lock()
         self.session = requests.Session()
         self.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
         # Otherwise requests would look for passwords in ~/.netrc.
@@ -302,7 +328,7 @@ class _Fetcher:
             job.seconds += now - started
             job.attempts += 1
             late = job.seconds >= self.settings.timeout_seconds
-            if failure.retryable and not late and job.attempts < self.settings.attempts:
+            if not (failure.final or late) and job.attempts < self.settings.attempts:
                 return now + max(failure.wait, _back_off(job))
             reason = "timeout" if failure.retryable and late else failure.reason
             fetched = Fetched(job.url, path, reason, failure.retryable)
@@ -315,16 +341,49 @@ class _Fetcher:
     def _get(self, job: _Job, path: Path, deadline: float) -> Fetched:
         url = job.url
         for _ in range(REDIRECTS + 1):
-            host = _host_of(url, self.settings.allow_private)
-            if self.paused.get(host, 0) > time.monotonic():
-                raise _Paused(self.paused[host])
-            with self._ask(url, deadline) as response:
-                target = self.session.get_redirect_target(response)
-                if not target:
-                    self._check_status(response, host)
-                    return self._keep(job.url, path, response, deadline)
-                url = urljoin(url, target)
+            place = _host_of(url)
+            host = self.hosts.setdefault(place, _Host())
+            if host.given_up:
+                raise _Failure(host.given_up, retryable=True, final=True)
+            asked = time.monotonic()
+            if host.until > asked:
+                raise _Paused(host.until)
+            if not self.settings.allow_private:
+                _require_public(*place)
+            try:
+                with self._ask(url, deadline) as response:
+                    url = self._target(url, response)
+                    if not url:
+                        self._check_status(response)
+                        fetched = self._keep(job.url, path, response, deadline)
+            except _Failure as failure:
+                self._note(host, asked, failure)
+                raise
+            host.pauses, host.given_up = 0, ""
+            if not url:
+                return fetched
         raise _Failure("redirects")
+
+    def _note(self, host: _Host, asked: float, failure: _Failure) -> None:
+        """Leave a host alone for a while that failed an attempt of the time `asked`, or give it up."""
+        with self.turn:
+            if not failure.by_host:
+                host.pauses, host.given_up = 0, ""
+                return
+            now = time.monotonic()
+            if asked >= host.since:  # whoever asked before is put off together with the first one
+                host.pauses, host.since = host.pauses + 1, now
+            host.until = max(host.until, now + (failure.wait or BACK_OFF_SECONDS * 2**host.pauses))
+            if host.pauses >= PATIENCE:
+                failure.final, host.given_up = True, failure.reason
+
+    def _target(self, url: str, response: requests.Response) -> str:
+        """Where a response redirects to; empty if it does not."""
+        try:
+            target = self.session.get_redirect_target(response)
+            return urljoin(url, target) if target else ""
+        except ValueError as error:  # not UTF-8, or no address
+            raise _Failure("forbidden_url") from error
 
     def _ask(self, url: str, deadline: float) -> requests.Response:
         left = deadline - time.monotonic()
@@ -336,21 +395,19 @@ class _Fetcher:
         except requests.exceptions.SSLError as error:
             # Only a certificate is a verdict; a connection cut during the handshake may heal.
             certificate = "CERTIFICATE" in str(error).upper()
-            raise _Failure("tls" if certificate else "connection", not certificate) from error
+            raise _Failure("tls" if certificate else "connection", not certificate, not certificate) from error
         except requests.Timeout as error:
-            raise _Failure("timeout", retryable=True) from error
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
+            raise _Failure("timeout", retryable=True, by_host=True) from error
+        except (requests.exceptions.InvalidSchema, ValueError) as error:  # also of an address that is redirected to
             raise _Failure("forbidden_url") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _Failure("connection", retryable=True) from error
+            raise _Failure("connection", retryable=True, by_host=True) from error
 
-    def _check_status(self, response: requests.Response, host: str) -> None:
+    def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
         if status in (408, 425, 429) or status >= 500:
             pause = retry_after(response.headers.get("Retry-After"), time.time()) if status in (429, 503) else 0.0
-            if pause:
-                self.paused[host] = time.monotonic() + pause
-            raise _Failure(f"http_{status}", retryable=True, wait=pause)
+            raise _Failure(f"http_{status}", retryable=True, by_host=status == 429 or pause > 0, wait=pause)
         if status != 200:
             raise _Failure(f"http_{status}")
 

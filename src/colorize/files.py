@@ -4,19 +4,25 @@ A reader sees the old content or the new one, never half of either: bytes go to 
 folder, are flushed to the disk and then renamed. Everything in this project that writes to disk comes through here.
 """
 
+import csv
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+if TYPE_CHECKING:  # late, because the workers that only read bytes need not wait for it
+    import pandas as pd
+
 TEMPORARY = ".partial"
+AGAIN = "run `dvc repro`"
 
 
 class InputError(Exception):
@@ -27,6 +33,38 @@ class InputError(Exception):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(" ".join(sentence.splitlines()))
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the process with one sentence and exit status 1 for whatever a user can mend."""
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except MemoryError as error:
+        sys.exit(f"error: there is not enough memory ({error}); ask for less at a time")
+    except OSError as error:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the disk"
+        if not isinstance(error, FileNotFoundError):
+            sys.exit(f"error: {name}: {error.strerror or error}; make it writable or free some space")
+        made = Path(name).parts[:1] in (("data",), ("metrics",))
+        sys.exit(f"error: {name} is missing; " + ("`dvc repro` makes it" if made else "put it there or install it"))
+
+
+@contextmanager
+def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the file at `path`: an InputError names it and says `remedy`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; {remedy}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); make it a readable file") from error
+    except Exception as error:  # readers of damaged files fail with whatever they like
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
 
 
 @contextmanager
@@ -90,6 +128,168 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as .npz; equal arrays give equal bytes."""
     with atomic(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_json(path: Path, *keys: str, remedy: str = AGAIN) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: the file is missing or damaged, or the object lacks one of `keys`.
+    """
+    with reading(path, remedy):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or not value.keys() >= set(keys):
+            raise ValueError(f"it is no object with {', '.join(keys) or 'keys'}")
+        return value
+
+
+def read_arrays(path: Path, *names: str, remedy: str = AGAIN) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        InputError: the file is missing or damaged, or lacks one of `names`.
+    """
+    with reading(path, remedy), np.load(path, allow_pickle=False) as archive:
+        return dict(archive) | {name: archive[name] for name in names}
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, as plain values; 1e-4 is a number (PyYAML reads it as a string).
+
+    Raises:
+        InputError: the file is missing or is not YAML.
+    """
+    from ruamel.yaml import YAML
+
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; run this from the project's folder") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); make it a readable file") from error
+    except Exception as error:  # dates of no month, numbers of too many digits, a thousand brackets
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def decode(content: bytes, where: str) -> str:
+    """Text from UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: it is something else; the sentence names `where` and the line.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        at = content.find(b"\0")
+    except UnicodeDecodeError as error:
+        at = error.start
+    if at >= 0:
+        line = content[:at].count(b"\n") + 1
+        raise InputError(f"{where}, line {line} is not UTF-8 text; save it as UTF-8")
+    return text
+
+
+def parse_table(
+    content: bytes, where: str, needed: Iterable[str], delimiter: str = ",", by_hand: bool = False
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV with a header, each as its place for a message and column -> text.
+
+    Nothing is guessed: every row has as many fields as the header, whose names are different, and every quotation mark
+    its partner. Empty rows are passed over.
+
+    Args:
+        needed: columns that must be there.
+        by_hand: whether lines may be comments that begin with "#", and blanks may follow a delimiter.
+
+    Raises:
+        InputError: the table is none; the sentence names `where`, the row (from 1, without the header) and the line.
+    """
+    line = 0  # the first one of a row
+
+    def lines() -> Iterator[str]:
+        nonlocal line
+        for number, text in enumerate(io.StringIO(decode(content, where), newline=""), 1):
+            if line or not (by_hand and text.lstrip().startswith("#")):
+                line = line or number
+                yield text
+
+    def rows() -> Iterator[list[str]]:
+        nonlocal line
+        reader = csv.reader(lines(), delimiter=delimiter, strict=True, skipinitialspace=by_hand)
+        while True:
+            line = 0
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(f"{where}, line {line}: {error}; mend its quotation marks") from error
+            if any(map(str.strip, row)):
+                yield row
+
+    found = rows()
+    header = [name.strip() for name in next(found, [])]
+    for column in needed:
+        if column not in header:
+            raise InputError(f"{where} has no column {column!r}; it has {', '.join(header) or 'none'}")
+    if "" in header or len(set(header)) < len(header):
+        raise InputError(f"{where}, line {line}: a column has no name, or that of another; name each differently")
+    for number, row in enumerate(found, 1):
+        place = f"{where}, row {number} (line {line})"
+        if len(row) != len(header):
+            hint = f"put a text that holds {delimiter!r} into quotation marks"
+            raise InputError(f"{place} has {len(row)} fields, the header {len(header)}; {hint}")
+        yield place, dict(zip(header, row, strict=True))
+
+
+def _cell(text: str, kind: Any) -> Any:
+    if kind is int and not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise ValueError("it is no whole number")
+    if kind is bool:
+        return {"True": True, "False": False}[text]
+    if isinstance(kind, type):
+        return kind(text or "nan") if kind is float else kind(text)
+    if text not in kind:
+        raise ValueError("it is none of those known")
+    return text
+
+
+def read_table(
+    path: Path,
+    columns: Mapping[str, type | Collection[str]],
+    others: type = str,
+    unique: str = "",
+    remedy: str = AGAIN,
+) -> "pd.DataFrame":
+    """A table that a stage wrote, in which someone may have edited something.
+
+    Args:
+        columns: those that must be there, and what they hold: str, int (0 or above), float (NaN where empty), bool, or
+            one of some texts.
+        others: what all other columns hold.
+        unique: the column in which no value may stand twice.
+
+    Raises:
+        InputError: the file is missing, or a row does not fit; the sentence names the row and the line.
+    """
+    import pandas as pd
+
+    with reading(path, remedy):
+        content = path.read_bytes()
+    kinds: dict[str, Any] = {}
+    rows, seen = [], set()
+    for place, row in parse_table(content, str(path), columns):
+        kinds = kinds or {name: columns.get(name, others) for name in row if columns.get(name, others) is not str}
+        for name, kind in kinds.items():
+            try:
+                row[name] = _cell(row[name], kind)
+            except (ValueError, KeyError) as error:
+                raise InputError(f"{place}: {name} cannot be {row[name]!r}; {remedy}") from error
+        if unique in row and row[unique] in seen:
+            raise InputError(f"{place}: {unique} {row[unique]!r} stands twice; {remedy}")
+        seen.add(row.get(unique))
+        rows.append(list(row.values()))
+    frame = pd.DataFrame(rows, columns=list(row) if rows else list(columns))
+    return frame.astype({name: kind for name, kind in columns.items() if kind in (int, float, bool)})
 
 
 def write_state(path: Path, state: Any) -> None:

@@ -596,18 +596,6 @@ class Crops:
         return crops
 
 
-def read_crops(folder: Path, indices: np.ndarray | None = None) -> np.ndarray:
-    """Read crops by their running number over all shards, in the order asked for; None reads all.
-
-    Returns:
-        uint8 [n, S, S, 3]
-
-    Raises:
-        InputError: what `Crops` raises.
-    """
-    return Crops(folder, indices)[:]
-
-
 def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 8, side: int = 96) -> Image.Image:
     """Draw labelled rows of photographs; a row without any is a line of text.
 

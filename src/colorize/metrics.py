@@ -3,16 +3,21 @@
 Metrics take uint8 sRGB arrays [..., S, S, 3], or the same in Lab units where they say so, truth first, and keep the leading
 axes; SSIM and the color metrics compute in float32, equal to scikit-image's to 1e-4. PSNR of a photograph
 that is grey in truth rewards whoever predicts nothing (3 % of them lift the grey baseline by 3 dB), so those
-photographs are left out of the PSNR averages, and counted. Intervals are percentiles of a bootstrap over
-photographs; because all systems share its draws, a difference between two systems is a paired one.
+photographs are left out of the mean PSNR, and counted. A prediction without any error counts as 100 dB, because
+its PSNR would be infinite. So every system is averaged over the same photographs.
+
+Intervals are percentiles of a bootstrap over source photographs: tiles of one photograph are alike, so they are
+drawn together. All systems share the draws, so a difference between two systems is a paired one.
 
 Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness); Sharma et
 al. 2005 (CIEDE2000); Efron 1979 (bootstrap). It does not know models or files.
 """
 
+import itertools
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,6 +35,12 @@ WINDOW = 11
 """Side of SSIM's Gaussian window in pixels."""
 GREY_MAX, GREY_MEAN = 5, 2
 """A photograph is grey if no |a*|, |b*| reaches the first, or its mean chroma stays below the second (Lab units)."""
+PSNR_MAX = 100.0
+"""dB of a prediction without any error, and the most that any counts as. One level in one pixel of 256x256: 101."""
+MIN_GROUPS = 10
+"""Source photographs that an interval needs: of 9, "95 %" would hold the truth in less than 90 % of cases."""
+CELLS_AT_ONCE = 2**20
+"""Of the bootstrap's draws: 8 MB, whatever the photographs and resamples."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,11 @@ METRICS = {
         "dB",
         2,
         "higher",
-        "Peak signal-to-noise ratio over R, G and B of each photograph, then the mean; photographs that are grey in "
-        "truth are left out.",
+        "Peak signal-to-noise ratio over R, G and B of each photograph, at most 100 dB, then the mean; photographs "
+        "that are grey in truth are left out.",
     ),
     "psnr_pooled": Metric(
-        "dB", 2, "higher", "Peak signal-to-noise ratio of the mean squared error over the same photographs."
+        "dB", 2, "higher", "Peak signal-to-noise ratio of the mean squared error over all photographs, at most 100 dB."
     ),
     "psnr_best": Metric(
         "dB",
@@ -107,10 +118,14 @@ def _error(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def psnr(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB; infinite where the two are identical."""
-    squared = np.square(_error(truth, prediction)).mean(PIXELS)
+    """Peak signal-to-noise ratio in dB, at most `PSNR_MAX`."""
+    return _decibels(np.square(_error(truth, prediction)).mean(PIXELS))
+
+
+def _decibels(squared: np.ndarray) -> np.ndarray:
+    """The PSNR of mean squared errors over RGB in 0 to 1."""
     with np.errstate(divide="ignore"):
-        return -10 * np.log10(squared)
+        return np.minimum(-10 * np.log10(squared), PSNR_MAX)
 
 
 def rmse(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -254,69 +269,99 @@ def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads
     return pd.DataFrame(Parallel(threads, prefer="threads")(delayed(row)(i) for i in range(len(truth))))
 
 
-def resamples(images: int, count: int, seed: int) -> np.ndarray:
-    """Bootstrap draws [count, images]: how often each photograph is in each resample."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=count)
+def draws(groups: int, count: int, seed: int = 1) -> Iterator[np.ndarray]:
+    """Bootstrap draws: how often each group is in each of `count` resamples, in chunks float64 [chunk, groups]."""
+    random = np.random.default_rng(seed)
+    rows = max(1, CELLS_AT_ONCE // groups)
+    for start in range(0, count, rows):
+        chunk = random.multinomial(groups, np.full(groups, 1 / groups), size=min(rows, count - start))
+        yield chunk.astype(np.float64)
 
 
-def averages(table: pd.DataFrame, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The figures of a system, once per draw: metric name to [R]; without draws [1], over all photographs.
+def _sums(table: pd.DataFrame, group_of: np.ndarray, colored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A system's metrics, summed over each group's photographs, and how many of them count: [groups, METRICS]."""
+    values = table.assign(psnr_pooled=table["rmse"] ** 2)[list(METRICS)].to_numpy(np.float64, copy=True)
+    counted = np.ones_like(values)
+    for column, name in enumerate(METRICS):
+        if name in ("psnr", "psnr_best"):
+            counted[:, column] = colored
+            values[:, column] = np.minimum(values[:, column], PSNR_MAX)  # tables of before hold infinite ones
+    sums, counts = (
+        np.stack([np.bincount(group_of, weights) for weights in columns.T], axis=1)
+        for columns in (values * counted, counted)
+    )
+    return sums, counts
 
-    The PSNR averages leave out what is grey in truth and what is predicted without any error (infinite). A draw in
-    which nothing is left is NaN.
+
+def _averages(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Averages [R, METRICS] from sums and counts over groups; NaN where nothing is counted."""
+    found = np.divide(sums, counts, np.full(sums.shape, np.nan), where=counts > 0)
+    pooled = list(METRICS).index("psnr_pooled")
+    found[:, pooled] = _decibels(found[:, pooled])
+    return found
+
+
+def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -> pd.DataFrame:
+    """Every metric of every system with its 95 % interval, and what it has more than each baseline, paired.
+
+    Resamples are of groups, and the same ones for all systems. Fewer than `MIN_GROUPS` groups with color have
+    no intervals.
 
     Args:
-        table: one row per photograph: `grey_truth` and every one of `METRICS` but `psnr_pooled`.
-        draws: [R, N], of `resamples`.
-    """
-    weights = np.ones((1, len(table))) if draws is None else draws.astype(np.float64)
-    colored = ~table["grey_truth"].to_numpy(bool)
-    counted = colored & np.isfinite(table["psnr"].to_numpy())
+        tables: scores by system, of the same photographs in the same order: columns `group` (the source
+            photograph), `grey_truth` and every one of `METRICS` but `psnr_pooled`.
 
-    def mean(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        total = weights @ kept
-        return np.divide(weights @ np.where(kept, values, 0), total, np.full(len(total), np.nan), where=total > 0)
-
-    everything = np.ones(len(table), bool)
-    names = [name for name in METRICS if not name.startswith("psnr")]
-    found = {name: mean(table[name].to_numpy(), everything) for name in names}
-    found["psnr"] = mean(table["psnr"].to_numpy(), counted)
-    found["psnr_best"] = mean(table["psnr_best"].to_numpy(), colored & np.isfinite(table["psnr_best"].to_numpy()))
-    found["psnr_pooled"] = -10 * np.log10(mean(np.square(table["rmse"].to_numpy()), counted))
-    return {name: found[name] for name in METRICS}
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def summarize(table: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
-    """Mean and 95 % interval of every metric: rows by metric name; columns mean, low, high.
+    Returns:
+        One row per metric and system; columns metric, system, mean, low, high, and for each of `BASELINES` among
+        the systems over_NAME, over_NAME_low, over_NAME_high. Without intervals, low and high are NaN.
 
     Raises:
-        InputError: no photograph is left over which PSNR could be averaged.
+        InputError: all photographs are grey in truth, so PSNR has nothing to average.
     """
-    means = averages(table)
-    if np.isnan(means["psnr"][0]):
-        grey = int(table["grey_truth"].sum())
+    first = next(iter(tables.values()))
+    if first["grey_truth"].all():
         raise InputError(
-            f"PSNR has nothing to average: of {len(table)} test photographs {grey} are grey in truth and the others are "
-            "predicted without any error; give the test split photographs in color"
+            f"PSNR has nothing to average: all of {len(first)} photographs are grey in truth; score photographs in color"
         )
-    drawn = averages(table, draws)
-    rows = {name: (float(means[name][0]), *_interval(drawn[name])) for name in METRICS}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
+    group_of, names = pd.factorize(first["group"])
+    colored = ~first["grey_truth"].to_numpy(bool)
+    parts = {system: _sums(table, group_of, colored) for system, table in tables.items()}
+    enough = len(np.unique(group_of[colored])) >= MIN_GROUPS
+    drawn: dict[str, list[np.ndarray]] = {system: [] for system in tables}
+    everything = np.ones((1, len(names)))
+    for weights in itertools.chain([everything], draws(len(names), resamples if enough else 0, seed)):
+        for system, (sums, counts) in parts.items():
+            drawn[system].append(_averages(weights @ sums, weights @ counts))
+    averages = {system: np.concatenate(chunks) for system, chunks in drawn.items()}
+
+    def summary(values: np.ndarray) -> tuple[float, float, float]:
+        low, high = np.nanpercentile(values[1:], [2.5, 97.5]) if enough else (np.nan, np.nan)
+        return float(values[0]), float(low), float(high)
+
+    rows = []
+    for column, metric in enumerate(METRICS):
+        for system, own in averages.items():
+            row: dict[str, Any] = {"metric": metric, "system": system}
+            row |= dict(zip(("mean", "low", "high"), summary(own[:, column]), strict=True))
+            for base in (name for name in BASELINES if name in averages):
+                more = summary(own[:, column] - averages[base][:, column])
+                row |= dict(zip((f"over_{base}{end}" for end in ("", "_low", "_high")), more, strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def paired_difference(table: pd.DataFrame, other: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
-    """What `table` has more than `other`, with 95 % intervals: rows by metric name; columns mean, low, high.
+def with_interval(values: Sequence[float], form: str) -> str:
+    """A mean with its interval in brackets, where it has one."""
+    mean, low, high = (format(value, form) for value in values)
+    return mean if np.isnan(values[1]) else f"{mean} [{low}, {high}]"
 
-    Both tables hold the same photographs in the same order.
-    """
-    means, other_means = averages(table), averages(other)
-    drawn, other_drawn = averages(table, draws), averages(other, draws)
-    rows = {
-        name: (float(means[name][0] - other_means[name][0]), *_interval(drawn[name] - other_drawn[name])) for name in METRICS
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high"])
+
+TOO_FEW = ": too few for an interval"
+"""What is said of the photographs instead."""
+
+
+def scored(table: pd.DataFrame) -> str:
+    """What was scored, in words: "400 photographs", or "22 tiles of 1 photograph"."""
+    groups = table["group"].nunique()
+    words = f"{groups} photograph" + "s" * (groups != 1)
+    return words if groups == len(table) else f"{len(table)} tiles of {words}"

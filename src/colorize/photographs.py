@@ -28,6 +28,7 @@ from colorize.files import InputError
 from colorize.heads import Classification
 from colorize.images import NO_PROFILE, SRGB, TURNED_ASIDE, UPRIGHT, Refused, decode, opened
 from colorize.models import Colorizer
+from colorize.models._base import Colors
 from colorize.settings import CropRule
 
 RADIUS = 1
@@ -195,17 +196,18 @@ def colorings(model: Colorizer, light: Tensor, samples: int = 1, temperature: fl
     Raises:
         InputError: the model has no temperature or only one coloring, or predicts something not finite.
     """
-    ab = _ask(model, light, samples, temperature)
-    if len(ab) < samples:
+    colors = _ask(model, light, samples, temperature)
+    if samples > 1 and colors.samples is None:
         raise InputError("this model has one coloring of a photograph; leave --samples out")
+    ab = colors.ab if colors.samples is None else colors.samples[0]
     if not torch.isfinite(ab).all():
         raise InputError("this model predicts NaN or infinity; train it again, with a lower learning rate")
     return ab
 
 
-def _ask(model: Colorizer, light: Tensor, samples: int, temperature: float | None) -> Tensor:
+def _ask(model: Colorizer, light: Tensor, samples: int, temperature: float | None) -> Colors:
     if temperature is None:
-        return model.colorize(light) if samples == 1 else model.colorings(light, samples)[0]
+        return model.predict(light, samples)
     if not isinstance(model.head, Classification):
         raise InputError("this model has no temperature; leave --temperature out or choose one that classifies")
     own, model.head.temperature = model.head.temperature, temperature

@@ -1,23 +1,33 @@
 """What a project folder holds: its models, trained or not, and whether its outs are those of dvc.lock.
 
-Of params.yaml only names and blocks are read here; what they mean is pipeline/params.py's business.
+Of params.yaml only the blocks of models are read here; what else it holds is pipeline/params.py's business.
 """
 
-import hashlib
-import json
+import os
 import re
-from importlib import metadata
+from dataclasses import dataclass, replace
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from colorize import files
 from colorize.files import InputError
+from colorize.settings import CropRule, ModelBlock, checked
 
 SHOWN = ("psnr", "ssim", "rmse")
 """Metrics in the list of models."""
 DECISIVE = ("numpy", "pandas", "pillow", "scikit-image", "scipy", "torch")
 """Packages whose version may change the last digits of a result."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The part of params.yaml that tells which models there are."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}
+    crop: CropRule
+    models: dict[str, ModelBlock]
+    fine_tuned: dict[str, ModelBlock]
 
 
 def project() -> Path | None:
@@ -35,11 +45,17 @@ def required_project() -> Path:
 
 
 def trained(root: Path) -> dict[str, Path]:
-    """Every trained model of a project: name to folder; the chosen one's own folder before the zoo's."""
+    """Every trained model of a project: name to folder; the chosen one's own folder before the zoo's.
+
+    Raises:
+        InputError: a model.json does not describe a trained model.
+    """
+    from colorize.models import load_description
+
     found: dict[str, Path] = {}
     for folder in (root / "data/model", *sorted((root / "data/zoo").glob("*"))):
         if (folder / "model.json").exists():
-            found.setdefault(json.loads((folder / "model.json").read_text(encoding="utf-8"))["name"], folder)
+            found.setdefault(load_description(folder)["name"], folder)
     return found
 
 
@@ -52,111 +68,141 @@ def find_model(name: str, temporary: Path) -> Path:
     Raises:
         InputError: there is none of that name.
     """
-    if (Path(name) / "model.json").exists():
+    if os.path.exists(os.path.join(name, "model.json")):  # Path.exists would refuse a long name
         return Path(name)
     root = project()
     here = trained(root) if root else {}
     if name in here:
         return here[name]
+    known = f"trained here: {', '.join(here)}" if here else "no model is trained here; `dvc repro` trains one"
     if root:
-        from dvc.api import DVCFileSystem
-        from dvc.exceptions import DvcException
-
         try:
+            from dvc.api import DVCFileSystem
+
             DVCFileSystem(str(root), rev=name).get("data/model", str(temporary / "model"), recursive=True)
             return temporary / "model"
-        except (DvcException, OSError):
+        except ImportError:
+            known += "; those of experiments and revisions need DVC: pip install dvc"
+        except Exception:  # whatever is wrong with the revision or with DVC's cache: no model can be had from there
             pass
-    known = f"trained here: {', '.join(here)}" if here else "no model is trained here; `dvc repro` trains one"
     raise InputError(f"there is no trained model {name!r}, neither a folder nor in this project; {known}")
 
 
 def document_of(arch: str) -> str:
     """The document, or the paper, that an architecture's file names first."""
-    text = (Path(__file__).parent / "models" / f"{arch}.py").read_text(encoding="utf-8").split('"""')[1]
-    numbers = re.findall(r"document (\d{3})", text)
+    numbers = re.findall(r"document (\d{3})", import_module(f"colorize.models.{arch}").__doc__ or "")
     return numbers[0] if numbers else ""
 
 
-def parameters_of(block: dict[str, Any], crop: int) -> int | None:
-    """How many parameters a block's model will have; None if that depends on the data: the grid's occupied cells."""
+def parameters_of(block: ModelBlock, crop: int) -> int | None:
+    """How many parameters a block's model will have; None if that depends on the data: the grid's occupied cells.
+
+    Raises:
+        InputError: it cannot be built.
+    """
     import torch
 
     from colorize.models import build_model
     from colorize.models._base import parameter_count
-    from colorize.settings import HeadRule, ModelBlock
 
-    head = HeadRule(**block.get("head", {}))
-    if head.bins == "grid":
+    if block.head.bins == "grid":
         return None
-    network = {key: value for key, value in block.get("network", {}).items() if key not in ("weights", "sha256")}
+    network = {key: value for key, value in block.network.items() if key not in ("weights", "sha256")}
     with torch.device("meta"):
-        model = build_model(ModelBlock(block["arch"], network=network, head=head), min(block.get("size") or crop, crop))
-    return parameter_count(model)
+        return parameter_count(build_model(replace(block, network=network), min(block.size or crop, crop)))
 
 
 def list_models(root: Path) -> list[dict[str, Any]]:
-    """Every block of params.yaml: model, document, parameters, trained (the folder), psnr, ssim and rmse; None if unknown.
+    """Every block of params.yaml: model, document, parameters, trained (the folder), psnr, ssim and rmse, None if unknown;
+    and why it cannot be built, if so.
 
     Raises:
-        InputError: params.yaml cannot be read.
+        InputError: params.yaml, a trained model or its scores are damaged.
     """
-    try:
-        content = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
-        blocks = content["models"] | content["fine_tuned"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{root / 'params.yaml'} holds no models; restore it") from error
+    from colorize.models import architectures, load_description
+
+    path = root / "params.yaml"
+    content = files.read_yaml(path)
+    part = {name: content[name] for name in ("crop", "models", "fine_tuned") if name in content} if content else content
+    params = checked(Listed, part, path)
     folders, rows = trained(root), []
-    for name, block in blocks.items():
-        folder = folders.get(name)
-        row: dict[str, Any] = {"model": name, "document": document_of(block["arch"]), "parameters": None, "trained": None}
-        row |= dict.fromkeys(SHOWN)
-        if not folder:
-            row["parameters"] = parameters_of(block, content["crop"]["size"])
-        else:
-            row["parameters"] = json.loads((folder / "model.json").read_text(encoding="utf-8"))["parameters"]
+    for name, block in (params.models | params.fine_tuned).items():
+        document = document_of(block.arch) if block.arch in architectures() else ""
+        row: dict[str, Any] = {"model": name, "document": document, "parameters": None, "trained": None}
+        row |= dict.fromkeys(SHOWN) | {"problem": None}
+        if folder := folders.get(name):
+            row["parameters"] = load_description(folder).get("parameters")
             row["trained"] = folder.relative_to(root).as_posix()
             scores = root / "metrics/metrics.json" if folder == root / "data/model" else folder / "metrics.json"
             if scores.exists():
-                found = json.loads(scores.read_text(encoding="utf-8"))
-                row |= {metric: found[metric] for metric in SHOWN}
+                with files.reading(scores):
+                    row |= {metric: float(files.read_json(scores)[metric]) for metric in SHOWN}
+        else:
+            try:
+                row["parameters"] = parameters_of(block, params.crop.size)
+            except InputError as error:
+                row["problem"] = str(error)
         rows.append(row)
     return rows
 
 
 def verify_outs(root: Path) -> list[dict[str, str]]:
-    """Every out of every dvc.lock: path, stage and status, which is ok, missing or differs.
+    """Hash every out of the project's stages as DVC does, but anew: DVC itself remembers the hash of what keeps its time.
+
+    Returns:
+        Rows of path, stage and status: ok, missing, differs, not in dvc.lock, not in dvc.yaml; or never ran, which is no
+        difference, for stages that `dvc repro` does not run: the zoo's.
 
     Raises:
-        InputError: there is no dvc.lock.
+        InputError: there is no dvc.lock, DVC is not installed, or it cannot read the project's files.
     """
-    locks = sorted({*root.glob("dvc.lock"), *root.glob("pipeline/**/dvc.lock")})
-    if not locks:
+    try:
+        from dvc.dvcfile import load_file
+        from dvc.repo import Repo
+        from dvc_data.hashfile.state import StateNoop
+    except ImportError as error:
+        raise InputError("`colorize verify` asks DVC; run pip install dvc") from error
+    if not (root / "dvc.lock").exists():
         raise InputError(f"{root / 'dvc.lock'} is missing; run `dvc repro` first")
     rows = []
-    for lock in locks:
-        stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"]
-        for name, stage in stages.items():
-            for out in stage.get("outs", []):
-                path = root / out["path"]
-                status = "missing" if not path.exists() else "ok" if md5(path) == out["md5"] else "differs"
-                rows.append({"path": out["path"], "stage": name, "status": status})
+    try:
+        with Repo(str(root)) as repo:
+            repo.cache.local.state = repo.cache.legacy.state = StateNoop()
+            for stage in sorted(repo.index.stages, key=lambda stage: stage.addressing):
+                ran = stage.path_in_repo == "dvc.yaml" or any(out.hash_info or out.exists for out in stage.outs)
+                for out in stage.outs:
+                    if not ran or not out.exists:
+                        status = "missing" if ran else "never ran"
+                    elif not out.hash_info:
+                        status = "not in dvc.lock"
+                    else:
+                        status = "differs" if out.changed_checksum() else "ok"
+                    path = Path(os.path.relpath(out.fs_path, root)).as_posix()
+                    rows.append({"path": path, "stage": stage.addressing, "status": status})
+            listed = {row["path"] for row in rows}
+            for name, entry in load_file(repo, str(root / "dvc.yaml")).lockfile_contents.get("stages", {}).items():
+                for path in (out["path"] for out in entry.get("outs", []) if out["path"] not in listed):
+                    rows.append({"path": path, "stage": name, "status": "not in dvc.yaml"})
+    except Exception as error:  # DVC's own, and what its readers of damaged files raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"DVC cannot read {root}: {reason}; mend it, or restore it with `git checkout`") from error
+    if not rows:
+        raise InputError(f"{root / 'dvc.yaml'} and dvc.lock list no outs; restore them with `git checkout`")
     return rows
 
 
 def other_versions(root: Path) -> list[str]:
     """The packages on which results depend that are not installed as requirements.txt pins them, one clause each."""
-    pins = (line.partition("==") for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines())
-    pinned = {name: version.strip() for name, _, version in pins if name in DECISIVE}
-    there = {name: metadata.version(name).partition("+")[0] for name in pinned}
-    return [f"{name} {pinned[name]} is pinned, {there[name]} is installed" for name in pinned if there[name] != pinned[name]]
-
-
-def md5(path: Path) -> str:
-    """DVC's hash of a file, or of a folder: that of the sorted list of its files' hashes, and .dir."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
-    entries = [{"md5": md5(f), "relpath": f.relative_to(path).as_posix()} for f in path.rglob("*") if f.is_file()]
-    entries.sort(key=lambda entry: Path(entry["relpath"]).parts)
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+    path = root / "requirements.txt"
+    with files.reading(path, "restore it with `git checkout requirements.txt`"):
+        pins = (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines())
+        pinned = {name: version.strip() for name, _, version in pins if name in DECISIVE}
+    clauses = []
+    for name, version in pinned.items():
+        try:
+            there = f"{metadata.version(name).partition('+')[0]} is"
+        except metadata.PackageNotFoundError:
+            there = "none is"
+        if there != f"{version} is":
+            clauses.append(f"{name} {version} is pinned, {there} installed")
+    return clauses

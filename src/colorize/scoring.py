@@ -9,9 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +19,7 @@ from colorize import evaluation, files, metrics
 from colorize.bins import Statistics
 from colorize.coloring import System, find
 from colorize.files import InputError
-from colorize.images import crop_shards, read_crops
+from colorize.images import Crops, crop_shards
 from colorize.models import build_baseline
 from colorize.settings import CropRule, EvaluateRule
 
@@ -39,7 +37,7 @@ class Scores:
     failed: dict[str, str]
     """Photographs that were not, and why."""
     table: pd.DataFrame
-    """Columns metric, system, mean, low, high; then for each baseline over_NAME, over_NAME_low, over_NAME_high."""
+    """Of `metrics.compare`; each photograph is its own group."""
 
 
 def _read(shard: str, member: str) -> bytes:
@@ -51,7 +49,6 @@ def score(
     systems: Sequence[System],
     rule: EvaluateRule,
     size: int = 0,
-    seed: int = 1,
     device: torch.device | str = "cpu",
     threads: int = 1,
     max_megapixels: float = CropRule.max_megapixels,
@@ -85,31 +82,16 @@ def score(
         if not kept:
             why = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in records).most_common())
             raise InputError(f"none of {len(records)} photographs could be read ({why}); give color photographs")
-        photos = pd.DataFrame({"index": np.arange(len(kept)), "photo": kept})
-        read = partial(read_crops, folder)
+        crops = Crops(folder)
         mean = Statistics({"mean_ab": np.array(systems[0].mean_ab)})
         models = {system.name: (system.model, system.size) for system in systems}
         models |= {name: (build_baseline(name, mean), size) for name in metrics.BASELINES}
         tables = {
-            name: evaluation.score(name, model, side, photos, read, rule.batch, rule.colorings, device, threads)
+            name: evaluation.score(name, model, side, kept, crops, rule.batch, rule.colorings, device, threads).assign(
+                group=kept
+            )
             for name, (model, side) in models.items()
         }
-    draws = metrics.resamples(len(kept), rule.bootstrap, seed)
     failed = {record.photo: record.reason for record in records if record.status != "ok"}
     grey = int(tables[systems[0].name]["grey_truth"].sum())
-    return Scores(size, len(kept), grey, failed, summarize(tables, draws))
-
-
-def summarize(tables: dict[str, pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:
-    """Every metric of every system with its interval, and what it has more than each baseline, paired."""
-    rows: list[dict[str, Any]] = []
-    for name, table in tables.items():
-        summary = metrics.summarize(table, draws)
-        gains = {base: metrics.paired_difference(table, tables[base], draws) for base in metrics.BASELINES if base != name}
-        for metric in metrics.METRICS:
-            row: dict[str, Any] = {"metric": metric, "system": name}
-            row |= dict(zip(("mean", "low", "high"), summary.loc[metric], strict=True))
-            for base, gain in gains.items():
-                row |= dict(zip((f"over_{base}{end}" for end in ("", "_low", "_high")), gain.loc[metric], strict=True))
-            rows.append(row)
-    return pd.DataFrame(rows).sort_values("metric", key=lambda names: names.map(list(metrics.METRICS).index), kind="stable")
+    return Scores(size, len(kept), grey, failed, metrics.compare(tables, rule.bootstrap))

@@ -1,18 +1,28 @@
-"""The settings of each part of the library: frozen dataclasses, one per block of params.yaml.
+"""The settings of each part of the library: frozen dataclasses, one per block of params.yaml; and the check of their types.
 
 They live in one file so that the file that checks params.yaml need not import torch. Types and limits are
-enforced there (pipeline/params.py); the library trusts what it is given.
+enforced by `checked`, for all of params.yaml in pipeline/params.py; the library trusts what it is given.
 """
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-Count = Annotated[int, Ge(0)]
-Positive = Annotated[int, Gt(0)]
+from colorize.files import InputError
+
+Kind = TypeVar("Kind")
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+Count = Annotated[int, Ge(0), Lt(2**31)]
+Positive = Annotated[int, Gt(0), Lt(2**31)]
+Workers = Annotated[int, Ge(0), Le(4096)]
+Threads = Annotated[int, Gt(0), Le(4096)]
+"""Of one machine; more of them only fail to start."""
 Share = Annotated[float, Ge(0), Le(1)]
+Argument = bool | int | float | str | None
 Bins = Literal["gamut", "grid"]
 Prior = Literal["none", "empirical", "smoothed", "released", "released_smoothed"]
 
@@ -23,13 +33,52 @@ def count_of(amount: str | int | float, total: int) -> int:
     Raises:
         ValueError: it is neither a share below 1 nor a whole number.
     """
-    try:
-        exact = Fraction(str(amount))
-    except (ValueError, ZeroDivisionError):
+    try:  # a text such as 1e999999999 would become a number of as many digits
+        exact = Fraction(amount if "/" in str(amount) else str(float(amount)))
+    except (ValueError, ZeroDivisionError, OverflowError):
         exact = Fraction(-1)
     if exact < 0 or (exact > 1 and exact.denominator != 1):
         raise ValueError("give a whole number, a share below 1, or a fraction such as 1000/24996")
     return min(total, int(exact) if exact >= 1 else round(exact * total))
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """A clause that points from a name nobody knows to the nearest known ones."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listed = f"choose among {', '.join(known)}"
+    return f"did you mean {near[0]!r}? Or {listed}" if near else listed
+
+
+def checked(kind: type[Kind], content: object, where: object) -> Kind:
+    """What a file holds as an instance of `kind`, a dataclass or a pydantic model.
+
+    Raises:
+        InputError: something does not fit; the sentence names `where`, the file, and the parameter.
+    """
+    from pydantic import TypeAdapter, ValidationError  # late: workers that crop have no use for it
+
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        unknown = ("unexpected_keyword_argument", "extra_forbidden")
+        # A misspelt name also leaves the right one missing; the misspelling is the one to tell.
+        first = min(error.errors(), key=lambda each: each["type"] not in unknown)
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] in unknown:
+            hint = suggest(str(first["loc"][-1]), _fields(kind, first["loc"]))
+            raise InputError(f"{where}: there is no parameter {name}; {hint}") from error
+        if first["type"] in ("missing", "missing_argument"):
+            raise InputError(f"{where}: {name} is missing; `git diff {where}` shows what was there") from error
+        said = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{where}: {name}: {said}, but it is {first['input']!r:.200}") from error
+
+
+def _fields(owner: Any, loc: Sequence[int | str]) -> list[str]:
+    """The parameters that exist beside the one at `loc`, by walking the types down to it."""
+    for part in loc[:-1]:
+        hints = get_type_hints(owner) if isinstance(owner, type) else {}
+        owner = hints.get(str(part)) if hints else get_args(owner)[-1]  # a dict's value type
+    return [name for name in get_type_hints(owner) if not name.endswith("_config")]
 
 
 @dataclass(frozen=True)
@@ -39,12 +88,14 @@ class Source:
     source: Literal["sample", "folder", "urls", "unsplash", "cifar10"] = "sample"
     path: str = "data/sample.csv"
     """What the source reads: a folder, a CSV or an archive."""
+    seed: Count = 1
+    """Draws the items of `limit` and the split; training has another one."""
     limit: Count = 0
     """Keep only so many items, drawn with the seed; 0 keeps all."""
     url_column: str = "url"
     request_size: Positive = 256
     """Side in pixels that the Unsplash image service is asked for."""
-    threads: Positive = 16
+    threads: Threads = 16
     attempts: Positive = 4
     timeout_seconds: Annotated[float, Gt(0)] = 60
     """Total deadline of one item, all its attempts' connections and bodies included, waiting for Retry-After not."""
@@ -67,7 +118,7 @@ class CropRule:
     """What happens to photographs that are too small: whose short side (pad: long side) is below `size`."""
     max_megapixels: Annotated[float, Gt(0)] = 200
     """A larger photograph is refused before it is decoded: a small file may unpack to more than the memory holds."""
-    workers: Count = 0
+    workers: Workers = 0
     """Processes of this machine; 0 takes every core."""
 
 
@@ -139,11 +190,11 @@ class TrainRule:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: Literal["auto", True, False] = "auto"
-    threads: Positive = 2
+    threads: Threads = 2
     keep: Literal["best", "last"] = "best"
     hold_gigabytes: Annotated[float, Ge(0)] = 0
     """Photographs up to this size are held in the device's memory, more are streamed from disk; 0 is half of that memory."""
-    nproc: Count = 0
+    nproc: Workers = 0
     """Processes on this machine that train one model together; 0 is one per GPU, one on the CPU."""
     nnodes: Positive = 1
     """Machines that train one model together; the same command is given on each."""
@@ -171,7 +222,7 @@ class Recipe:
     flip: bool = False
     """Mirror each photograph with probability one half."""
     share: Annotated[float, Gt(0), Le(1)] = 1
-    """Share of the training photographs used, drawn with the seed; a smaller share's lie among a larger one's."""
+    """Share of the training photographs used, for every seed the same; a smaller share's are among a larger one's."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
     """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
     scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)
@@ -208,7 +259,7 @@ class ModelBlock:
     """The file in src/colorize/models."""
     size: Count = 0
     """Side in pixels at which the model works, at most the crop's; 0 is the crop's."""
-    network: dict[str, object] = field(default_factory=dict)
+    network: dict[str, Argument | list[Argument]] = field(default_factory=dict)
     """Keyword arguments of the file's Model."""
     head: HeadRule = HeadRule()
     train: Recipe = Recipe()

@@ -8,7 +8,6 @@ through an allow-list, so that nothing in them can be executed.
 Nothing is decoded or judged here beyond the first bytes, and nothing is fetched: that is fetch.py.
 """
 
-import csv
 import hashlib
 import io
 import itertools
@@ -37,7 +36,8 @@ from colorize.settings import Source
 
 SHARD_ITEMS = 1000
 MAIN_COLORS = 10
-COLOR_COLUMNS = ["photo", "red", "green", "blue", "coverage"]
+LEVELS = ("red", "green", "blue")
+COLOR_COLUMNS = ["photo", *LEVELS, "coverage"]
 MEMBER_BYTES = 2**31
 """No table or batch of the known data sets comes near it; an archive bomb does."""
 
@@ -200,8 +200,8 @@ def _sample(path: Path) -> list[Photo]:
 
     shipped = Path(skimage.__file__).parent / "data"
     photos: list[Photo] = []
-    for number, row in _table(_content(path), str(path), ["photo", "reduce", "tile"]):
-        name, where = row["photo"], f"{path}, row {number}"
+    for where, row in _table(_content(path), str(path), ["photo", "reduce", "tile"]):
+        name = row["photo"]
         if name not in os.listdir(shipped) or Path(name).suffix not in IMAGE_SUFFIXES:
             raise InputError(f"{where}: scikit-image ships no photograph {name!r}; choose one from {shipped.name}/")
         if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", f"{row['reduce']},{row['tile']}"):
@@ -282,15 +282,24 @@ def _inside(path: Path, root: Path) -> bool:
 
 
 def _urls(path: Path, column: str) -> list[Photo]:
-    content = _content(path)
+    content, where = _content(path), str(path)
     if path.suffix.lower() == ".txt":
-        rows = [(line, "") for line in _lines(_text(content, str(path)))]
+        lines = [line.strip() for line in io.StringIO(files.decode(content, where), newline=None)]
+        found = [(f"{where}, line {n}", line, "") for n, line in enumerate(lines, 1) if line and line[0] != "#"]
     else:
-        table = _table(content, str(path), [column])
-        rows = [(row[column], row.get("sha256", "").lower()) for _, row in table]
-    if not rows:
+        table = _table(content, where, [column])
+        found = [(place, row[column], row.get("sha256", "").lower()) for place, row in table]
+    if not found:
         raise InputError(f"{path} lists no address; add one to each line")
-    return _addresses([(hashlib.sha256(url.encode()).hexdigest()[:16], url, seal) for url, seal in rows])
+    rows = [(_address(url, place), digits) for place, url, digits in found]
+    return _addresses([(hashlib.sha256(url.encode()).hexdigest()[:16], url, digits) for url, digits in rows])
+
+
+def _address(url: str, where: str) -> str:
+    """An address as the list gives it; urllib would drop tabs and line breaks in silence, and so ask for another one."""
+    if re.search(r"[\0-\x1f\x7f]", url):
+        raise InputError(f"{where}: {url!r} holds a tab or a line break; give each address a row of its own")
+    return url
 
 
 def _addresses(rows: list[tuple[str, str, str]]) -> list[Photo]:
@@ -301,7 +310,9 @@ def _addresses(rows: list[tuple[str, str, str]]) -> list[Photo]:
         names[name] += 1
         unique = name if names[name] == 1 else f"{name}-{names[name]}"
         photo = Photo(unique, unique, sha256=expected, url=url)
-        if url in addresses or unique != name:
+        if not url:
+            photo.end("failed", "no_address")
+        elif url in addresses or unique != name:
             photo.end("skipped", "duplicate_url")
         addresses.add(url)
         photos.append(photo)
@@ -316,11 +327,11 @@ def _unsplash(path: Path, size: int) -> tuple[list[Photo], pd.DataFrame]:
     for name, content in tables.items():
         where = f"{path}: {name}"
         if name.startswith("photos"):
-            for number, row in _table(content, where, ["photo_id", "photo_image_url"], "\t"):
+            for place, row in _table(content, where, ["photo_id", "photo_image_url"], "\t"):
                 if not re.fullmatch(r"[A-Za-z0-9_-]{11}", row["photo_id"]):
-                    bad = row["photo_id"]
-                    raise InputError(f"{where}, row {number}: {bad!r} is no photo_id of 11 characters; mend it")
-                rows.append((row["photo_id"], _cropped(row["photo_image_url"], size), ""))
+                    raise InputError(f"{place}: {row['photo_id']!r} is no photo_id of 11 characters; mend it")
+                url = _address(row["photo_image_url"], place)
+                rows.append((row["photo_id"], _cropped(url, size), ""))
         else:
             colors.append(_colors(content, where))
     if not rows:
@@ -341,14 +352,16 @@ def _cropped(url: str, size: int) -> str:
 
 def _colors(content: bytes, where: str) -> pd.DataFrame:
     rows = []
-    for _, row in _table(content, where, ["photo_id", "red", "green", "blue"], "\t"):
+    for place, row in _table(content, where, ["photo_id", *LEVELS], "\t"):
         share = row["coverage"] if "coverage" in row else row.get("ai_coverage", "")
-        rows.append((row["photo_id"], row["red"], row["green"], row["blue"], share))
-    frame = pd.DataFrame(rows, columns=COLOR_COLUMNS)
-    try:
-        frame = frame.astype({"red": np.uint8, "green": np.uint8, "blue": np.uint8, "coverage": float})
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{where}: red, green, blue (0..255) and coverage must be numbers: {error}") from error
+        try:
+            levels, coverage = [int(row[name]) for name in LEVELS], float(share)
+        except ValueError:
+            levels, coverage = [], -1.0
+        if not (levels and 0 <= min(levels) <= max(levels) <= 255 and 0 <= coverage <= 100):
+            raise InputError(f"{place}: red, green, blue (0..255) and coverage must be numbers, not {row}; mend it")
+        rows.append((row["photo_id"], *levels, coverage))
+    frame = pd.DataFrame(rows, columns=COLOR_COLUMNS).astype(dict.fromkeys(LEVELS, np.uint8) | {"coverage": float})
     # Unsplash gives shares; a table in percent gives itself away.
     if frame["coverage"].max() > 1.5:
         frame["coverage"] /= 100
@@ -419,7 +432,7 @@ def _string(name: object) -> str:
 
 def _label_names(content: bytes, where: str) -> list[str]:
     if where.endswith(".txt"):
-        return _text(content, where).split()
+        return files.decode(content, where).split()
     names = _unpickle(content, where).get("label_names")
     return [_string(name) for name in names] if isinstance(names, list) else []
 
@@ -462,36 +475,13 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read ({error.strerror}); data.path must be a readable file") from error
 
 
-def _text(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 text; save it as UTF-8") from error
+def _table(content: bytes, where: str, needed: list[str], delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a user's table, texts without surrounding blanks.
 
-
-def _lines(text: str) -> list[str]:
-    lines = (line.strip() for line in io.StringIO(text, newline=None))
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def _table(content: bytes, where: str, needed: list[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV with a header, numbered from 1, as column -> text without surrounding blanks.
-
-    A comma separated file may hold comments; in a tab separated one, Unsplash's, "#" may open a line of a description.
+    A comma separated file may hold comments; in a tab separated one, Unsplash's, "#" may open a description.
     """
-    text = _text(content, where)
-    lines = io.StringIO("\n".join(_lines(text)) if delimiter == "," else text, newline="")
-    reader = csv.DictReader(lines, delimiter=delimiter, restval="")
-    try:
-        present = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = present
-        for column in needed:
-            if column not in present:
-                raise InputError(f"{where} has no column {column!r}; it has {', '.join(present) or 'none'}")
-        for number, row in enumerate(reader, 1):
-            yield number, {column: row[column].strip() for column in present}
-    except csv.Error as error:
-        raise InputError(f"{where} is not a table: line {reader.line_num}: {error}") from error
+    for place, row in files.parse_table(content, where, needed, delimiter, by_hand=delimiter == ","):
+        yield place, {column: text.strip() for column, text in row.items()}
 
 
 def _members(path: Path, wanted: re.Pattern[str]) -> dict[str, bytes]:

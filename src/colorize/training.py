@@ -1,20 +1,22 @@
 """One training loop for every model.
 
-`for batch: for phase: loss, backward, step`. Everything random is a function of (seed, epoch), so a state saved between
-two epochs continues exactly: a run that was killed and started again ends with the weights of one that was not. States
-are written atomically, at most every `checkpoint_seconds`; the last one holds only what is needed to hand the model out.
+`for batch: for phase: loss, backward, step`. Everything random is a function of (seed, epoch, batch, rank), so a
+state saved after any batch continues exactly: a run that was killed and started again ends with the weights of one
+that was not. States are written atomically, every `checkpoint_seconds`; the last one holds only what is needed to hand
+the model out.
 
 The loop receives a model and knows none. It does not choose the device (device.py) nor the data (batches.py). Several ranks
 run it side by side (distributed.py), each on its part of every batch; the first one alone reads and writes the state.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,8 @@ Row = dict[str, float]
 EVALUATION_BATCH = 64
 LOWER = "lower the model's train.lr (or train.lr_at_least)"
 AVERAGED_EPOCHS = 20
+SAVING_COST = 20
+"""Times the seconds that saving a state took are the least until the next: at most a twentieth of the time."""
 
 
 @dataclass
@@ -44,21 +48,78 @@ class Progress:
     """One row per epoch: `epoch`, then `train_*` (running, in training mode, at the epoch's scale), `train_eval_*` and
     `val_*` (both at the whole size)."""
     seconds: list[float] = field(default_factory=list)
-    """Measured wall time of each epoch."""
+    """Measured wall time of each epoch, without the saving of states."""
+    under_way: float = 0
+    """The same of the epoch that has not ended yet."""
     rises: int = 0
     """Epochs in a row in which the validation loss rose."""
     best_loss: float = math.inf
     best_epoch: int = 0
 
 
+@dataclass
+class Pass:
+    """One pass over photographs: batches done, and this rank's losses, summed on the device."""
+
+    batches: int = 0
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of the losses over photographs."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many photographs those are."""
+
+    def add(self, losses: Mapping[str, Tensor], count: int, watched: str) -> None:
+        """Add a phase's losses of a batch; the one called `watched`, if there is one, as `loss`."""
+        for name, value in losses.items():
+            if name == watched:
+                name = "loss"
+            elif name == "loss":
+                continue
+            self.totals[name] = self.totals.get(name, 0) + value.detach() * count
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def means(self) -> Row:
+        """Mean losses over the photographs of all ranks."""
+        parts = distributed.gathered({name: (float(total), self.counts[name]) for name, total in self.totals.items()})
+        sums = {name: [part[name] for part in parts if name in part] for name in parts[0]}
+        return {name: sum(total for total, _ in s) / sum(count for _, count in s) for name, s in sums.items()}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A sub-module of a model that is trained in its turn."""
+
+    name: str
+    losses: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    """Of light and ab; "loss" is minimized."""
+    optimizer: torch.optim.Optimizer
+
+
+def in_force(recipe: Recipe, rule: TrainRule) -> Recipe:
+    """The recipe with the number of epochs and the learning rate that `rule` leaves it."""
+    epochs = min(recipe.epochs, rule.max_epochs or recipe.epochs)
+    return replace(recipe, epochs=epochs, lr=max(recipe.lr, rule.lr_at_least))
+
+
+def end_of(progress: Progress, recipe: Recipe, rule: TrainRule) -> Literal["epochs", "patience", "minutes", ""]:
+    """What ends a training that has come so far, empty if nothing does; `recipe` is the one in force."""
+    if progress.epoch >= recipe.epochs:
+        return "epochs"
+    if recipe.patience and progress.rises >= recipe.patience:
+        return "patience"
+    return "minutes" if rule.max_minutes and sum(progress.seconds) >= 60 * rule.max_minutes else ""
+
+
 def seed_of(seed: int, epoch: int) -> int:
-    """The seed of everything random in one epoch."""
-    return seed * 1_000_003 + epoch
+    """The seed of an epoch's order, crops and mirroring."""
+    return (seed * 1_000_003 + epoch) % 2**63
 
 
-def noise_seed_of(seed: int, epoch: int) -> int:
-    """The same on the first rank; the noise that models draw is another one on each."""
-    return seed_of(seed, epoch) + distributed.rank() * 2**32
+def seed_noise(device: torch.device, *numbers: int) -> None:
+    """Make what models draw from now on a function of `numbers` alone."""
+    # Not torch.manual_seed: it seeds every device, which takes as long as a step of a small model. A CPU's
+    # generator looks at the last 32 bits alone, so each bit has to depend on every number.
+    digits = hashlib.sha256(repr(numbers).encode()).digest()
+    (torch.cuda if device.type == "cuda" else torch.default_generator).manual_seed(int.from_bytes(digits[:7]))
 
 
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
@@ -75,40 +136,175 @@ def scale_of(scales: Sequence[float], epoch: int, epochs: int) -> float:
     return scales[-(-(epoch + 1) * len(scales) // epochs) - 1]
 
 
-class _Means:
-    """Means of losses over the photographs of an epoch, all ranks' together; nothing leaves the device before `result`."""
+class Checkpoint:
+    """What a training has come to, beside the weights; the state on disk; and when that is due again."""
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
-        self.totals: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+    def __init__(self, path: Path, model: Colorizer, phases: Sequence[Phase], seconds: float) -> None:
+        self.path, self.model, self.phases, self.seconds = path, model, phases, seconds
+        self.progress, self.best = Progress(), _copy(model)
+        self.passes: dict[str, Pass] = {}
+        """Of the epoch under way: `train`, then `train_eval` and `val`."""
+        self.wait = seconds
+        self.saved_at = self.counted_to = time.monotonic()
 
-    def add(self, first: bool, losses: dict[str, Tensor], count: int) -> None:
-        for name, value in losses.items():
-            if name == self.monitor and first:
-                name = "loss"
-            elif name == "loss":
-                continue
-            self.totals[name] = self.totals.get(name, 0) + value.detach() * count
-            self.counts[name] = self.counts.get(name, 0) + count
+    def load(self, device: torch.device) -> bool:
+        """Go on from the state on disk, if there is one; tells whether that is a finished training's."""
+        rank, ranks = distributed.rank(), distributed.ranks()
+        saved = distributed.agreed(None if rank else _read(self.path, device if ranks == 1 else torch.device("cpu")))
+        if saved is None:
+            return False
+        self.progress = Progress(**saved["progress"])
+        self.model.load_state_dict(saved["model"])
+        if saved["finished"]:
+            self.model.eval()
+            return True
+        self.best = saved["best"]
+        for phase in self.phases:
+            phase.optimizer.load_state_dict(saved["optimizers"][phase.name])
+        for name, (batches, totals, counts) in saved["passes"][rank].items():
+            self.passes[name] = Pass(batches, {loss: total.to(device) for loss, total in totals.items()}, counts)
+        return False
 
-    def result(self) -> Row:
-        parts = distributed.gathered({name: (float(total), self.counts[name]) for name, total in self.totals.items()})
-        sums = {name: [part[name] for part in parts if name in part] for name in parts[0]}
-        return {name: sum(total for total, _ in s) / sum(count for _, count in s) for name, s in sums.items()}
+    def begin(self, name: str) -> Pass:
+        """The epoch's pass of that name, new or from where the state has left it."""
+        self.began, self.batches, self.ask_at = time.monotonic(), 0, 1
+        return self.passes.setdefault(name, Pass())
+
+    def due(self) -> bool:
+        """Whether a state is due after this batch.
+
+        The first rank's clock decides. The others wait for its answer, so they ask rarely: when a state will be due
+        at the pace of this pass, but after no more than twice as many of its batches.
+        """
+        self.batches += 1
+        if self.batches < self.ask_at:
+            return False
+        now = time.monotonic()
+        left, pace = self.saved_at + self.wait - now, (now - self.began) / self.batches
+        ahead = max(1, min(self.batches, int(left / max(pace, 1e-9)))) if distributed.ranks() > 1 else 1
+        due, self.ask_at = distributed.agreed((left <= 0, self.batches + ahead))
+        return due
+
+    def save(self) -> None:
+        """Write the state; all ranks do this, after the same batch.
+
+        Raises:
+            InputError: weights are not finite.
+        """
+        self.count()
+        _require_finite_weights(self.model, self.progress.epoch + 1)
+        own = {
+            name: (done.batches, {loss: total.cpu() for loss, total in done.totals.items()}, done.counts)
+            for name, done in self.passes.items()
+        }
+        content = {
+            "finished": False,
+            "progress": asdict(self.progress),
+            "passes": distributed.gathered(own),
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizers": {phase.name: phase.optimizer.state_dict() for phase in self.phases},
+        }
+        if not distributed.rank():
+            files.write_state(self.path, content)
+        began, self.saved_at = self.counted_to, time.monotonic()
+        self.wait, self.counted_to = max(self.seconds, SAVING_COST * (self.saved_at - began)), self.saved_at
+
+    def count(self) -> None:
+        """Let the time since the last call, or the last saving, count as the epoch's."""
+        now = time.monotonic()
+        self.progress.under_way, self.counted_to = self.progress.under_way + now - self.counted_to, now
+
+    def end_epoch(self, keep: Literal["best", "last"]) -> Row:
+        """Note the losses of an epoch whose passes are done, and its weights if they are to be kept.
+
+        Raises:
+            InputError: a loss or weights are not finite.
+        """
+        progress = self.progress
+        row: Row = {"epoch": progress.epoch + 1}
+        for name, done in self.passes.items():
+            row |= {f"{name}_{loss}": mean for loss, mean in done.means().items()}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise InputError(f"training stopped: {name} is {value} after epoch {row['epoch']:g}; {LOWER}")
+        _require_finite_weights(self.model, progress.epoch + 1)
+        if row["val_loss"] < progress.best_loss or keep == "last":
+            progress.best_loss, progress.best_epoch, self.best = row["val_loss"], progress.epoch + 1, _copy(self.model)
+        rose = bool(progress.history) and row["val_loss"] > progress.history[-1]["val_loss"]
+        progress.rises = progress.rises + 1 if rose else 0
+        progress.epoch += 1
+        progress.history.append(row)
+        self.count()
+        progress.seconds.append(distributed.agreed(progress.under_way))
+        progress.under_way = 0
+        self.passes.clear()
+        return row
+
+    def finish(self) -> None:
+        """Give the model the weights that are kept, and write them down as a finished training's."""
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        if not distributed.rank():
+            files.write_state(self.path, {"finished": True, "progress": asdict(self.progress), "model": self.best})
 
 
-def evaluate_losses(model: Colorizer, photos: Photos, bf16: bool = False) -> Row:
-    """Mean losses over a set in evaluation mode; `loss` is the one the model monitors."""
-    means = _Means(model.monitor)
+def train_epoch(
+    phases: Sequence[Phase],
+    photos: Photos,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Checkpoint,
+    bf16: bool,
+    on_batch: Callable[[], object],
+) -> None:
+    """Train on what the checkpoint's epoch has not seen of `photos` yet.
+
+    Raises:
+        InputError: a loss or weights are not finite.
+    """
+    model, epoch, rank, ranks = checkpoint.model, checkpoint.progress.epoch, distributed.rank(), distributed.ranks()
+    done, order, steps = checkpoint.begin("train"), seed_of(seed, epoch), -(-len(photos) // recipe.batch)
+    unseen: list[Tensor] = []  # losses that nobody has looked at: no step waits for a GPU
+
+    def look() -> None:
+        _require_finite_steps(unseen, phases, done.batches, epoch + 1, partial(photos.order, order, recipe.batch))
+        unseen.clear()
+
+    model.train()
+    for light, ab in photos.epoch(order, recipe.batch, recipe.flip, recipe.crop, rank, ranks, done.batches):
+        seed_noise(photos.device, seed, epoch, done.batches, rank)
+        whole = len(photos) // steps + (done.batches < len(photos) % steps)
+        for phase in phases:
+            with torch.autocast(photos.device.type, torch.bfloat16, enabled=bf16):
+                losses = phase.losses(light, ab)
+            phase.optimizer.zero_grad(set_to_none=True)
+            # The mean of the ranks' gradients is that of the whole batch if each counts as much as its part is long.
+            part = losses["loss"] * (len(light) * ranks / whole)
+            part.backward(inputs=phase.optimizer.param_groups[0]["params"])  # the other phases get no gradient
+            phase.optimizer.step()
+            done.add(losses, len(light), model.monitor if phase is phases[0] else "")
+            unseen.append(losses["loss"].detach())
+        done.batches += 1
+        on_batch()
+        if checkpoint.due():
+            look()
+            checkpoint.save()
+    look()
+
+
+def evaluate(name: str, photos: Photos, checkpoint: Checkpoint, bf16: bool) -> None:
+    """Add up, in evaluation mode, the losses of what the checkpoint's pass has not seen of `photos` yet."""
+    model, done = checkpoint.model, checkpoint.begin(name)
     model.eval()
-    with torch.no_grad():
-        for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), distributed.ranks()):
-            for phase in model.phases:
-                with torch.autocast(light.device.type, torch.bfloat16, enabled=bf16):
-                    losses = model.losses(phase, light, ab)
-                means.add(phase == model.phases[0], losses, len(light))
-    return means.result()
+    for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), distributed.ranks(), done.batches):
+        for phase in model.phases:
+            with torch.no_grad(), torch.autocast(photos.device.type, torch.bfloat16, enabled=bf16):
+                losses = model.losses(phase, light, ab)
+            done.add(losses, len(light), model.monitor if phase == model.phases[0] else "")
+        done.batches += 1
+        if checkpoint.due():
+            checkpoint.save()
 
 
 def fit(
@@ -125,7 +321,7 @@ def fit(
 
     Args:
         state: file of the training state; a finished one is loaded and nothing is trained, a damaged one is left out.
-        on_epoch: called with the row of every epoch trained here.
+        on_epoch: called with the row of every epoch that ends here.
 
     Returns:
         What was done; the model holds the kept weights, in evaluation mode.
@@ -134,100 +330,39 @@ def fit(
         InputError: a loss is not finite, and the sentence names step, phase and photographs; or weights are not; or a
             batch has fewer photographs than there are ranks.
     """
-    device, rank, ranks = train.device, distributed.rank(), distributed.ranks()
-    bf16 = use_bf16(rule, device)
-    epochs = min(recipe.epochs, rule.max_epochs or recipe.epochs) if model.phases else 0
-    rate = max(recipe.lr, rule.lr_at_least)
-    parameters = {
-        phase: [parameter for parameter in getattr(model, phase).parameters() if parameter.requires_grad]
-        for phase in model.phases
-    }
-    optimizers = {phase: make_optimizer(p, recipe, rate) for phase, p in parameters.items()}
-    progress, best = Progress(), _copy(model)
-    if (
-        saved := distributed.agreed(None if rank else _read(state, device if ranks == 1 else torch.device("cpu")))
-    ) is not None:
-        progress = Progress(**saved["progress"])
-        model.load_state_dict(saved["model"])
-        if saved["finished"]:
-            model.eval()
-            return progress
-        best = saved["best"]
-        for phase, optimizer in optimizers.items():
-            optimizer.load_state_dict(saved["optimizers"][phase])
-
-    watched, shown, scale = train.spread(len(val)), train, 1.0
-    steps = -(-len(train) // recipe.batch)
+    bf16, steps, ranks = use_bf16(rule, train.device), -(-len(train) // recipe.batch), distributed.ranks()
+    recipe = in_force(recipe, rule) if model.phases else replace(recipe, epochs=0)
     if len(train) // steps < ranks:
         raise InputError(
             f"{ranks} processes cannot share batches of {len(train) // steps} photographs; lower train.nproc or "
             "train.nnodes, or raise the model's train.batch"
         )
     distributed.synchronize(model)
-    losses_of = {phase: distributed.phase_losses(model, phase) for phase in model.phases}
-    silent = True if rank else None
-    bar = tqdm(total=epochs * steps, initial=progress.epoch * steps, unit="batch", disable=silent, leave=False)
-    saved_at = time.monotonic()
-    while (
-        progress.epoch < epochs
-        and not (recipe.patience and progress.rises >= recipe.patience)
-        and not (rule.max_minutes and sum(progress.seconds) >= 60 * rule.max_minutes)
-    ):
-        started = time.monotonic()
-        epoch_seed = seed_of(seed, progress.epoch)
-        torch.manual_seed(noise_seed_of(seed, progress.epoch))
-        if (wanted := scale_of(recipe.scales, progress.epoch, epochs)) != scale:
+    phases = []
+    for name in model.phases:
+        trainable = [parameter for parameter in getattr(model, name).parameters() if parameter.requires_grad]
+        phases.append(Phase(name, distributed.phase_losses(model, name), make_optimizer(trainable, recipe, recipe.lr)))
+    checkpoint = Checkpoint(state, model, phases, rule.checkpoint_seconds)
+    if checkpoint.load(train.device):
+        return checkpoint.progress
+    progress, begun = checkpoint.progress, checkpoint.passes.get("train", Pass())
+    watched, shown, scale = train.spread(len(val)), train, 1.0
+    silent = True if distributed.rank() else None
+    at = progress.epoch * steps + begun.batches
+    bar = tqdm(total=recipe.epochs * steps, initial=at, unit="batch", disable=silent, leave=False)
+    checkpoint.counted_to = time.monotonic()
+    while not end_of(progress, recipe, rule):
+        if (wanted := scale_of(recipe.scales, progress.epoch, recipe.epochs)) != scale:
             shown, scale = train.scaled(wanted), wanted
-        means, stepped = _Means(model.monitor), []
-        model.train()
-        for step, (light, ab) in enumerate(shown.epoch(epoch_seed, recipe.batch, recipe.flip, recipe.crop, rank, ranks)):
-            whole = len(train) // steps + (step < len(train) % steps)
-            for phase, optimizer in optimizers.items():
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    losses = losses_of[phase](light, ab)
-                optimizer.zero_grad(set_to_none=True)
-                # The mean of the ranks' gradients is that of the whole batch if each counts as much as its part is long.
-                part = losses["loss"] * (len(light) * ranks / whole)
-                part.backward(inputs=parameters[phase])  # the other phases get no gradient
-                optimizer.step()
-                means.add(phase == model.phases[0], losses, len(light))
-                stepped.append(losses["loss"].detach())
-            bar.update()
-        _require_finite_steps(stepped, list(optimizers), progress.epoch + 1, partial(shown.order, epoch_seed, recipe.batch))
-        row: Row = {"epoch": progress.epoch + 1}
-        for prefix, values in (
-            ("train", means.result()),
-            ("train_eval", evaluate_losses(model, watched, bf16)),
-            ("val", evaluate_losses(model, val, bf16)),
-        ):
-            row |= {f"{prefix}_{name}": value for name, value in values.items()}
-        _require_finite(row, model)
-        if row["val_loss"] < progress.best_loss or rule.keep == "last":
-            progress.best_loss, progress.best_epoch, best = row["val_loss"], progress.epoch + 1, _copy(model)
-        rose = bool(progress.history) and row["val_loss"] > progress.history[-1]["val_loss"]
-        progress.rises = progress.rises + 1 if rose else 0
-        progress.epoch += 1
-        progress.history.append(row)
-        progress.seconds.append(distributed.agreed(time.monotonic() - started))
-        bar.set_postfix(epoch=f"{progress.epoch}/{epochs}", val=f"{row['val_loss']:.4g}")
-        if rank:
-            continue
-        on_epoch(row)
-        if time.monotonic() - saved_at >= rule.checkpoint_seconds:
-            content = {
-                "finished": False,
-                "progress": asdict(progress),
-                "model": model.state_dict(),
-                "best": best,
-                "optimizers": {phase: optimizer.state_dict() for phase, optimizer in optimizers.items()},
-            }
-            files.write_state(state, content)
-            saved_at = time.monotonic()
+        train_epoch(phases, shown, recipe, seed, checkpoint, bf16, bar.update)
+        evaluate("train_eval", watched, checkpoint, bf16)
+        evaluate("val", val, checkpoint, bf16)
+        row = checkpoint.end_epoch(rule.keep)
+        bar.set_postfix(epoch=f"{progress.epoch}/{recipe.epochs}", val=f"{row['val_loss']:.4g}")
+        if not distributed.rank():
+            on_epoch(row)
     bar.close()
-    model.load_state_dict(best)
-    model.eval()
-    if not rank:
-        files.write_state(state, {"finished": True, "progress": asdict(progress), "model": best})
+    checkpoint.finish()
     return progress
 
 
@@ -246,30 +381,30 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def _require_finite_steps(losses: list[Tensor], phases: list[str], epoch: int, order: Callable[[], list[list[int]]]) -> None:
-    """Name the first step of an epoch whose loss is not finite. Looked at once per epoch: no step waits for a GPU.
+def _require_finite_steps(
+    losses: list[Tensor], phases: Sequence[Phase], steps: int, epoch: int, order: Callable[[], list[list[int]]]
+) -> None:
+    """Name the first step whose loss is not finite.
 
     Args:
-        losses: one per step and phase, the phases in turn.
-        order: gives the positions of the photographs of every step.
+        losses: those of the last steps, one per step and phase, the phases in turn.
+        steps: how many the epoch has had.
+        order: gives the positions of the photographs of every step of the epoch.
     """
     everyones = distributed.gathered(torch.stack(losses).tolist() if losses else [])
-    for number, values in enumerate(zip(*everyones, strict=True)):
+    for number, values in enumerate(zip(*everyones, strict=True), start=steps * len(phases) - len(losses)):
         if not math.isfinite(value := sum(values)):
             step, phase = divmod(number, len(phases))
             raise InputError(
-                f"training stopped: the loss of phase {phases[phase]} is {value} in step {step + 1} of "
+                f"training stopped: the loss of phase {phases[phase].name} is {value} in step {step + 1} of "
                 f"epoch {epoch}, on the photographs {order()[step]} of the training split; {LOWER}"
             )
 
 
-def _require_finite(row: Row, model: nn.Module) -> None:
-    for name, value in row.items():
-        if not math.isfinite(value):
-            raise InputError(f"training stopped: {name} is {value} after epoch {row['epoch']:g}; {LOWER}")
+def _require_finite_weights(model: nn.Module, epoch: int) -> None:
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"training stopped: weights {name} are not finite after epoch {row['epoch']:g}; {LOWER}")
+            raise InputError(f"training stopped: weights {name} are not finite in epoch {epoch}; {LOWER}")
 
 
 def history_csv(history: list[Row]) -> str:

@@ -81,7 +81,13 @@ def build_model(
     if weights and statistics is not None:
         content = fetch.read_pinned("network.weights", weights, digits, downloads)
         pretrained = files.parse_tensors(f"network.weights: {weights}", content)
-    return model(build_head(block.head, statistics, centers), Setup(size, statistics, pretrained), **block.network)
+    try:
+        return model(build_head(block.head, statistics, centers), Setup(size, statistics, pretrained), **block.network)
+    except InputError:
+        raise
+    except Exception as error:  # networks fail with whatever they like on arguments of other types or sizes
+        given = ", ".join(f"{name} {value}" for name, value in block.network.items())
+        raise InputError(f"architecture {block.arch!r} cannot be built with {given}: {error}") from error
 
 
 def build_baseline(name: str, statistics: Statistics) -> Colorizer:

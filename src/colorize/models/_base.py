@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,17 @@ class Setup:
     """The training split's colors; None where saved weights will be loaded over them."""
     pretrained: Mapping[str, Tensor] | None = None
     """What the file of the network's `weights` holds; None where there is none, or saved weights will be loaded."""
+
+
+class Colors(NamedTuple):
+    """What a model makes of a batch of B photographs."""
+
+    ab: Tensor
+    """Its prediction, [B, 2, H, W] in Lab units."""
+    rgb: Tensor | None = None
+    """The same as RGB [B, 3, h, w] in 0 to 1, where RGB is what the model predicts."""
+    samples: Tensor | None = None
+    """Several colorings of each photograph, [B, count, 2, H, W], if the model has them and they are asked for."""
 
 
 class Colorizer(nn.Module):
@@ -55,24 +67,22 @@ class Colorizer(nn.Module):
         """Scalars for one phase; "loss" is minimized, the rest is logged."""
         return self.head.losses(self.out(light), light, ab)
 
+    def predict(self, light: Tensor, samples: int = 1) -> Colors:
+        """Everything that the model makes of light, from one pass through the trunk. Equal input, equal colors.
+
+        Args:
+            samples: colorings of each photograph that a model which has several adds, if more than 1.
+        """
+        out = self.out(light)
+        return Colors(self.head.decode(out, light), self.head.rgb(out) if isinstance(self.head, Rgb) else None)
+
     def colorize(self, light: Tensor) -> Tensor:
         """Predict ab."""
-        return self.head.decode(self.out(light), light)
-
-    def colorings(self, light: Tensor, count: int) -> Tensor:
-        """Several colorings of each photograph, [B, count, 2, H, W]; of models that have only one that one, [B, 1, 2, H, W].
-
-        Equal input gives equal colorings.
-        """
-        return self.colorize(light)[:, None]
+        return self.predict(light).ab
 
     def of_all_ranks(self, rows: Tensor) -> Tensor:
         """The rows that all processes which train the model together have of one thing: here there is one process."""
         return rows
-
-    def rgb(self, light: Tensor) -> Tensor | None:
-        """The model's own RGB prediction [B, 3, h, w] in 0 to 1, where RGB is what it predicts."""
-        return self.head.rgb(self.out(light)) if isinstance(self.head, Rgb) else None
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from colorize.heads import Head
-from colorize.models._base import Colorizer, Setup
+from colorize.models._base import Colorizer, Colors, Setup
 
 
 class Model(Colorizer):
@@ -21,5 +21,5 @@ class Model(Colorizer):
         mean = setup.statistics.arrays["mean_ab"] if color == "mean" and setup.statistics else (0.0, 0.0)
         self.register_buffer("ab", torch.tensor(mean, dtype=torch.float32))
 
-    def colorize(self, light: Tensor) -> Tensor:
-        return self.ab[:, None, None].expand(len(light), 2, *light.shape[-2:])
+    def predict(self, light: Tensor, samples: int = 1) -> Colors:
+        return Colors(self.ab[:, None, None].expand(len(light), 2, *light.shape[-2:]))

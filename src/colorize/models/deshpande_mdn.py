@@ -11,7 +11,7 @@ up a and b; this follows the paper.
 
 The 20 principal components of the training fields, about the mean color, are not known beforehand: they are an incremental
 singular value decomposition of every field that training has seen, kept in buffers, so that resuming is exact.
-`colorize` decodes the mean of the likeliest component, `colorings` samples of the mixture.
+The prediction decodes the mean of the likeliest component, further colorings are samples of the mixture.
 """
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from colorize import bins
 from colorize.files import InputError
 from colorize.heads import Head, Regression
-from colorize.models._base import Colorizer, Setup
+from colorize.models._base import Colorizer, Colors, Setup
 from colorize.models._blocks import kaiming_
 
 PRINCIPAL = 20
@@ -65,14 +65,18 @@ class FieldVae(nn.Module):
         mean, log_variance = self.encoder(field).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 10)  # exp beyond that overflows early in training
 
-    def decode(self, code: Tensor, grey: Tensor) -> Tensor:
-        """The field before tanh."""
-        skips = [grey]
+    def skips(self, grey: Tensor) -> list[Tensor]:
+        """The grey field and what its layers make of it, the largest maps first: for `decode`."""
+        maps = [grey]
         for down in self.grey:
-            skips.append(down(skips[-1]))
-        maps = self.decoder[0](code[:, :, None, None] * skips.pop())
-        for up in self.decoder[1:]:
-            skip = skips.pop()
+            maps.append(down(maps[-1]))
+        return maps
+
+    def decode(self, code: Tensor, skips: list[Tensor]) -> Tensor:
+        """The field before tanh."""
+        grey, *between, smallest = skips
+        maps = self.decoder[0](code[:, :, None, None] * smallest)
+        for up, skip in zip(self.decoder[1:], reversed(between), strict=True):
             maps = up(torch.cat((F.interpolate(maps, skip.shape[-2:]), skip), dim=1))
         return LAST_SCALE * self.last(F.interpolate(maps, grey.shape[-2:]))
 
@@ -141,24 +145,26 @@ class Model(Colorizer):
         self.mdn = Mixture(setup.size, components, latent, dropout)
         kaiming_(self)
 
-    def grey(self, light: Tensor) -> Tensor:
-        """The grey field [B, 1, f, f] in -1..1."""
-        return F.adaptive_avg_pool2d(light, self.field) / 50 - 1
+    def skips(self, light: Tensor) -> list[Tensor]:
+        """What the decoder sees of the photographs: of the grey field [B, 1, f, f] in -1..1."""
+        return self.vae.skips(F.adaptive_avg_pool2d(light, self.field) / 50 - 1)
 
-    def out(self, light: Tensor) -> Tensor:
+    def predict(self, light: Tensor, samples: int = 1) -> Colors:
         log_weights, means = self.mdn(light / 50 - 1)
-        likeliest = means[torch.arange(len(means)), log_weights.argmax(1)]
-        return self.vae.decode(likeliest, self.grey(light))
+        rows, skips = torch.arange(len(means)), self.skips(light)
+        codes = [means[rows, log_weights.argmax(1)]]
+        if samples > 1:
+            codes += self.draw_codes(log_weights, means, samples).unbind(1)
+        likeliest, *others = (self.head.decode(self.vae.decode(code, skips), light) for code in codes)
+        return Colors(likeliest, samples=torch.stack(others, dim=1) if others else None)
 
-    def colorings(self, light: Tensor, count: int) -> Tensor:
+    def draw_codes(self, log_weights: Tensor, means: Tensor, count: int) -> Tensor:
+        """Latent vectors [B, count, latent] drawn from the mixtures."""
         random = torch.Generator().manual_seed(0)  # the same noise for every photograph, whatever else is in its batch
         gumbel = -torch.empty(count, self.mdn.shape[0]).exponential_(generator=random).log()
         noise = torch.randn(count, self.mdn.shape[1] - 1, generator=random)
-        log_weights, means = self.mdn(light / 50 - 1)
-        chosen = (log_weights[:, None] + gumbel.to(light.device)).argmax(2)
-        codes = means[torch.arange(len(means))[:, None], chosen] + self.sigma * noise.to(light.device)
-        fields = [self.vae.decode(code, self.grey(light)) for code in codes.unbind(1)]
-        return torch.stack([self.head.decode(field, light) for field in fields], dim=1)
+        chosen = (log_weights[:, None] + gumbel.to(means.device)).argmax(2)
+        return means[torch.arange(len(means))[:, None], chosen] + self.sigma * noise.to(means.device)
 
     def losses(self, phase: str, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
         ab = F.adaptive_avg_pool2d(ab, self.field)
@@ -171,7 +177,7 @@ class Model(Colorizer):
             self.steps += 1
             self.learn_components(field)
         code = sampled(mean, log_variance) if self.training else mean
-        error = torch.tanh(self.vae.decode(code, self.grey(light)).float()) - field
+        error = torch.tanh(self.vae.decode(code, self.skips(light)).float()) - field
         a, b = ((ab / bins.STEP).round().long() + 13).clamp(0, 26).unbind(1)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean()
         terms = {
