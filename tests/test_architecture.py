@@ -22,7 +22,7 @@ from pipeline import imports, leaderboard, paths
 from pipeline.params import Params, load
 
 LAYERS = [
-    {"files", "color"},
+    {"files", "formats", "color"},
     {"settings"},
     {"compute", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
@@ -189,7 +189,7 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
 
 
 def test_layers_import_downwards_only() -> None:
-    """files color < settings < bins images ... < heads < models < training evaluation figures < ... < cli, pipeline."""
+    """files formats color < settings < bins images ... < heads < models < training figures < ... < cli, pipeline."""
     level = {name: height for height, names in enumerate(LAYERS) for name in names}
     for path in (ROOT / "src/colorize").rglob("*.py"):
         parts = path.relative_to(ROOT / "src/colorize").with_suffix("").parts

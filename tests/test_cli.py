@@ -80,6 +80,15 @@ def test_a_folder_is_colored_and_every_photograph_accounted_for(models: Path, al
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*g")} == before
 
 
+def test_a_scan_above_the_limit_is_refused_until_the_limit_is_raised(models: Path, tmp_path: Path) -> None:
+    """And a format of today, AVIF, stays what it is."""
+    photo, out = tmp_path / "scan.avif", tmp_path / "out"
+    Image.new("L", (1600, 640), 99).save(photo)
+    arguments = ("apply", photo, "-m", models / "cae", "-o", out, "--max-megapixels")
+    assert "0 colored" in call(*arguments, 1, status=1)
+    assert "1 colored" in call(*arguments, 1.1) and Image.open(out / "scan.avif").size == (1600, 640)
+
+
 def test_another_temperature_or_a_lost_result_is_colored_again(models: Path, album: Path, tmp_path: Path) -> None:
     """What is done is told by what was asked, not by a file's name."""
     out, photo = tmp_path / "out", album / "a.jpg"

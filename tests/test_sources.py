@@ -56,7 +56,7 @@ def in_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif")],
+    [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("AVIF", "avif"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif")],
 )
 def test_images_are_known_by_their_first_bytes(form: str, kind: str) -> None:
     """Every format that Pillow writes here is recognised from 32 bytes."""

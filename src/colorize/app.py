@@ -25,27 +25,20 @@ from colorize import photographs
 from colorize.coloring import System
 from colorize.files import InputError
 from colorize.heads import Classification
-from colorize.images import Refused
+from colorize.images import SENTENCES, Refused
+from colorize.settings import CropRule
 
 PREVIEW = 1280
 """Longest side in pixels of what is shown; what is downloaded has the photograph's own size."""
 LOADED = 3
 """Models that are kept in memory at a time."""
 WITHOUT_MODEL = ("original", "grey")
-TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff"}
+TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".avif": "image/avif"}
 POLICY = (
     "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'"
 )
 """What the page may load: nothing from elsewhere."""
-SENTENCES = {
-    "not_image": "This is no photograph that can be read; give JPEG, PNG, WebP, TIFF, BMP or GIF.",
-    "truncated": "The file ends in the middle of the photograph; copy it again.",
-    "corrupt": "The file is damaged; copy it again.",
-    "too_many_pixels": "The photograph has too many pixels; scale it down.",
-    "too_many_scans": "The file is made to take long; save it again with another program.",
-    "mode": "The photograph's kind of pixels is not known; save it as 8-bit JPEG or PNG.",
-}
 
 
 class Refusal(Exception):
@@ -77,12 +70,17 @@ def reduced(photograph: photographs.Photograph) -> photographs.Photograph:
     return photographs.Photograph(photographs.upright(photograph, picture), None, 1, ".webp", b"", b"", None, ())
 
 
-def create_app(folders: Mapping[str, Path], max_megabytes: int = 50, device: str = "cpu") -> Starlette:
+def create_app(
+    folders: Mapping[str, Path],
+    max_megabytes: int = 50,
+    device: str = "cpu",
+    max_megapixels: float = CropRule.max_megapixels,
+) -> Starlette:
     """The application.
 
     Args:
         folders: trained models by name.
-        max_megabytes: of an uploaded photograph.
+        max_megabytes, max_megapixels: of an uploaded photograph.
     """
     turn = threading.Lock()  # one photograph at a time: memory stays that of one
 
@@ -92,7 +90,7 @@ def create_app(folders: Mapping[str, Path], max_megabytes: int = 50, device: str
 
     def paint(content: bytes, name: str, temperature: float | None, full: bool) -> tuple[bytes, str]:
         with turn:
-            photograph = photographs.read(content)
+            photograph = photographs.read(content, max_megapixels)
             whole = photograph
             if not full:
                 photograph = reduced(photograph)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from colorize.files import InputError, one_sentence
 from colorize.project import find_model, list_models, other_versions, required_project, trained, verify_outs
+from colorize.settings import CropRule
 
 if TYPE_CHECKING:  # torch takes a second to import, which `colorize --help` should not
     import torch
@@ -42,6 +43,7 @@ MODEL = typer.Option(
 )
 Models = Annotated[list[str], MODEL]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+MaxMegapixels = Annotated[float, typer.Option(min=1, help="Larger photographs are refused before they are decoded.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for a program instead of a table for a person.")]
 
 
@@ -85,6 +87,7 @@ def apply(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Colorings of each photograph, of models that have several.")] = 1,
     compare: Annotated[bool, typer.Option(help="One sheet per photograph with all models side by side.")] = False,
+    max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +108,7 @@ def apply(
     systems, _ = load_all(model, device)
     items = coloring.find(photographs, output)
     rows = []
-    work = coloring.color_all(items, systems, output, samples, temperature, compare)
+    work = coloring.color_all(items, systems, output, samples, temperature, compare, max_megapixels)
     for row in tqdm(work, total=len(items), unit="photo", disable=None):
         rows.append(row)
         if row.status == "failed":
@@ -125,6 +128,7 @@ def score(
     photographs: Annotated[list[Path], typer.Argument(help="Color photographs, or folders of them.", show_default=False)],
     model: Models,
     size: Annotated[int, typer.Option(min=0, help="Side of the crops in pixels; 0: the largest of the models'.")] = 0,
+    max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -141,7 +145,10 @@ def score(
     from colorize.settings import EvaluateRule
 
     systems, chosen = load_all(model, device)
-    found = scoring.score(photographs, systems, EvaluateRule(), size, device=chosen, threads=os.cpu_count() or 1)
+    threads = os.cpu_count() or 1
+    found = scoring.score(
+        photographs, systems, EvaluateRule(), size, device=chosen, threads=threads, max_megapixels=max_megapixels
+    )
     if as_json:
         content = {key: value for key, value in asdict(found).items() if key != "table"}
         records = [{k: v for k, v in row.items() if v == v} for row in found.table.to_dict("records")]
@@ -236,6 +243,7 @@ def serve(
     model: Annotated[list[str] | None, MODEL] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Of an uploaded photograph.")] = 50,
+    max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     show: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     device: Device = "auto",
 ) -> None:
@@ -269,7 +277,7 @@ def serve(
         if not folders:
             raise InputError("no model is trained here; run `dvc repro` first, or give --model")
         chosen = select_device(TrainRule(device=device, threads=os.cpu_count() or 1))
-        served = create_app(folders, max_megabytes, chosen.type)
+        served = create_app(folders, max_megabytes, chosen.type, max_megapixels)
         with socket.socket() as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

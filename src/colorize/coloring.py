@@ -17,10 +17,11 @@ import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from colorize import figures, files, photographs
+from colorize import figures, files, formats, photographs
 from colorize.files import InputError
 from colorize.images import Refused
 from colorize.models import WEIGHTS, Colorizer, load_description, load_model
+from colorize.settings import CropRule
 
 ACCOUNT = "colorize.csv"
 ACCOUNT_SECONDS = 5.0
@@ -29,8 +30,6 @@ COMPARED = 480
 """Height in pixels to which photographs are scaled down on a sheet that compares models."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Of the files in a folder that are taken for photographs; one that is named is tried whatever its suffix."""
-FITTING = {".jpg": (".jpg", ".jpeg"), ".png": (".png",), ".webp": (".webp",), ".tif": (".tif", ".tiff")}
-"""Suffixes that tell the format that is written."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +136,13 @@ def color_all(
     samples: int = 1,
     temperature: float | None = None,
     compare: bool = False,
+    max_megapixels: float = CropRule.max_megapixels,
 ) -> Iterator[Row]:
     """Color photographs into a folder; one model's lie there, several models' in a folder of each.
 
     Args:
         compare: one sheet per photograph with all models side by side, instead of their pictures.
+        max_megapixels: larger photographs are refused before they are decoded.
 
     Yields:
         A row for each item as it ends; the account is written with it.
@@ -165,7 +166,7 @@ def color_all(
                 if known and holds(known, row, output):
                     row = replace(known, status="kept")
                 else:
-                    made = _color(item, content, row, systems, samples, temperature, compare)
+                    made = _color(item, content, row, systems, samples, temperature, compare, max_megapixels)
                     for name in made:
                         if (output / name).resolve() == item.source.resolve() or not ours and (output / name).exists():
                             raise InputError(f"{output / name} would be overwritten; choose another --output")
@@ -197,14 +198,15 @@ def _color(
     samples: int,
     temperature: float | None,
     compare: bool,
+    max_megapixels: float,
 ) -> dict[str, bytes]:
     """The files that a photograph becomes, by name below the output folder; its notes go to `row`."""
-    photograph = photographs.read(content)
+    photograph = photographs.read(content, max_megapixels)
     row.note = "+".join(photograph.notes)
     # A suffix that does not fit what is written stays in the name: two sources may differ in their suffix only.
     named = (
         Path(item.name)
-        if Path(item.name).suffix.lower() in FITTING[photograph.suffix]
+        if Path(item.name).suffix.lower() in formats.SUFFIXES[photograph.suffix[1:]]
         else Path(item.name + photograph.suffix)
     )
     made: dict[str, bytes] = {}

@@ -51,11 +51,13 @@ def score(
     size: int = 0,
     device: torch.device | str = "cpu",
     threads: int = 1,
+    max_megapixels: float = CropRule.max_megapixels,
 ) -> Scores:
     """Score models and both baselines.
 
     Args:
         size: side of the crops; 0 takes the largest at which one of the models works.
+        max_megapixels: larger photographs are refused before they are decoded.
 
     Raises:
         InputError: there is no usable photograph, the size is below a model's, or a model predicts something not finite.
@@ -74,7 +76,8 @@ def score(
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        records = [record for part in crop_shards(rows, _read, folder, CropRule(size=size)) for record in part]
+        cropping = CropRule(size=size, max_megapixels=max_megapixels)
+        records = [record for part in crop_shards(rows, _read, folder, cropping) for record in part]
         kept = [record.photo for record in records if record.status == "ok"]
         if not kept:
             why = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in records).most_common())

@@ -116,6 +116,8 @@ class CropRule:
     """crop: the centered square; pad: the whole photograph, centered between black bars (document 004)."""
     small: Literal["enlarge", "drop"] = "enlarge"
     """What happens to photographs that are too small: whose short side (pad: long side) is below `size`."""
+    max_megapixels: Annotated[float, Gt(0)] = 200
+    """A larger photograph is refused before it is decoded: a small file may unpack to more than the memory holds."""
     workers: Workers = 0
     """Processes of this machine; 0 takes every core."""
 

@@ -31,23 +31,18 @@ from PIL import Image
 
 from colorize import files
 from colorize.files import InputError
+from colorize.formats import HEAD_BYTES, SUFFIXES, image_kind, why_no_image
 from colorize.settings import Source
 
 SHARD_ITEMS = 1000
 MAIN_COLORS = 10
 LEVELS = ("red", "green", "blue")
 COLOR_COLUMNS = ["photo", *LEVELS, "coverage"]
-HEAD_BYTES = 32
 MEMBER_BYTES = 2**31
 """No table or batch of the known data sets comes near it; an archive bomb does."""
 
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".heic", ".heif", ".avif"),
-}
+IMAGE_SUFFIXES = {*itertools.chain(*SUFFIXES.values()), ".heic", ".heif"}
 """Files that claim to be images; what they are is decided by their first bytes."""
-
-BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 
 
 @dataclass
@@ -71,34 +66,6 @@ class Photo:
     def end(self, status: str, reason: str, retryable: bool = False) -> None:
         """Take the item out: `status` is "skipped" or "failed"."""
         self.status, self.reason, self.retryable, self.sha256 = status, reason, retryable, ""
-
-
-def image_kind(head: bytes) -> str:
-    """The format that the first 32 bytes of a file give away, as a file name's suffix; "" if it is no image."""
-    starts = {
-        b"\xff\xd8\xff": "jpg",
-        b"\x89PNG\r\n\x1a\n": "png",
-        b"GIF87a": "gif",
-        b"GIF89a": "gif",
-        b"II*\0": "tif",
-        b"MM\0*": "tif",
-    }
-    for magic, kind in starts.items():
-        if head.startswith(magic):
-            return kind
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    # "BM" alone also opens many a text: the reserved bytes and the size of the second header tell them apart.
-    if head[:2] == b"BM" and head[6:10] == bytes(4) and head[14:18] in BMP_HEADERS:
-        return "bmp"
-    return ""
-
-
-def why_no_image(head: bytes) -> str:
-    """The reason for which content that begins with these bytes is refused; "" if it is an image."""
-    if not head:
-        return "empty_file"
-    return "" if image_kind(head) else "not_image"
 
 
 def list_photos(settings: Source, seed: int) -> tuple[list[Photo], pd.DataFrame | None]:
