@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from colorize.compute import connected
 from colorize.files import InputError, read_table, remove_partial, write_text
-from colorize.images import crop_shards
+from colorize.images import SENTENCES, crop_shards
 from colorize.sources import Reader
 from pipeline import paths
 from pipeline.params import Params, stage
@@ -44,21 +44,22 @@ def main(params: Params) -> None:
             bar.update(len(shard))
     remove_partial(paths.CROPS)
 
+    reasons = pd.Series([record.reason for record in records if record.reason], dtype=str).value_counts()
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     if not any(record.status == "ok" for record in records):
-        reasons = pd.Series([record.reason for record in records], dtype=str).value_counts()
-        counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "no row is ok"
+        remedy = SENTENCES.get(reasons.index[0], "") if counted else "No row is ok; check data.path in params.yaml"
         raise InputError(
-            f"none of the {len(records)} photographs in {paths.PHOTOS_CSV} can be used ({counted}); "
-            "check data.path and crop.small in params.yaml"
+            f"none of the {len(records)} photographs in {paths.PHOTOS_CSV} can be used ({counted or 'none'}). {remedy}"
         )
     crops = pd.DataFrame([asdict(record) for record in records])
     crops[["width", "height"]] = crops[["width", "height"]].astype("Int64")
     ok = crops.status == "ok"
     crops["index"] = (ok.cumsum() - 1).where(ok).astype("Int64")
     write_text(paths.CROPS_CSV, crops.to_csv(index=False, lineterminator="\n"))
+    told = f" ({counted})" if counted else ""
     print(
         f"crop: {ok.sum()} of {len(crops)} photographs at {params.crop.size} pixels, {crops.small.sum()} enlarged, "
-        f"{(crops.status == 'skipped').sum()} too small, {(crops.status == 'failed').sum()} unreadable, "
+        f"{(crops.status == 'skipped').sum()} too small, {(crops.status == 'failed').sum()} unreadable{told}, "
         f"{(crops.note != '').sum()} with notes"
     )
 

@@ -119,11 +119,23 @@ def test_a_second_run_and_two_workers_write_the_same_bytes(contents):
 
 
 def test_a_data_set_without_one_readable_photograph_is_refused(contents):
-    """The sentence counts the reasons."""
+    """The sentence counts the reasons, and says what to do about the commonest."""
     photos = pd.read_csv(paths.PHOTOS_CSV)
     photos[photos.photo.isin(["text", "cut"])].to_csv(paths.PHOTOS_CSV, index=False)
-    with pytest.raises(InputError, match="none of the 2 photographs .*1 not_image, 1 truncated"):
+    with pytest.raises(InputError, match="none of the 2 photographs .*1 not_image, 1 truncated.*give JPEG"):
         crop.main(PARAMS)
+
+
+def test_photographs_above_the_limit_are_refused_with_the_parameter_that_raises_it(contents, capsys):
+    """And those below it are cropped; the summary counts the reasons."""
+    rule = CropRule(size=16, workers=1, max_megapixels=0.0005)
+    crop.main(PARAMS.model_copy(update={"crop": rule}))
+    assert table().reason["tile0"] == "too_many_pixels" and table().status["tiny"] == "ok"
+    assert "10 unreadable (7 too_many_pixels, " in capsys.readouterr().out
+    photos = pd.read_csv(paths.PHOTOS_CSV)
+    photos[photos.photo.str.startswith("tile")].to_csv(paths.PHOTOS_CSV, index=False)
+    with pytest.raises(InputError, match=r"6 too_many_pixels.*crop\.max_megapixels"):
+        crop.main(PARAMS.model_copy(update={"crop": rule}))
 
 
 def test_missing_photos_csv_is_refused(tmp_path, monkeypatch):

@@ -207,6 +207,8 @@ def test_a_tiff_of_any_bits_is_read_by_its_tags(order: str, big: bool, packing: 
             for name, (_, icc, tone) in MEANINGS.items():
                 if name != "gamma":
                     agree(written(grey, bits, photometric, t34675=icc or None), tone(levels))
+        # Statistics of the levels, which TIFF 6.0 says are "not to be used to affect the visual appearance".
+        agree(written(grey, bits, 1, t280=0, t281=white // 2), 255 * grey / white)
         if bits <= 8:
             palette = random.integers(0, 256, (2**bits, 3))
             for scale in (257, 1):  # some write 8 bits where 16 are due
