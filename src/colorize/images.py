@@ -113,6 +113,12 @@ Read = Callable[[str, str], bytes]
 
 
 SENTENCES = {
+    "unreadable": "The file cannot be opened; make it readable.",
+    "missing": "The file is gone; run the same command again.",
+    "hash_mismatch": "The file changed while it was read; run the same command again.",
+    "crash": "The program that decodes such files crashes on it; save it again with another program.",
+    "name_too_long": "The name of its result would be too long; shorten the photograph's name.",
+    "bad_name": "The folder of results does not take such a name; rename the photograph.",
     "empty_file": "The file is empty; copy it again.",
     "not_image": "This is no photograph that can be read; give JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF.",
     "truncated": "The file ends in the middle of the photograph; copy it again.",
