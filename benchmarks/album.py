@@ -54,7 +54,7 @@ def bands(widths: list[int]) -> Iterator[slice]:
 
 
 def draw(album: Path, target: Path, names: list[str]) -> None:
-    items = coloring.find([album])
+    items = [item for item in coloring.find([album]) if item.status != "ignored"]
     systems = {"original": [scaled(item.source) for item in items]}
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:

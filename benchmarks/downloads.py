@@ -23,8 +23,8 @@ import requests
 
 from benchmarks.machine import machine
 from colorize.fetch import fetch_all
+from colorize.formats import why_no_image
 from colorize.settings import Source
-from colorize.sources import why_no_image
 
 FAULTS = ("404", "410", "500", "cut", "page", "empty", "loop", "heals", "cut_heals", "slow")
 LOOPED = 400

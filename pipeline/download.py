@@ -11,8 +11,10 @@ from contextlib import closing
 from tqdm import tqdm
 
 from colorize import files, sources
+from colorize.album import counts
 from colorize.fetch import fetch_all
 from colorize.files import InputError
+from colorize.formats import UNREAD, why_no_image
 from colorize.settings import Source
 from colorize.sources import Photo
 from pipeline import paths
@@ -50,7 +52,7 @@ def _fetch(photos: list[Photo], data: Source) -> None:
     if not wanted:
         return
     failures = 0
-    with closing(fetch_all(wanted, paths.DOWNLOADS, data, sources.why_no_image)) as results:
+    with closing(fetch_all(wanted, paths.DOWNLOADS, data, why_no_image)) as results:
         bar = tqdm(results, "fetch", len(wanted), unit="photo", file=sys.stderr, disable=None)
         for fetched in bar:
             photo = wanted[fetched.url]
@@ -66,27 +68,31 @@ def _fetch(photos: list[Photo], data: Source) -> None:
 
 
 def _check(photos: list[Photo], data: Source) -> None:
-    tried = sum(photo.status != "skipped" for photo in photos)
+    tried = sum(photo.status in ("ok", "failed") for photo in photos)
     failed = Counter(photo.reason for photo in photos if photo.status == "failed")
+    unread = sorted({photo.reason for photo in photos} & UNREAD.keys())
+    told = "".join(f"{reason} is {UNREAD[reason]}: export it as JPEG, PNG or TIFF; " for reason in unread)
     if failed.total() == tried:
-        raise InputError(f"not one photograph of {data.path} can be used: {_summary(photos)}; choose another data.path")
+        raise InputError(
+            f"not one photograph of {data.path} can be used: {_summary(photos)}; {told}choose another data.path"
+        )
     if failed.total() > data.max_failed * tried:
         reason, count = failed.most_common(1)[0]
         again = f"run this again (what arrived and what is gone for good is kept in {paths.DOWNLOADS}/), or "
         raise InputError(
             f"{failed.total()} of {tried} items of {data.path} failed, a larger share than data.max_failed "
-            f"({data.max_failed:g}), most often with {reason} ({count}); "
+            f"({data.max_failed:g}), most often with {reason} ({count}); {told}"
             f"{again if data.source in ('urls', 'unsplash') else ''}mend the list or raise data.max_failed"
         )
 
 
 def _summary(photos: list[Photo]) -> str:
     parts = []
-    for status in ("ok", "failed", "skipped"):
-        reasons = Counter(photo.reason for photo in photos if photo.status == status)
-        listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()) if reason)
+    for status in ("ok", "failed", "skipped", "ignored"):
+        reasons = [photo.reason for photo in photos if photo.status == status]
+        listed = counts(reasons)
         if reasons or status == "ok":
-            parts.append(f"{reasons.total()} {status}" + (f" ({listed})" if listed else ""))
+            parts.append(f"{len(reasons)} {status}" + (f" ({listed})" if listed else ""))
     return ", ".join(parts)
 
 

@@ -30,6 +30,7 @@ from colorize.settings import (
     Source,
     TrainRule,
     count_of,
+    is_name,
     suggest,
 )
 from pipeline import paths
@@ -96,6 +97,9 @@ def checked(content: Any, path: Path = paths.PARAMS) -> Params:
             count_of(amount, 1)
         except ValueError as error:
             raise InputError(f"{path}: filter.{name}: {error}, but it is {amount!r}") from error
+    for name in params.blocks:
+        if not is_name(name):
+            raise InputError(f"{path}: models: {name!r} cannot be a folder's name everywhere; use letters, digits, _ . + -")
     for name, block in params.models.items():
         if name in params.fine_tuned:
             raise InputError(f"{path}: {name} stands under models and under fine_tuned; rename one")

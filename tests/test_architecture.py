@@ -24,7 +24,7 @@ from pipeline.params import Params, load
 LAYERS = [
     {"files", "formats", "color"},
     {"settings"},
-    {"compute", "device", "distributed", "bins", "images", "palette", "fetch"},
+    {"album", "compute", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
     {"models"},

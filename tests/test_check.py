@@ -1,6 +1,7 @@
 """The first stage refuses before anything is deleted."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,10 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
             {"model": "zhang_simplified_final", "models.zhang_simplified.network.variant": "full"},
             "fine_tuned.zhang_simplified_final: .*differ in shape",
         ),
+        (
+            {"data.path": "photos", "data.source": "folder"},
+            "photos does not exist in /.*; give the whole path .*queued experiment",
+        ),
         ({"compute.backend": "dask"}, "compute.address: dask needs the address of its scheduler"),
         ({"model": "cgan", "crop.size": 40}, "models.cgan: .*divides by 16"),
     ],
@@ -62,6 +67,26 @@ def test_what_cannot_work_is_refused(make_params, changes: dict, words: str) -> 
     with pytest.raises(InputError, match=words):
         check.main(make_params(changes))
     assert not paths.CHECKED.exists()
+
+
+@pytest.mark.parametrize("what", ["name", "broken link", "pipe"])
+def test_a_file_that_dvc_cannot_hash_is_named_before_dvc_meets_it(make_params, tmp_path: Path, what: str) -> None:
+    """DVC says of a name that a codec cannot encode it, and waits for ever for a pipe."""
+    folder = tmp_path / "photos/1950"
+    folder.mkdir(parents=True)
+    path = folder / (os.fsdecode(b"caf\xe9.jpg") if what == "name" else "x.jpg")
+    if what == "name":
+        path.write_bytes(b"")
+    elif what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nothing")
+    words = {"name": r"caf\\xe9.jpg has a name that is not UTF-8"}.get(what, "1950/x.jpg is a broken link, a pipe")
+    with pytest.raises(InputError, match=words):
+        check.main(make_params({"data.source": "folder", "data.path": str(tmp_path / "photos")}))
+    path.unlink()
+    (folder / "Scan\u00a01\n.jpg").write_bytes(b"")
+    check.main(make_params({"data.source": "folder", "data.path": str(tmp_path / "photos")}))
 
 
 def test_a_model_that_was_not_chosen_may_be_unfit_for_the_size(make_params) -> None:

@@ -35,8 +35,8 @@ from webserver import (
 from colorize import fetch
 from colorize.fetch import Fetched, fetch_all, read_pinned, retry_after
 from colorize.files import InputError
+from colorize.formats import why_no_image
 from colorize.settings import Source
-from colorize.sources import why_no_image
 
 SETTINGS = Source(source="urls", allow_private=True, timeout_seconds=5, attempts=3, threads=4)
 JPEG = next(jpegs(1))

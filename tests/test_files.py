@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from colorize import files
 from colorize.files import InputError
@@ -79,11 +81,43 @@ def test_arrays_written_twice_have_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
+def test_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    """Not that of cleaning up, which fails for the same reason."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write .*file/a.txt"):
+        files.write_text(tmp_path / "file/a.txt", "x")
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where not even root can make a folder")
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     """One sentence with the path, whoever runs it: nobody can create files in /proc."""
     with pytest.raises(InputError, match=r"cannot write /proc/nowhere/a.txt"):
         files.write_text(Path("/proc/nowhere/a.txt"), "x")
+
+
+def test_a_name_of_any_length_that_is_legal_can_be_written(tmp_path: Path) -> None:
+    """255 bytes; one more is a sentence that names it, and not that of some cleaning up."""
+    files.write_text(tmp_path / ("x" * 255), "x")
+    with pytest.raises(InputError, match="cannot write .*y{256}: File name too long; change its name"):
+        files.write_text(tmp_path / ("y" * 256), "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x" * 255]
+
+
+@given(st.binary(max_size=12) | st.text(max_size=6).map(str.encode))
+@example(b"caf\xe9.jpg")
+@example(b"caf\\xe9.jpg")
+@example(b"a\\x5cxe9|\n\x00\xe2\x80\xae")
+def test_any_name_becomes_text_and_is_itself_again(name: bytes) -> None:
+    """One line of valid UTF-8 without the |; no other name becomes the same, since this one comes back."""
+    text = files.text_of(os.fsdecode(name))
+    assert os.fsencode(files.name_of(text)) == name
+    assert len(text.splitlines()) <= 1 and "|" not in text and text.encode().decode() == text
+
+
+def test_an_error_can_be_printed_whatever_it_quotes() -> None:
+    """One line without control characters."""
+    said = str(InputError(f"{os.fsdecode(b'caf%c.jpg' % 0xE9)}, \x1b[31m or two\nlines"))
+    assert said == r"caf\xe9.jpg, \x1b[31m or two lines" and said.encode()
 
 
 def test_sha256_of_a_folder_names_every_file_in_order(tmp_path: Path) -> None:

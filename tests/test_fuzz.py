@@ -4,32 +4,36 @@
 the others of its module.
 """
 
+import asyncio
 import io
 import json
 import pickle
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, _photographs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
 from test_sources import COLORS, PHOTOS, cifar, listed
 
-from colorize import files
+from colorize import export, files, scoring
+from colorize.album import walk
 from colorize.bins import Statistics
+from colorize.coloring import System, color_all, find
 from colorize.files import InputError
 from colorize.images import SENTENCES, Refused, crop_square
-from colorize.models import build_model, load_model, save_model
+from colorize.models import build_baseline, build_model, load_description, save_model
 from colorize.photographs import read
-from colorize.settings import CropRule, PriorRule
+from colorize.settings import CropRule, EvaluateRule, PriorRule
 from pipeline.params import checked
 
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
@@ -168,25 +172,122 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def jail(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder out of which some ways lead before they leave it."""
+    folder = tmp_path_factory.mktemp("jail")
+    files.write_bytes(folder / "a/b/photo.png", IMAGES[1])
+    return folder
+
+
+def asked(model: Path, method: str, path: str, content: bytes = b"") -> int:
+    """The status with which the page answers."""
+    page = pytest.importorskip("colorize.app").create_app({"theirs": model})
+    answers: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"model=theirs", "scheme": "http"}
+    asyncio.run(page(scope | {"headers": [(b"host", b"localhost")], "app": page}, receive, send))
+    return int(answers[0]["status"])
+
+
+ESCAPES = (
+    "",
+    ".",
+    "..",
+    "../escaped",
+    "../../escaped",
+    "a/b",
+    "a\\b",
+    "C:x",
+    "CON",
+    "aux.txt",
+    "-m",
+    ".x",
+    "x.",
+    "x\0",
+    "x" * 300,
+)
+NAMES = st.text(max_size=8) | st.sampled_from(ESCAPES)
+SMALL = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+)
+
+
 @given(st.data())
-def test_models_of_others(trained: Path, folder: Callable[[str], Path], data: st.DataObject) -> None:
-    """A model that colors, or one sentence; no code comes with a model."""
+def test_models_of_others(trained: Path, jail: Path, data: st.DataObject) -> None:
+    """A model that every command can use, or one sentence; no code comes with it, and nothing is written elsewhere."""
     description = json.loads((trained / "model.json").read_text())
     weights = (trained / "weights.safetensors").read_bytes()
-    place = data.draw(st.sampled_from(places_of(description)), "place")
-    small = st.recursive(
-        st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=8),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    )
-    changed = folder("changed")
-    files.write_text(changed / "model.json", json.dumps(replaced(description, place, data.draw(small, "value"))))
-    files.write_bytes(changed / "weights.safetensors", data.draw(st.just(weights) | damaged([weights]), "weights"))
-    try:
-        model = load_model(changed)
-    except InputError as error:
-        assert str(changed) in str(error) or "architecture" in str(error)
+    if data.draw(st.booleans(), "named"):
+        place, value = ("name",), data.draw(NAMES | st.just(f"{jail}/escaped"), "name")
     else:
-        assert model.colorize(torch.full((1, 1, 16, 16), 50.0)).shape[:2] == (1, 2)
+        place, value = data.draw(st.sampled_from(places_of(description)), "place"), data.draw(SMALL, "value")
+    theirs = jail / "a/b/theirs"
+    files.write_text(theirs / "model.json", json.dumps(replaced(description, place, value)))
+    files.write_bytes(theirs / "weights.safetensors", data.draw(st.just(weights) | damaged([weights]), "weights"))
+    photo = jail / "a/b/photo.png"
+    with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory(dir=jail / "a/b") as out:
+        patched.setattr(export, "to_onnx", lambda *_: b"")  # a matter of minutes
+        before = sorted(path for path in jail.rglob("*") if Path(out) not in path.parents)
+        try:
+            systems = [System.load(theirs), replace(System.load(trained), name="ours")]
+            assert all(row.status == "done" for row in color_all(find([photo]), systems, Path(out, "colored")))
+            assert {path.name for path in Path(out, "colored").iterdir()} == {"colorize.csv", "ours", systems[0].name}
+            assert asked(theirs, "GET", "/models") == asked(theirs, "POST", "/color", photo.read_bytes()) == 200
+            export.export(theirs, Path(out, "exported"))
+            if place in (("name",), ("size",), ("mean_ab",)):
+                assert scoring.score([photo], systems[:1], EvaluateRule(bootstrap=2)).images == 1
+        except InputError as error:
+            assert len(str(error)) < 500
+        assert sorted(path for path in jail.rglob("*") if Path(out) not in path.parents) == before
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_name_that_leads_elsewhere_is_refused(trained: Path, jail: Path, name: str) -> None:
+    """Whatever the system; a model without a name has its folder's, if that is one."""
+    description = json.loads((trained / "model.json").read_text())
+    files.write_text(jail / "a/b/theirs/model.json", json.dumps(description | {"name": name}))
+    with pytest.raises(InputError, match=r"does not describe a trained model \(name\)"):
+        load_description(jail / "a/b/theirs")
+
+
+def test_a_description_is_taken_as_it_was_checked(trained: Path, jail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that are texts, a block without what may be left out, no name in a folder with an odd one."""
+    description = json.loads((trained / "model.json").read_text())
+    del description["name"], description["block"]["head"]
+    odd = jail / "a/b/odd one"
+    files.write_text(odd / "model.json", json.dumps(description | {"size": "16", "mean_ab": ["1", "2"]}))
+    found = load_description(odd)
+    assert (found["name"], found["size"], found["mean_ab"]) == ("model", 16, (1, 2))
+    assert found["block"]["head"]["kind"] == "regression"
+
+
+@settings(max_examples=settings.default.max_examples // 3)
+@given(st.data())
+def test_accounts(jail: Path, data: st.DataObject) -> None:
+    """Whatever stands in an account, the files beside it that we did not write stay, and no walk ends at it."""
+    photo, theirs = jail / "a/b/photo.png", IMAGES[0]
+    with tempfile.TemporaryDirectory(dir=jail / "a/b") as folder:
+        out = Path(folder)
+        system = System("grey", build_baseline("grey", Statistics({})), 16, "1", None)
+        list(color_all(find([photo]), [system], out))
+        ours = (out / "photo.png").read_bytes()
+        account = (out / "colorize.csv").read_bytes()
+        for name in ("photo.png", "other.png"):
+            (out / name).write_bytes(theirs)
+        (out / "colorize.csv").write_bytes(data.draw(damaged([account, account.replace(b"photo.png", b"../photo.png")])))
+        assert len(walk(out)) >= 2
+        with suppress(InputError):
+            list(color_all(find([photo], out), [replace(system, sha256="2")], out))
+        assert (out / "photo.png").read_bytes() == (out / "other.png").read_bytes() == theirs != ours
+    assert photo.read_bytes() == IMAGES[1]
 
 
 def test_the_cases_hit_what_they_aim_at() -> None:

@@ -46,6 +46,8 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("    start: zhang_simplified\n", "", "fine_tuned.zhang_simplified_final.start: there is no model ''"),
         ("    arch: cae\n", "    arch: cae\n    start: vae\n", "models.cae.start: only blocks of fine_tuned have one"),
         ("  zhang_simplified_final:\n", "  vae:\n", "vae stands under models and under fine_tuned; rename one"),
+        ("\n  vae:\n", "\n  ../vae:\n", "models: '../vae' cannot be a folder's name everywhere; use letters, digits"),
+        ("\n  vae:\n", "\n  aux:\n", "models: 'aux' cannot be a folder's name"),
         ("seed: 1", "seed: [1", "not valid YAML"),
     ],
 )
@@ -97,6 +99,18 @@ def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: s
     before, after = TEXT.splitlines(), path.read_text().splitlines()
     changes = [new for old, new in zip(before, after, strict=True) if old != new]
     assert len(changes) == 1 and override.split("=")[1] in changes[0]
+
+
+@pytest.mark.parametrize(
+    "place", ["/tmp/My Photos, 1931 (\u00e4)", "/a=b/[c]/{d}#e", "/it\\'s", "/\u0639\u06a9\u0633\u200c"]
+)
+def test_any_path_can_be_given_to_dvc_in_quotation_marks(tmp_path: Path, place: str) -> None:
+    """As README says; without them Hydra's grammar refuses commas, brackets and the like."""
+    from dvc.utils.hydra import apply_overrides
+
+    (tmp_path / "params.yaml").write_text(TEXT)
+    apply_overrides(tmp_path / "params.yaml", [f"data.path='{place}'"])
+    assert load(tmp_path / "params.yaml").data.path == place.replace("\\", "")
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ import pytest
 from faults import fault
 from PIL import Image
 from skimage import data
+from test_coloring import ODD
 from webserver import jpegs
 
 from colorize import sources
 from colorize.files import InputError
+from colorize.formats import image_kind
 from colorize.settings import Source
-from colorize.sources import Photo, Reader, image_kind, list_photos, pack, write_photos
+from colorize.sources import Photo, Reader, list_photos, pack, write_photos
 
 JPEG, OTHER = jpegs(2)
 
@@ -126,8 +128,8 @@ def test_a_bad_sample_row_is_named(tmp_path: Path, row: str, names: list[str]) -
 # ---- folder ----
 
 
-def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder: Callable[..., Path]) -> None:
-    """A photograph without a suffix counts, a text named .jpg is a failed row, other files are nobody's business."""
+def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A photograph without a suffix counts, a text named .jpg is a failed row; other files are counted, and have no row."""
     root = in_folder(
         {
             "b/sky/one.jpg": JPEG,
@@ -136,14 +138,12 @@ def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder: Cal
             "b/fake.jpg": b"not an image",
             "b/empty.jpeg": b"",
             "notes.txt": b"hello",
-            "empty.txt": b"",
-            ".DS_Store": b"x",
             ".hidden/three.jpg": JPEG,
             "b/._one.jpg": JPEG,
-            "Thumbs.db": b"x",
         }
     )
-    rows = [(p.photo, p.group, p.label, p.status, p.reason, p.member) for p in listed("folder", root)]
+    photos = listed("folder", root)
+    rows = [(p.photo, p.group, p.label, p.status, p.reason, p.member) for p in photos if p.status != "ignored"]
     assert rows == [
         ("a.PNG", "a.PNG", "", "ok", "", "a.PNG"),
         ("b/empty.jpeg", "b/empty.jpeg", "b", "failed", "empty_file", ""),
@@ -151,6 +151,11 @@ def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder: Cal
         ("b/sky/one.jpg", "b/sky/one.jpg", "b/sky", "ok", "", "b/sky/one.jpg"),
         ("b/two", "b/two", "b", "ok", "", "b/two"),
     ]
+    assert [(p.photo, p.reason) for p in photos if p.status == "ignored"] == [
+        (".hidden", "hidden"), ("b/._one.jpg", "hidden"), ("notes.txt", "not_image"),
+    ]  # fmt: skip
+    write_photos(tmp_path / "photos.csv", photos)
+    assert list(pd.read_csv(tmp_path / "photos.csv")["photo"]) == [row[0] for row in rows]
 
 
 def test_links_never_lead_out_of_the_folder(in_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -178,15 +183,16 @@ def test_links_never_lead_out_of_the_folder(in_folder: Callable[..., Path], tmp_
     assert len(listed("folder", linked)) == 8
 
 
-def test_names_that_no_table_can_hold_are_skipped(in_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """A name that is not UTF-8 or has a line break is a row, and the table can be written."""
-    root = in_folder({'ü b,ä "c".jpg': JPEG, "line\nbreak.jpg": JPEG})
-    (Path(os.fsdecode(os.fsencode(root) + b"/\xff\xfe.jpg"))).write_bytes(JPEG)
+def test_a_photograph_may_have_any_name(in_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Blanks of all kinds, joiners, line breaks, bytes that are no UTF-8: in the table as text, and found again by it."""
+    root = in_folder({name if isinstance(name, str) else os.fsdecode(name): JPEG for name in ODD})
     photos = listed("folder", root)
-    assert sorted(photo.reason for photo in photos) == ["", "bad_name", "bad_name"]
+    assert len(photos) == len(ODD) and {photo.status for photo in photos} == {"ok"}
     write_photos(tmp_path / "photos.csv", photos)
     table = pd.read_csv(tmp_path / "photos.csv", dtype=str, keep_default_na=False)
-    assert 'ü b,ä "c".jpg' in set(table["photo"])
+    assert {"Scan\u00a01.jpg", "caf\\xe9.jpg", "caf\\x5cxe9.jpg", "two\\x0alines.jpg"} <= set(table["photo"])
+    reader = Reader(tmp_path, root)
+    assert all(reader.read("", member) == JPEG for member in table["member"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -552,9 +558,12 @@ def test_reader_reads_in_place_and_stays_there(in_folder: Callable[..., Path], t
     (root / "link.jpg").symlink_to(outside / "secret.jpg")
     reader = Reader(tmp_path, root)
     assert reader.read("", "a/b.jpg") == JPEG
-    for member in ("../outside/secret.jpg", str(outside / "secret.jpg"), "link.jpg"):
+    for member in ("../outside/secret.jpg", str(outside / "secret.jpg"), "link.jpg", "\\x2e./outside/secret.jpg"):
         with pytest.raises(InputError, match="leads out"):
             reader.read("", member)
+    for shard in ("../outside/photos-00000.tar", str(outside / "photos-00000.tar")):
+        with pytest.raises(InputError, match="leads out"):
+            Reader(root, root).read(shard, "a")
     with pytest.raises(InputError, match=r"c\.jpg"):
         reader.read("", "a/c.jpg")
     with pytest.raises(InputError, match=r"photos-00000\.tar"):

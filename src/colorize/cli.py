@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from colorize.files import InputError, one_sentence
+from colorize.files import InputError, one_sentence, text_of
 from colorize.project import find_model, list_models, other_versions, required_project, trained, verify_outs
 from colorize.settings import CropRule
 
@@ -77,6 +78,20 @@ def print_table(rows: list[dict[str, Any]], right: tuple[str, ...] = ()) -> None
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 
+def failure(photo: str, reason: str) -> str:
+    """A line that tells why a photograph failed."""
+    from colorize.images import SENTENCES
+
+    return f"{photo}: {SENTENCES.get(reason, reason)}"
+
+
+def passed_over(reasons: "Counter[str]") -> str:
+    """A clause that tells how much in folders was not taken for a photograph, and why."""
+    from colorize.album import counts
+
+    return f", {reasons.total()} passed over ({counts(reasons.elements())})" if reasons else ""
+
+
 @app.command()
 def apply(
     photographs: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)],
@@ -85,7 +100,9 @@ def apply(
     temperature: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of classifiers: 0 paints the likeliest color, 1 the mean.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Colorings of each photograph, of models that have several.")] = 1,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Colorings of each photograph, of models that have several.")
+    ] = 1,
     compare: Annotated[bool, typer.Option(help="One sheet per photograph with all models side by side.")] = False,
     max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     device: Device = "auto",
@@ -104,21 +121,24 @@ def apply(
     `colorize apply album/ -m zhang_simplified --temperature 0.2 -o vivid`
     """
     from colorize import coloring
+    from colorize.album import ACCOUNT
 
-    systems, _ = load_all(model, device)
     items = coloring.find(photographs, output)
+    systems, _ = load_all(model, device)
     rows = []
     work = coloring.color_all(items, systems, output, samples, temperature, compare, max_megapixels)
-    for row in tqdm(work, total=len(items), unit="photo", disable=None):
+    for row in tqdm(work, total=sum(item.status != "ignored" for item in items), unit="photo", disable=None):
         rows.append(row)
         if row.status == "failed":
-            tqdm.write(f"{row.photo}: {row.reason}", file=sys.stderr)
+            tqdm.write(failure(row.photo, row.reason), file=sys.stderr)
     count = {status: sum(row.status == status for row in rows) for status in ("done", "kept", "failed")}
+    passed = Counter(item.reason for item in items if item.status in ("skipped", "ignored"))
     if as_json:
-        print(json.dumps({"output": str(output), **count, "photographs": [asdict(row) for row in rows]}, indent=2))
+        told = {"output": text_of(str(output)), **count, "passed_over": passed, "photographs": [*map(asdict, rows)]}
+        print(json.dumps(told, indent=2))
     else:
-        told = f"{count['done']} colored, {count['kept']} were done before, {count['failed']} failed"
-        print(f"{told}; see {output / coloring.ACCOUNT}")
+        ended = f"{count['done']} colored, {count['kept']} were done before, {count['failed']} failed"
+        print(f"{ended}{passed_over(passed)}; see {text_of(str(output / ACCOUNT))}")
     if count["failed"]:
         raise typer.Exit(1)
 
@@ -166,9 +186,9 @@ def score(
     print_table(rows, right=("mean", *(f"over {base}" for base in BASELINES)))
     grey = f", {found.grey_truths} of them grey in truth and left out of PSNR" if found.grey_truths else ""
     few = TOO_FEW if found.table["low"].isna().all() else ""
-    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}{few}")
+    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}{few}{passed_over(found.passed_over)}")
     for photo, reason in found.failed.items():
-        print(f"{photo}: {reason}", file=sys.stderr)
+        print(failure(photo, reason), file=sys.stderr)
     if found.failed:
         raise typer.Exit(1)
 

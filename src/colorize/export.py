@@ -5,6 +5,7 @@ bins and the temperature of a classifier are inside. Models that take any size k
 only if ONNX Runtime gives what PyTorch gives.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +73,19 @@ def export(folder: Path, output: Path) -> list[Path]:
     """Write a trained model's three files to another folder.
 
     Raises:
-        InputError: there is no trained model, or ONNX cannot be had.
+        InputError: there is no trained model, ONNX cannot be had, or another file would be overwritten.
     """
-    description = load_description(folder)
-    content = to_onnx(load_model(folder), description["size"])
-    files.write_bytes(output / WEIGHTS, (folder / WEIGHTS).read_bytes())
-    files.write_json(output / DESCRIPTION, description)
-    files.write_bytes(output / ONNX, content)
-    return [output / WEIGHTS, output / DESCRIPTION, output / ONNX]
+    model = load_model(folder)
+    copies = {output / name: (folder / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)}
+    there = [path for path in copies if os.path.lexists(path)]
+    foreign = [path for path in there if not path.is_file() or path.read_bytes() != copies[path]]
+    if os.path.lexists(output / ONNX) and len(there) < len(
+        copies
+    ):  # beside the two it is this model's, of an earlier export
+        foreign.append(output / ONNX)
+    if foreign:
+        raise InputError(f"{foreign[0]} would be overwritten; choose another --output")
+    contents = {**copies, output / ONNX: to_onnx(model, load_description(folder)["size"])}
+    for path, content in contents.items():
+        files.write_bytes(path, content)
+    return list(contents)

@@ -5,13 +5,16 @@ folder, are flushed to the disk and then renamed. Everything in this project tha
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import re
+import secrets
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,16 +26,59 @@ if TYPE_CHECKING:  # late, because the workers that only read bytes need not wai
 
 TEMPORARY = ".partial"
 AGAIN = "run `dvc repro`"
+NAME_ERRORS = {errno.ENAMETOOLONG: "name_too_long", errno.EILSEQ: "bad_name", errno.EINVAL: "bad_name"}
+"""What an operating system says of a name that is too long, or that holds what the file system does not take."""
+
+
+_UNPRINTABLE = "[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udcff]"
+"""Control characters, what breaks lines or turns the direction of writing, and bytes that are no UTF-8."""
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in found[0].encode("utf-8", "surrogateescape"))
+
+
+def text_of(name: str) -> str:
+    """A file's name as text that tables and screens can hold; whatever they cannot is \\xNN, byte by byte.
+
+    The | that separates names in an account is such a byte, too. `name_of` turns the text back.
+    """
+    return re.sub(rf"{_UNPRINTABLE}|\||\\(?=x[0-9a-f]{{2}})", _escaped, name)
+
+
+def name_of(text: str) -> str:
+    """The file's name of which `text_of` made this text."""
+    content = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
+    return content.decode("utf-8", "surrogateescape")
 
 
 class InputError(Exception):
     """Something a user can mend: one sentence that names the file, row or parameter and says what to do.
 
-    It stands on one line, whatever the reasons and names that it quotes.
+    It stands on one line and can be printed, whatever the reasons and names that it quotes.
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(" ".join(sentence.splitlines()))
+        super().__init__(re.sub(_UNPRINTABLE, _escaped, " ".join(sentence.splitlines())))
+
+
+class NameRefused(InputError):
+    """A file's name is too long for its folder, or holds what the file system does not take: `reason` says which."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        told = f"cannot write {path}: {error.strerror or error}"
+        if error.filename and error.errno in NAME_ERRORS:
+            raise NameRefused(f"{told}; change its name", NAME_ERRORS[error.errno]) from error
+        raise InputError(f"{told}; make the folder writable or free some space") from error
 
 
 @contextmanager
@@ -73,23 +119,34 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     """Open `path` for writing in binary; it appears under its name only when the block ends without an error.
 
     Raises:
+        InputError: the folder cannot be written to or takes no such name, or the disk is full.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(4)}{TEMPORARY}")  # short, whatever the name's length
+    try:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` to the end of a file, durably; a crash may leave half of it there.
+
+    Raises:
         InputError: the folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
+        with path.open("ab") as file:
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; make the folder writable or free some space"
-        ) from error
-    finally:
-        if temporary.parent.is_dir() and os.access(temporary.parent, os.W_OK):
-            temporary.unlink(missing_ok=True)
 
 
 def remove_partial(folder: Path) -> None:

@@ -113,6 +113,12 @@ Read = Callable[[str, str], bytes]
 
 
 SENTENCES = {
+    "unreadable": "The file cannot be opened; make it readable.",
+    "missing": "The file is gone; run the same command again.",
+    "hash_mismatch": "The file changed while it was read; run the same command again.",
+    "crash": "The program that decodes such files crashes on it; save it again with another program.",
+    "name_too_long": "The name of its result would be too long; shorten the photograph's name.",
+    "bad_name": "The folder of results does not take such a name; rename the photograph.",
     "empty_file": "The file is empty; copy it again.",
     "not_image": "This is no photograph that can be read; give JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF.",
     "truncated": "The file ends in the middle of the photograph; copy it again.",
@@ -124,9 +130,6 @@ SENTENCES = {
     "too_small": "The photograph is smaller than the crops, and crop.small says to drop such ones.",
     "mode": "Pixels of this kind (floats, 32-bit integers, Lab) are not read; save it as 8-bit JPEG or PNG.",
     "hdr": "The levels are those of an HDR display; save it as an ordinary JPEG or PNG.",
-    "missing": "The file is gone; fetch it again with `dvc repro download`.",
-    "hash_mismatch": "The file is another than the one that was fetched; fetch it again with `dvc repro download`.",
-    "crash": "The decoder died of the file, or was killed for its memory; save it again with another program.",
     "too_large_to_write": "The result is too large for its format; scale the photograph down or save it as PNG first.",
     "avif": "The installed Pillow does not read AVIF; install its wheel from PyPI, or save the file as JPEG or PNG.",
     **{reason: f"This is {words}, which is not read; export it as JPEG, PNG or TIFF." for reason, words in UNREAD.items()},

@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 
 from colorize import evaluation, files, metrics
+from colorize.album import counts
 from colorize.bins import Statistics
 from colorize.coloring import System, find
-from colorize.files import InputError
+from colorize.files import InputError, text_of
 from colorize.images import Crops, crop_shards
 from colorize.models import build_baseline
 from colorize.settings import CropRule, EvaluateRule
@@ -36,6 +37,8 @@ class Scores:
     """Those of them that are grey in truth, which PSNR leaves out."""
     failed: dict[str, str]
     """Photographs that were not, and why."""
+    passed_over: Counter[str]
+    """What in the folders is no photograph: how many files for each reason."""
     table: pd.DataFrame
     """Of `metrics.compare`; each photograph is its own group."""
 
@@ -71,17 +74,22 @@ def score(
     if systems[0].mean_ab is None:
         raise InputError(f"{systems[0].name} does not tell the mean color it learned from; train it again")
     items = find(given)
+    failed = {text_of(item.name): item.reason for item in items if item.status == "failed"}
+    passed_over = Counter(item.reason for item in items if item.status in ("skipped", "ignored"))
     rows = [
-        {"photo": item.name, "shard": "", "member": str(item.source), "sha256": files.sha256(item.source)} for item in items
+        {"photo": text_of(item.name), "shard": "", "member": str(item.source), "sha256": files.sha256(item.source)}
+        for item in items
+        if item.kind
     ]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cropping = CropRule(size=size, max_megapixels=max_megapixels)
         records = [record for part in crop_shards(rows, _read, folder, cropping) for record in part]
         kept = [record.photo for record in records if record.status == "ok"]
+        failed |= {record.photo: record.reason for record in records if record.status != "ok"}
         if not kept:
-            why = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in records).most_common())
-            raise InputError(f"none of {len(records)} photographs could be read ({why}); give color photographs")
+            why = counts(failed.values())
+            raise InputError(f"none of {len(failed)} photographs could be read ({why}); give color photographs")
         crops = Crops(folder)
         mean = Statistics({"mean_ab": np.array(systems[0].mean_ab)})
         models = {system.name: (system.model, system.size) for system in systems}
@@ -92,6 +100,5 @@ def score(
             )
             for name, (model, side) in models.items()
         }
-    failed = {record.photo: record.reason for record in records if record.status != "ok"}
     grey = int(tables[systems[0].name]["grey_truth"].sum())
-    return Scores(size, len(kept), grey, failed, metrics.compare(tables, rule.bootstrap))
+    return Scores(size, len(kept), grey, failed, passed_over, metrics.compare(tables, rule.bootstrap))

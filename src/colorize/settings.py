@@ -5,6 +5,7 @@ enforced by `checked`, for all of params.yaml in pipeline/params.py; the library
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,6 +26,12 @@ Share = Annotated[float, Ge(0), Le(1)]
 Argument = bool | int | float | str | None
 Bins = Literal["gamut", "grid"]
 Prior = Literal["none", "empirical", "smoothed", "released", "released_smoothed"]
+
+
+def is_name(text: str) -> bool:
+    """Whether this may be a model's name: letters, digits, _ . + and -, so that it is a folder's name on every system."""
+    reserved = re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text, re.IGNORECASE)  # by Windows
+    return not reserved and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.+-]{0,98}[A-Za-z0-9_+-])?", text) is not None
 
 
 def count_of(amount: str | int | float, total: int) -> int:

@@ -30,8 +30,9 @@ import pandas as pd
 from PIL import Image
 
 from colorize import files
-from colorize.files import InputError
-from colorize.formats import HEAD_BYTES, SUFFIXES, image_kind, why_no_image
+from colorize.album import IMAGE_SUFFIXES, counts, walk
+from colorize.files import InputError, name_of, text_of
+from colorize.formats import image_kind
 from colorize.settings import Source
 
 SHARD_ITEMS = 1000
@@ -40,9 +41,6 @@ LEVELS = ("red", "green", "blue")
 COLOR_COLUMNS = ["photo", *LEVELS, "coverage"]
 MEMBER_BYTES = 2**31
 """No table or batch of the known data sets comes near it; an archive bomb does."""
-
-IMAGE_SUFFIXES = {*itertools.chain(*SUFFIXES.values()), ".heic", ".heif"}
-"""Files that claim to be images; what they are is decided by their first bytes."""
 
 
 @dataclass
@@ -64,7 +62,7 @@ class Photo:
     content: Callable[[], bytes] | None = None
 
     def end(self, status: str, reason: str, retryable: bool = False) -> None:
-        """Take the item out: `status` is "skipped" or "failed"."""
+        """Take the item out: `status` is "skipped", "failed" or "ignored", which is counted and has no row."""
         self.status, self.reason, self.retryable, self.sha256 = status, reason, retryable, ""
 
 
@@ -139,7 +137,8 @@ def _contents(photos: Iterable[Photo]) -> Iterator[tuple[Photo, bytes]]:
 
 
 def write_photos(path: Path, photos: list[Photo]) -> None:
-    """Write photos.csv."""
+    """Write photos.csv; what is ignored has no row in it."""
+    photos = [photo for photo in photos if photo.status != "ignored"]
     columns = [field.name for field in fields(Photo) if field.name != "content"]
     frame = pd.DataFrame([[getattr(photo, name) for name in columns] for photo in photos], columns=columns)
     frame["retryable"] = [str(p.retryable).lower() if p.status == "failed" else "" for p in photos]
@@ -165,14 +164,15 @@ class Reader:
         """The bytes of one item; an empty `shard` means a file of the data folder.
 
         Raises:
-            InputError: the shard or the file is missing, or the member's name leads out of the data folder.
+            InputError: the shard or the file is missing, or its name leads out of its folder.
             KeyError: the shard holds no such member.
         """
-        path = self.photos / shard if shard else self.data_path / member
+        folder, name = (self.photos, shard) if shard else (self.data_path, name_of(member))
+        path = folder / name
         try:
+            if not _inside(path, folder):
+                raise InputError(f"{name!r} leads out of {folder}; run the download again")
             if not shard:
-                if not _inside(path, self.data_path):
-                    raise InputError(f"{member!r} leads out of {self.data_path}; run the download again")
                 return path.read_bytes()
             index = self._index(shard)
             if member not in index:
@@ -231,47 +231,22 @@ def _png(pixels: np.ndarray) -> bytes:
 def _folder(root: Path) -> list[Photo]:
     if not root.is_dir():
         raise InputError(f"data.path is {root}, a file; the folder source needs a folder of images")
-    photos = [photo for path in _walk(root) if (photo := _file(root, path)) is not None]
-    return _sorted(photos, f"data.path is {root}, a folder without a single image; put photographs into it")
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    def give_up(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be listed ({error.strerror}); make it readable")
-
-    for parent, folders, names in os.walk(root, onerror=give_up):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        linked = [name for name in folders if Path(parent, name).is_symlink()]
-        yield from (Path(parent, name) for name in linked + names if not name.startswith("."))
-
-
-def _file(root: Path, path: Path) -> Photo | None:
-    """The row of one file or link; None if it neither is an image nor claims to be one."""
-    relative = path.relative_to(root)
-    name = os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
-    photo = Photo(name, name, name.rpartition("/")[0])
-    claims = path.suffix.lower() in IMAGE_SUFFIXES
-    if path.is_symlink() and not _inside(path, root):
-        photo.end("skipped", "link_leaves_folder")
-    elif path.is_symlink() and path.is_dir():
-        photo.end("skipped", "link_to_folder")
-    elif not path.is_file():
-        photo.end("skipped", "not_a_file")
-    elif reason := _first_bytes(path):
-        photo.end("failed", reason, retryable=reason == "unreadable")
-    elif not name.isprintable() or name != relative.as_posix():
-        photo.end("skipped", "bad_name")
-    else:
-        photo.member, photo.content = name, path.read_bytes
-    return photo if claims or photo.status != "failed" else None
-
-
-def _first_bytes(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return why_no_image(file.read(HEAD_BYTES))
-    except OSError:
-        return "unreadable"
+    photos = []
+    for item in walk(root):
+        name = text_of(item.name)
+        photo = Photo(name, name, name.rpartition("/")[0])
+        if item.status == "ignored":
+            photo.end("ignored", item.reason)
+        elif os.path.islink(item.source) and not _inside(item.source, root):
+            photo.end("skipped", "link_leaves_folder")
+        elif item.reason:
+            photo.end(item.status, item.reason, retryable=item.reason == "unreadable")
+        else:
+            photo.member, photo.content = name, item.source.read_bytes
+        photos.append(photo)
+    passed = counts(photo.reason for photo in photos)
+    none = f"data.path is {root}, a folder without a single image{passed and f' ({passed})'}; put photographs into it"
+    return _sorted(photos if any(photo.status != "ignored" for photo in photos) else [], none)
 
 
 def _inside(path: Path, root: Path) -> bool:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le, Predicate
 from torch import Tensor
 
 from colorize import fetch, files
@@ -15,7 +15,7 @@ from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import build_head
 from colorize.models._base import Colorizer, Setup
-from colorize.settings import Count, ModelBlock
+from colorize.settings import Count, ModelBlock, is_name
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
@@ -122,13 +122,20 @@ def _describe(folder: Path) -> tuple[dict, "_Described"]:
 
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if isinstance(description, dict):
+            own = folder.resolve().name
+            description = {"name": own if is_name(own) else "model"} | description
         checked = TypeAdapter(_Described).validate_python(description)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"there is no trained model in {folder}; run `dvc repro` first") from error
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "it"
         raise InputError(f"{folder / DESCRIPTION} does not describe a trained model ({where}); train it again") from error
-    return {"name": folder.name} | description, checked
+    return description | asdict(checked), checked
+
+
+Lab = Annotated[float, Ge(-200), Le(200)]
+"""A color's a or b."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +144,10 @@ class _Described:
 
     block: ModelBlock
     size: Annotated[int, Gt(0), Le(4096)]
-    name: str = ""
+    name: Annotated[str, Predicate(is_name)]
+    """Results of several models lie in folders of their names."""
     parameters: Count = 0
-    mean_ab: tuple[float, float] | None = None
+    mean_ab: tuple[Lab, Lab] | None = None
 
 
 def load_model(folder: Path, device: str = "cpu") -> Colorizer:

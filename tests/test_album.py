@@ -1,0 +1,148 @@
+"""album.py: one walk for the pipeline, the command line and the scores, and what it passes over."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from conftest import _photographs
+from PIL import Image
+from test_coloring import apply, one_color, photo
+
+from colorize import scoring
+from colorize.album import walk
+from colorize.coloring import find
+from colorize.files import InputError, text_of
+from colorize.settings import EvaluateRule, Source
+from colorize.sources import list_photos
+
+PIXELS = _photographs(1, 24)[0]
+
+
+def encoded(kind: str, **how: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+JPEG = encoded("JPEG")
+BOX = b"\0\0\0\x18ftyp%s\0\0\0\0mif1%s"
+FILES = {
+    # photographs, whatever they are called
+    **dict.fromkeys(("p.jpg", "P.JPG", "p.jpeg", "p.jpe", "p.jfif", "q", "deep/er/p.txt", "Thumbs.jpg"), ("", JPEG)),
+    "p.png.jpg": ("", encoded("PNG")),
+    "p.avif": ("", encoded("AVIF")),
+    "p.tif": ("", encoded("TIFF", big_tiff=True)),
+    # what claims to be a photograph and is none, or is one that is not read
+    "text.jpg": ("not_image", b"this is text"),
+    "empty.jpg": ("empty_file", b""),
+    "IMG_1.HEIC": ("heic", BOX % (b"heic", b"heic")),
+    "IMG_2.jpg": ("heic", BOX % (b"mif1", b"heic")),
+    "gone.jpg": ("not_a_file", None),
+    # cameras' raw files: what a TIFF reader would find in them is a thumbnail
+    "DSC_1.NEF": ("raw", encoded("TIFF")),
+    "DSC_2.dng": ("raw", encoded("TIFF")),
+    "DSC_3.raw": ("raw", b"\1\2\3\4" * 9),
+    "DSC_4.CR3": ("raw", BOX % (b"crx ", b"crx ")),
+    # nobody's photographs
+    **dict.fromkeys((".hidden.jpg", "._p.jpg", ".thumbnails/p.jpg", "@eaDir/p.jpg", "__MACOSX/p.jpg"), ("hidden", JPEG)),
+    "MVI_1.THM": ("thumbnail", JPEG),
+    **dict.fromkeys(
+        ("Thumbs.db", "desktop.ini", "p.xmp", "IMG_1.MOV", "notes.txt", "empty.txt"), ("not_image", b"\xd0\xcf")
+    ),
+}
+CLASSES = {
+    "": "ok",
+    **dict.fromkeys(("heic", "empty_file"), "failed"),
+    **dict.fromkeys(("raw", "not_a_file"), "skipped"),
+    **dict.fromkeys(("hidden", "thumbnail"), "ignored"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for name, (_, content) in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content) if content is not None else path.symlink_to("nothing")
+    return root
+
+
+def expected() -> dict[str, tuple[str, str]]:
+    """Status and reason of each file; a hidden folder is one, whatever is in it."""
+    found = {}
+    for name, (reason, _) in FILES.items():
+        hidden = next((part for part in Path(name).parts if part[0] in ".@_"), None)
+        failed = name == "text.jpg"
+        found[hidden or name] = (CLASSES.get(reason) or ("failed" if failed else "ignored"), reason)
+    return found
+
+
+def test_the_pipeline_and_the_command_line_walk_alike(folder: Path) -> None:
+    """Every file has a status, and one that is not taken a reason; the same one for both."""
+    of_source = {p.photo: (p.status, p.reason) for p in list_photos(Source(source="folder", path=str(folder)), 1)[0]}
+    of_command = {text_of(item.name): (item.status or "ok", item.reason) for item in find([folder])}
+    assert of_source == of_command == expected()
+
+
+def test_what_is_passed_over_fails_no_batch(folder: Path, tmp_path: Path) -> None:
+    """Skipped files have a row, ignored ones none; photographs that are not read have failed."""
+    for name, (status, _) in expected().items():
+        if status == "failed":
+            (folder / name).unlink()
+    rows = apply(folder, tmp_path / "out")
+    assert {name for name, reason in rows.items() if reason == "done"} == {n for n, e in expected().items() if e[0] == "ok"}
+    assert {name: reason for name, reason in rows.items() if reason != "done"} == {
+        name: reason for name, (status, reason) in expected().items() if status == "skipped"
+    }
+
+
+def test_a_file_that_is_named_is_tried(folder: Path, tmp_path: Path) -> None:
+    """A hidden one is colored, and of one that is no photograph it is said."""
+    named = {
+        "._p.jpg": "done",
+        "notes.txt": "not_image",
+        "DSC_1.NEF": "raw",
+        "gone.jpg": "not_a_file",
+        "MVI_1.THM": "thumbnail",
+    }
+    assert apply([folder / name for name in named], tmp_path / "out") == named
+
+
+@pytest.mark.parametrize("names", [["DSC_1.NEF", "._p.jpg", "notes.txt"], ["notes.txt"], []])
+def test_a_folder_without_a_photograph_says_what_there_is(folder: Path, tmp_path: Path, names: list[str]) -> None:
+    only = tmp_path / "only"
+    only.mkdir()
+    for name in names:
+        (folder / name).rename(only / name)
+    with pytest.raises(InputError, match="there is no photograph in .*only") as refused:
+        find([only])
+    assert all(f"{FILES[name][0]} 1" in str(refused.value) for name in names)
+
+
+def test_scores_are_of_the_same_photographs(folder: Path) -> None:
+    """And tell the rest. One photograph is enough: several would start workers."""
+    found = expected()
+    for name, (status, _) in found.items():
+        if status == "ok" and name != "p.jfif":
+            (folder / name).unlink()
+    scores = scoring.score([folder], [one_color("brown", 9, 9)], EvaluateRule(bootstrap=2))
+    assert scores.images == 1
+    assert scores.failed == {name: reason for name, (status, reason) in found.items() if status == "failed"}
+    assert scores.passed_over.total() == sum(status in ("skipped", "ignored") for status, _ in found.values())
+
+
+def test_links_and_odd_things_stop_no_walk(folder: Path, tmp_path: Path) -> None:
+    """A link to a photograph is one, wherever it leads; one to a folder, a loop and a pipe are passed over."""
+    photo(tmp_path / "elsewhere/q.jpg")
+    (folder / "out.jpg").symlink_to(tmp_path / "elsewhere/q.jpg")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    (folder / "circle").symlink_to(folder / "circle")
+    os.mkfifo(folder / "pipe.jpg")
+    found = {item.name: item.reason for item in walk(folder) if item.name not in expected()}
+    assert found == {
+        **{"out.jpg": "", "linked": "link_to_folder", "loop": "link_to_folder"},
+        **{"circle": "not_a_file", "pipe.jpg": "not_a_file"},
+    }
