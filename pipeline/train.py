@@ -138,10 +138,8 @@ def recipe_of(
         "threads": torch.get_num_threads(),
         "ranks": distributed.ranks(),
     }
-    epochs, lr = (
-        f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {asked.epochs:,}",
-        f"{used.lr:g}, not {asked.lr:g}",
-    )
+    epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {asked.epochs:,}"
+    lr = f"{used.lr:g}, not {asked.lr:g}"
     sentences = {
         "size": f"works at {size} pixels, not {block.size}, because crop.size is {params.crop.size}",
         "epochs": f"trains for {epochs}, because train.max_epochs is {rule.max_epochs}",
@@ -194,6 +192,10 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
         values = f"train {row['train_loss']:.5g}  val {row['val_loss']:.5g}"
         tqdm.write(f"{name}  epoch {row['epoch']:g}  {values}")
 
+    def begin() -> None:
+        if block.start:
+            start_from(model, trained(params, block.start, gpu)[0])
+
     with lock(folder, name) if first else nullcontext():
         if first:
             files.remove_partial(folder)
@@ -201,18 +203,8 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
                 tqdm.write(f"{name}: {'; '.join(notes)}")
         torch.manual_seed(params.seed)
         model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
-        if block.start and not distributed.agreed((folder / STATE).exists()):
-            start_from(model, trained(params, block.start, gpu)[0])
-        progress = fit(
-            model,
-            sets["train"],
-            sets["val"],
-            block.train,
-            params.train,
-            params.seed,
-            folder / STATE,
-            report,
-        )
+        state, seed = folder / STATE, params.seed
+        progress = fit(model, sets["train"], sets["val"], block.train, params.train, seed, state, report, begin)
         if first:
             lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
             files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")

@@ -169,6 +169,10 @@ def test_a_model_that_is_trained_already_is_not_trained_for_the_one_that_starts_
     train.train(params, "cae", paths.MODEL)
     monkeypatch.setattr("colorize.batches.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
     train.train(params, "cae_tuned", paths.MODEL)
+    tuned = files.sha256_of([paths.MODEL])
+    next(paths.RUNS.glob("cae_tuned-*/state.pt")).write_bytes(b"rotten")
+    train.train(params, "cae_tuned", paths.MODEL)  # a damaged state begins at those weights again
+    assert files.sha256_of([paths.MODEL]) == tuned
     shutil.rmtree(next(paths.RUNS.glob("cae-*")))
     train.train(params, "cae_tuned", paths.MODEL)
 

@@ -64,7 +64,8 @@ def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); make it a readable file") from error
     except Exception as error:  # readers of damaged files fail with whatever they like
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise InputError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
 @contextmanager
@@ -138,9 +139,9 @@ def read_json(path: Path, *keys: str, remedy: str = AGAIN) -> dict[str, Any]:
     """
     with reading(path, remedy):
         value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict) or not value.keys() >= set(keys):
-            raise ValueError(f"it is no object with {', '.join(keys) or 'keys'}")
-        return value
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+        return value | {key: value[key] for key in keys}
 
 
 def read_arrays(path: Path, *names: str, remedy: str = AGAIN) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from colorize import files
 from colorize.files import InputError
@@ -68,12 +68,18 @@ def find_model(name: str, temporary: Path) -> Path:
     Raises:
         InputError: there is none of that name.
     """
-    if os.path.exists(os.path.join(name, "model.json")):  # Path.exists would refuse a long name
+    from colorize.models import load_description
+
+    def holds_model(folder: str) -> bool:  # unlike Path.exists, of names that are too long as well
+        return os.path.exists(os.path.join(folder, "model.json"))
+
+    if holds_model(name):
         return Path(name)
     root = project()
+    for folder in (f"{root}/data/model", f"{root}/data/zoo/{name}") if root else ():
+        if holds_model(folder) and load_description(Path(folder))["name"] == name:
+            return Path(folder)
     here = trained(root) if root else {}
-    if name in here:
-        return here[name]
     known = f"trained here: {', '.join(here)}" if here else "no model is trained here; `dvc repro` trains one"
     if root:
         try:
@@ -123,8 +129,9 @@ def list_models(root: Path) -> list[dict[str, Any]]:
 
     path = root / "params.yaml"
     content = files.read_yaml(path)
-    part = {name: content[name] for name in ("crop", "models", "fine_tuned") if name in content} if content else content
-    params = checked(Listed, part, path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
+    params = checked(Listed, {name: content[name] for name in get_type_hints(Listed) if name in content}, path)
     folders, rows = trained(root), []
     for name, block in (params.models | params.fine_tuned).items():
         document = document_of(block.arch) if block.arch in architectures() else ""
@@ -136,7 +143,8 @@ def list_models(root: Path) -> list[dict[str, Any]]:
             scores = root / "metrics/metrics.json" if folder == root / "data/model" else folder / "metrics.json"
             if scores.exists():
                 with files.reading(scores):
-                    row |= {metric: float(files.read_json(scores)[metric]) for metric in SHOWN}
+                    found = files.read_json(scores, *SHOWN)
+                    row |= {metric: float(found[metric]) for metric in SHOWN}
         else:
             try:
                 row["parameters"] = parameters_of(block, params.crop.size)

@@ -63,7 +63,7 @@ def checked(kind: type[Kind], content: object, where: object) -> Kind:
         unknown = ("unexpected_keyword_argument", "extra_forbidden")
         # A misspelt name also leaves the right one missing; the misspelling is the one to tell.
         first = min(error.errors(), key=lambda each: each["type"] not in unknown)
-        name = ".".join(map(str, first["loc"]))
+        name = ".".join(map(str, first["loc"])) or "its content"
         if first["type"] in unknown:
             hint = suggest(str(first["loc"][-1]), _fields(kind, first["loc"]))
             raise InputError(f"{where}: there is no parameter {name}; {hint}") from error

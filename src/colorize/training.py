@@ -141,17 +141,19 @@ class Checkpoint:
 
     def __init__(self, path: Path, model: Colorizer, phases: Sequence[Phase], seconds: float) -> None:
         self.path, self.model, self.phases, self.seconds = path, model, phases, seconds
-        self.progress, self.best = Progress(), _copy(model)
+        self.progress, self.best = Progress(), dict[str, Tensor]()
         self.passes: dict[str, Pass] = {}
         """Of the epoch under way: `train`, then `train_eval` and `val`."""
         self.wait = seconds
         self.saved_at = self.counted_to = time.monotonic()
 
-    def load(self, device: torch.device) -> bool:
-        """Go on from the state on disk, if there is one; tells whether that is a finished training's."""
+    def load(self, device: torch.device, begin: Callable[[], object]) -> bool:
+        """Go on from the state on disk, else `begin`; tells whether the state is a finished training's."""
         rank, ranks = distributed.rank(), distributed.ranks()
         saved = distributed.agreed(None if rank else _read(self.path, device if ranks == 1 else torch.device("cpu")))
         if saved is None:
+            begin()
+            self.best = _copy(self.model)
             return False
         self.progress = Progress(**saved["progress"])
         self.model.load_state_dict(saved["model"])
@@ -317,13 +319,15 @@ def fit(
     rule: TrainRule,
     seed: int,
     state: Path,
-    on_epoch: Callable[[Row], None] = lambda row: None,
+    on_epoch: Callable[[Row], object] = lambda row: None,
+    begin: Callable[[], object] = lambda: None,
 ) -> Progress:
     """Train `model` in place, continuing from `state` if there is one.
 
     Args:
         state: file of the training state; a finished one is loaded and nothing is trained, a damaged one is left out.
         on_epoch: called with the row of every epoch that ends here.
+        begin: called if there is no state to go on from, before the first step.
 
     Returns:
         What was done; the model holds the kept weights, in evaluation mode.
@@ -345,7 +349,7 @@ def fit(
         trainable = [parameter for parameter in getattr(model, name).parameters() if parameter.requires_grad]
         phases.append(Phase(name, distributed.phase_losses(model, name), make_optimizer(trainable, recipe, recipe.lr)))
     checkpoint = Checkpoint(state, model, phases, rule.checkpoint_seconds)
-    if checkpoint.load(train.device):
+    if checkpoint.load(train.device, begin):
         return checkpoint.progress
     progress, begun = checkpoint.progress, checkpoint.passes.get("train", Pass())
     watched, shown, scale = train.spread(len(val)), train, 1.0

@@ -1,0 +1,135 @@
+"""Damaged files of a project: every command of `colorize` and every stage ends in one sentence, or does not mind."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, _photographs
+from dvc.repo import Repo
+from PIL import Image
+from ruamel.yaml import YAML
+
+from colorize import cli, files
+from pipeline import evaluate, params, train
+
+STAGES = ("check", "download", "crop", "filter", "prior", "train", "evaluate", "report")
+MODELS = ("grey", "mean_color", "cae", "tuned")
+RECORD = """
+stages:
+  train:
+    cmd: 'true'
+    outs: [data/model]
+"""
+COMMANDS = {
+    "models": "models",
+    "verify": "verify",
+    "apply": "apply photos/00.png -m data/model -o out",
+    "score": "score photos/00.png photos/01.png -m data/model",
+    "export": "export -m data/model -o exported",
+    "app": "app --no-show --port 0",
+}
+MODEL = ("data/model/model.json", "data/model/weights.safetensors")
+READ = {
+    "models": ("params.yaml", MODEL[0], "metrics/metrics.json", "data/zoo/tuned/metrics.json", "data/zoo/tuned/model.json"),
+    "verify": ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", "requirements.txt"),
+    "apply": MODEL,
+    "score": MODEL,
+    "export": MODEL,
+    "app": (MODEL[0],),
+    "check": ("params.yaml",),
+    "crop": ("data/photos/photos.csv",),
+    "filter": ("data/photos/photos.csv", "data/crops/crops.csv", "data/crops/crops-00000.npy"),
+    "prior": ("data/splits.csv",),
+    "train": ("data/splits.csv", "data/prior.npz"),
+    "evaluate": ("data/splits.csv", MODEL[0]),
+}
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda _: None,
+    "a folder": lambda _: None,
+    "empty": lambda _: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "binary": lambda _: bytes(range(256)),
+    "a list": lambda _: b"[1, 2]",
+    "an object": lambda _: b"{}",
+    "of a merge": lambda content: b"<<<<<<< HEAD\n" + content + b"=======\n>>>>>>> theirs\n",
+    "a ragged row": lambda content: content + b"1,2\n",
+    "other numbers": lambda content: content.replace(b"1", b"x"),
+    "NUL": lambda content: content[:9] + b"\0" + content[10:],
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small project in which every stage ran, the current folder of these tests."""
+    folder = tmp_path_factory.mktemp("project")
+    content = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    cae = {"arch": "cae", "network": {"channels": [4, 8]}, "train": {"epochs": 1}}
+    content["models"] = {name: content["models"][name] for name in MODELS[:2]} | {"cae": cae}
+    content["fine_tuned"] = {"tuned": cae | {"start": "cae"}}
+    content["model"] = "cae"
+    changes = {
+        "data": {"source": "folder", "path": "photos"},
+        "crop": {"size": 16, "workers": 1},
+        "evaluate": {"bootstrap": 10},
+    }
+    for block, values in (changes | {"train": {"threads": 1}}).items():
+        content[block].update(values)
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        for number, pixels in enumerate(_photographs(24, 24)):
+            Path("photos").mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(f"photos/{number:02}.png")
+        YAML().dump(content, Path("params.yaml"))
+        patch.setattr(sys, "argv", ["stage"])
+        for stage in STAGES:
+            import_module(f"pipeline.{stage}").main(params.load())
+        for name in MODELS:
+            patch.setattr(sys, "argv", ["stage", "--model", name])
+            train.main(params.load())
+            evaluate.main(params.load(), name)
+        files.write_text(Path("dvc.yaml"), RECORD)
+        files.write_text(Path("requirements.txt"), "numpy==0.0.1\n")
+        with Repo.init(".", no_scm=True) as repo:
+            repo.commit("train", force=True)
+        shutil.rmtree("runs")
+        patch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+        yield folder
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """The exit status, or the sentence, with which a command or a stage ends."""
+    monkeypatch.setattr(sys, "argv", ["colorize", *COMMANDS.get(name, "").split()])
+    try:
+        cli.main() if name in COMMANDS else params.stage(import_module(f"pipeline.{name}").main)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(("name", "path"), [(name, path) for name, read in READ.items() for path in read])
+def test_a_damaged_file_is_one_sentence(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str, damage: str
+) -> None:
+    """No traceback, whatever became of a file."""
+    monkeypatch.chdir(shutil.copytree(project, tmp_path / "project", copy_function=os.link))
+    content = DAMAGES[damage](Path(path).read_bytes())
+    Path(path).unlink()
+    if content is not None:
+        Path(path).write_bytes(content)
+    elif damage == "a folder":
+        Path(path).mkdir()
+    said = run(name, monkeypatch)
+    assert said in (0, 1) or str(said).startswith("error: ") and "\n" not in str(said)
+
+
+def test_the_project_is_sound_without_damage(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a refusal is one of the damage."""
+    monkeypatch.chdir(shutil.copytree(project, tmp_path / "project", copy_function=os.link))
+    for name in READ:
+        if name not in ("export", "score"):  # ONNX may not be installed, workers take long to start
+            assert run(name, monkeypatch) == 0, name

@@ -1,0 +1,147 @@
+"""What a project holds, and what `colorize verify` says of it; DVC itself is the reference."""
+
+import os
+import shutil
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from colorize import files
+from colorize.files import InputError
+from colorize.project import find_model, verify_outs
+
+STAGES = """
+stages:
+  make:
+    cmd: 'true'
+    outs: [data/a.npy, data/b]
+  score:
+    cmd: 'true'
+    params: [seed]
+    metrics:
+    - metrics/metrics.json:
+        cache: false
+"""
+ZOO = """
+vars:
+- ../../params.yaml:models
+stages:
+  score:
+    foreach: ${models}
+    do:
+      wdir: ../..
+      cmd: 'true'
+      outs:
+      - data/zoo/${key}:
+          cache: false
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages that ran, and a zoo of which one model did."""
+    folder = tmp_path_factory.mktemp("made")
+    written = {"dvc.yaml": STAGES, "pipeline/zoo/dvc.yaml": ZOO, "params.yaml": "seed: 1\nmodels:\n  cae: 1\n  vae: 2\n"}
+    written |= {"data/a.npy": "as it was", "data/b/c.txt": "as it was", "metrics/metrics.json": "{}", "data/zoo/vae/x": ""}
+    for name, text in written.items():
+        files.write_text(folder / name, text)
+    with chdir(folder), Repo.init(".", no_scm=True) as repo:
+        for stage in ("make", "score", "pipeline/zoo/dvc.yaml:score@vae"):
+            repo.commit(stage, force=True)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "project"))
+
+
+def told(project: Path) -> dict[str, str]:
+    return {row["path"]: row["status"] for row in verify_outs(project)}
+
+
+def sound(project: Path) -> bool:
+    """Whether verify finds no difference."""
+    try:
+        return set(told(project).values()) <= {"ok", "never ran"}
+    except InputError as error:
+        assert "\n" not in str(error)
+        return False
+
+
+def test_a_model_of_the_zoo_that_never_ran_is_no_difference(project: Path) -> None:
+    """One that did run is looked at like everything else; so is one whose results are there without a record."""
+    outs = dict.fromkeys(("data/a.npy", "data/b", "metrics/metrics.json", "data/zoo/vae"), "ok")
+    assert told(project) == outs | {"data/zoo/cae": "never ran"}
+    files.write_text(project / "data/zoo/cae/x", "from elsewhere")
+    assert told(project) == outs | {"data/zoo/cae": "not in dvc.lock"}
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml"])
+def test_a_record_that_was_cut_short_is_noticed_wherever_the_cut_is(project: Path, name: str) -> None:
+    """Line by line: what is still valid YAML lacks a stage, an out or its hash."""
+    lines = (project / name).read_text().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if "md5:" in line or "outs" in line or "metrics" in line)
+    for kept in range(last + 1):
+        files.write_text(project / name, "".join(lines[:kept]))
+        assert not sound(project), f"{kept} lines of {name}"
+    files.write_text(project / name, "".join(lines))
+    assert sound(project)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  make:", "  other:"),
+        ("    md5: ", "    md4: "),
+        ("schema:", "<<<<<<< HEAD\nschema:"),
+        ("stages:", "stages: 5\nx:"),
+        ("- path", "path"),
+    ],
+)
+def test_a_record_that_lacks_something_is_a_difference(project: Path, old: str, new: str) -> None:
+    """A stage, a hash; a merge that is not resolved; what is no record at all."""
+    text = (project / "dvc.lock").read_text()
+    files.write_text(project / "dvc.lock", text.replace(old, new, 1))
+    assert not sound(project)
+    (project / "dvc.lock").unlink()
+    with pytest.raises(InputError, match="dvc.lock is missing; run `dvc repro` first"):
+        verify_outs(project)
+
+
+@pytest.mark.parametrize("name", ["data/a.npy", "data/b/c.txt", "metrics/metrics.json"])
+def test_bytes_that_change_without_time_and_size_are_noticed(project: Path, name: str) -> None:
+    """DVC itself goes by what it remembers of time, size and inode, and finds nothing."""
+    path = project / name
+    with chdir(project), Repo(".") as repo:
+        assert repo.status(["make", "score"]) == {}
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:  # the same inode
+        file.write(b"[")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with chdir(project), Repo(".") as repo:
+        assert repo.status(["make", "score"]) == {}
+    assert [status for status in told(project).values() if status not in ("ok", "never ran")] == ["differs"]
+
+
+def test_without_dvc_one_is_told_to_install_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no dependency of the library."""
+    monkeypatch.chdir(project)
+    for name in ("dvc.repo", "dvc.api"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match="pip install dvc"):
+        verify_outs(project)
+    with pytest.raises(InputError, match="no trained model 'exp-1'.*pip install dvc"):
+        find_model("exp-1", project)
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 5000, "HEAD~99", "@{u}", "-x", "HEAD^{tree}", "../..", "\ud800"])
+def test_a_model_that_cannot_be_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever is typed after --model."""
+    monkeypatch.chdir(project)
+    with pytest.raises(InputError, match="there is no trained model"):
+        find_model(name, project)
