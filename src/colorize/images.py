@@ -231,8 +231,9 @@ def crop_square(content: bytes, rule: CropRule) -> tuple[np.ndarray, Record]:
 @contextmanager
 def opened(content: bytes, max_megapixels: float) -> Iterator[Image.Image]:
     """A photograph whose header is read; whatever goes wrong with its bytes, in the block too, becomes `Refused`."""
-    allowed = round(max_megapixels * 1e6)
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, allowed
+    allowed = int(min(round(max_megapixels * 1e6, 3), 2**62))
+    if Image.MAX_IMAGE_PIXELS is not None:  # one for the process, in which other threads may read: never lowered
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, allowed)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which does not concern the pixels
@@ -251,8 +252,6 @@ def opened(content: bytes, max_megapixels: float) -> Iterator[Image.Image]:
         # Decoders fail with whatever they like, and a bad photograph is data, not a crash.
         told = str(error).lower()
         raise Refused(next((reason for words, reason in TOLD.items() if words in told), "corrupt")) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def _open(content: bytes) -> Image.Image:
