@@ -6,7 +6,6 @@ project (its models, its dvc.lock) is looked for from the current folder upwards
 """
 
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -45,27 +44,35 @@ MODEL = typer.Option(
 Models = Annotated[list[str], MODEL]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 MaxMegapixels = Annotated[float, typer.Option(min=1, help="Larger photographs are refused before they are decoded.")]
+Threads = Annotated[
+    int, typer.Option(min=0, help="Threads that compute; 0: OMP_NUM_THREADS, else every core that this process may use.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for a program instead of a table for a person.")]
 
 
-def load_all(names: list[str], device: Literal["auto", "cpu", "cuda"]) -> "tuple[list[System], torch.device]":
-    """Trained models by name, and the device they are on.
+def set_up(device: Literal["auto", "cpu", "cuda"], threads: int) -> "torch.device":
+    """The device, with the whole process set up for it and so many threads; 0 takes those that it may use."""
+    from colorize.device import select_device, usable_threads
+    from colorize.settings import TrainRule
+
+    return select_device(TrainRule(device=device, threads=threads or usable_threads()))
+
+
+def load_all(names: list[str], device: "torch.device") -> "list[System]":
+    """Trained models by name, on a device.
 
     Raises:
         InputError: one is not there, or two have one name.
     """
     from colorize.coloring import System
-    from colorize.device import select_device
-    from colorize.settings import TrainRule
 
-    chosen = select_device(TrainRule(device=device, threads=os.cpu_count() or 1))
     with tempfile.TemporaryDirectory() as temporary:
         folders = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(names)]
-        systems = [System.load(folder, chosen.type) for folder in folders]
+        systems = [System.load(folder, device.type) for folder in folders]
     known = [system.name for system in systems]
     if len(set(known)) < len(known):
         raise InputError(f"two models are called {max(known, key=known.count)}; name each model once")
-    return systems, chosen
+    return systems
 
 
 def print_table(rows: list[dict[str, Any]], right: tuple[str, ...] = ()) -> None:
@@ -106,6 +113,7 @@ def apply(
     compare: Annotated[bool, typer.Option(help="One sheet per photograph with all models side by side.")] = False,
     max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     device: Device = "auto",
+    threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
     """Color photographs: any size and format in, the same size out.
@@ -124,7 +132,7 @@ def apply(
     from colorize.album import ACCOUNT
 
     items = coloring.find(photographs, output)
-    systems, _ = load_all(model, device)
+    systems = load_all(model, set_up(device, threads))
     rows = []
     work = coloring.color_all(items, systems, output, samples, temperature, compare, max_megapixels)
     for row in tqdm(work, total=sum(item.status != "ignored" for item in items), unit="photo", disable=None):
@@ -150,6 +158,7 @@ def score(
     size: Annotated[int, typer.Option(min=0, help="Side of the crops in pixels; 0: the largest of the models'.")] = 0,
     max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     device: Device = "auto",
+    threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score models on color photographs: the pipeline's metrics, both baselines, 95 % intervals.
@@ -164,11 +173,9 @@ def score(
     from colorize.metrics import BASELINES, METRICS, TOO_FEW, with_interval
     from colorize.settings import EvaluateRule
 
-    systems, chosen = load_all(model, device)
-    threads = os.cpu_count() or 1
-    found = scoring.score(
-        photographs, systems, EvaluateRule(), size, device=chosen, threads=threads, max_megapixels=max_megapixels
-    )
+    chosen = set_up(device, threads)
+    systems = load_all(model, chosen)
+    found = scoring.score(photographs, systems, EvaluateRule(), size, chosen, max_megapixels)
     if as_json:
         content = {key: value for key, value in asdict(found).items() if key != "table"}
         records = [{k: v for k, v in row.items() if v == v} for row in found.table.to_dict("records")]
@@ -266,6 +273,7 @@ def serve(
     max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     show: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     device: Device = "auto",
+    threads: Threads = 0,
 ) -> None:
     """Serve a local page on which one drops a photograph and compares models.
 
@@ -284,9 +292,7 @@ def serve(
         raise InputError("the page needs two more packages; run pip install 'colorize[app]'") from error
     import socket
 
-    from colorize.device import select_device
     from colorize.models import load_description
-    from colorize.settings import TrainRule
 
     with tempfile.TemporaryDirectory() as temporary:
         if model:
@@ -296,8 +302,7 @@ def serve(
             folders = trained(required_project())
         if not folders:
             raise InputError("no model is trained here; run `dvc repro` first, or give --model")
-        chosen = select_device(TrainRule(device=device, threads=os.cpu_count() or 1))
-        served = create_app(folders, max_megabytes, chosen.type, max_megapixels)
+        served = create_app(folders, max_megabytes, set_up(device, threads).type, max_megapixels)
         with socket.socket() as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 
 from colorize.files import InputError
 from colorize.settings import TrainRule
@@ -13,8 +14,8 @@ from colorize.settings import TrainRule
 def select_device(rule: TrainRule, gpu: int = 0) -> torch.device:
     """Choose the device that `rule` asks for, GPU number `gpu` if it is one, and set the whole process up for it.
 
-    On the CPU the same number of threads gives the same bits. On a GPU that takes deterministic algorithms, which cost
-    speed and are therefore a parameter there.
+    On the CPU the same number of threads gives the same bits, in float32 on every x86-64 processor with AVX2: call this
+    before anything is computed. On a GPU deterministic algorithms cost speed and are therefore a parameter.
 
     Raises:
         InputError: a GPU is demanded and there is none.
@@ -31,9 +32,24 @@ def select_device(rule: TrainRule, gpu: int = 0) -> torch.device:
     deterministic = device.type == "cpu" if rule.deterministic == "auto" else rule.deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if device.type == "cpu" and not use_bf16(rule, device):
+            _round_alike()
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     return device
+
+
+def _round_alike() -> None:
+    """Have PyTorch, oneDNN and MKL compute as on any other processor with AVX2; they read this when they first compute."""
+    os.environ.setdefault("MKL_CBWR", "COMPATIBLE")  # else it computes otherwise on each maker's processors
+    if torch.cpu._is_avx512_supported():  # PyTorch would believe "avx2" where that is not there
+        os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+
+def usable_threads() -> int:
+    """How many threads to compute with unless told: OMP_NUM_THREADS, and no more than the container allows cores."""
+    return min(torch.get_num_threads(), cpu_count())
 
 
 def gpus(rule: TrainRule) -> int:

@@ -112,6 +112,11 @@ Read = Callable[[str, str], bytes]
 """From shard and member to the original bytes."""
 
 
+def read_file(shard: str, member: str) -> bytes:
+    """A file's bytes. It stands here because worker processes import the module in which their reader stands."""
+    return Path(member).read_bytes()
+
+
 SENTENCES = {
     "unreadable": "The file cannot be opened; make it readable.",
     "missing": "The file is gone; run the same command again.",

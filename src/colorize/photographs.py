@@ -5,7 +5,8 @@ own L*. Spreading is edge-aware: it is bilinear, and what that blurs is given ba
 windows of 3x3 pixels of the small copy ab is fitted as a linear function of L* (the local model of the guided filter); its
 slope times the lightness that the small copy lacks is added. Whole guided filtering smooths what the model predicted and
 comes out worse than bilinear (benchmarks/upsampling.py). A color that the display cannot show at its lightness is made
-paler, not lighter or darker. Work goes by bands of rows: memory is that of the decoded photograph and little more. EXIF and
+paler, not lighter or darker. Work goes by bands of rows, one thread each: no thread waits for another in every operation,
+the bytes are the same for any number of threads, and memory is that of the decoded photograph and little more. EXIF and
 ICC profile, transparency, orientation and resolution are kept.
 
 Source: He, Sun, Tang, "Guided Image Filtering", TPAMI 2013, section 3 (the local linear model).
@@ -14,6 +15,7 @@ Source: He, Sun, Tang, "Guided Image Filtering", TPAMI 2013, section 3 (the loca
 import io
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +37,10 @@ RADIUS = 1
 """Of the windows in which color is fitted to lightness, in pixels of the small copy."""
 FLAT = 50.0
 """Variance of L* in such a window, in Lab units squared, below which lightness tells little about color."""
-BAND = 128
-"""Rows at a time."""
+BAND = 1 << 15
+"""Pixels of a band of whole rows, about: what a core's cache holds, and enough for Python's part of the time to be small."""
+MOST_THREADS = 8
+"""More would wait for Python's lock; each needs 10 MB."""
 LONGEST = 4
 """Sides of the small copy: the long one is at most so many times the short one."""
 PALER_STEPS = 8
@@ -217,9 +221,8 @@ def _ask(model: Colorizer, light: Tensor, samples: int, temperature: float | Non
         model.head.temperature = own
 
 
-@torch.inference_mode()
 def paint(photograph: Photograph, light: Tensor, ab: Tensor) -> Image.Image:
-    """Put a predicted color under a photograph's own lightness.
+    """Put a predicted color under a photograph's own lightness, with as many threads as torch may use.
 
     Args:
         light: what the model saw, [1, 1, h, w].
@@ -228,19 +231,34 @@ def paint(photograph: Photograph, light: Tensor, ab: Tensor) -> Image.Image:
     Returns:
         sRGB of the stored size and orientation.
     """
-    maps = torch.cat((light, ab[None], slope(light, ab[None])), dim=1)
-    turn = UPRIGHT.get(photograph.orientation)
-    maps = maps if turn is None else UNTURNED[turn](maps)
     width, height = photograph.rgb.size
-    maps = F.interpolate(maps, (maps.shape[2], width), mode="bilinear", align_corners=False)
     source = np.asarray(photograph.rgb)
     painted = np.empty_like(source)
-    for top in range(0, height, BAND):
-        band = source[top : top + BAND]
+    rows = max(1, BAND // width)
+
+    @torch.inference_mode()
+    def spread() -> Tensor:
+        maps = torch.cat((light, ab[None], slope(light, ab[None])), dim=1)
+        turn = UPRIGHT.get(photograph.orientation)
+        maps = maps if turn is None else UNTURNED[turn](maps)
+        return F.interpolate(maps, (maps.shape[2], width), mode="bilinear", align_corners=False)
+
+    @torch.inference_mode()
+    def paint_band(top: int) -> None:
+        band = source[top : top + rows]
         lightness = _lightness(band)
         blurred, color, slopes = _rows(maps, top, len(band), height).split((1, 2, 2), dim=1)
         rgb = shown(torch.cat((lightness, color + slopes * (lightness - blurred)), dim=1))
-        painted[top : top + BAND] = (rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        painted[top : top + rows] = (rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of each thread that is started from here on
+    try:
+        maps = spread()
+        with ThreadPoolExecutor(min(threads, MOST_THREADS)) as pool:
+            list(pool.map(paint_band, range(0, height, rows)))
+    finally:
+        torch.set_num_threads(threads)
     return Image.fromarray(painted)
 
 

@@ -20,7 +20,7 @@ from colorize.album import counts
 from colorize.bins import Statistics
 from colorize.coloring import System, find
 from colorize.files import InputError, text_of
-from colorize.images import Crops, crop_shards
+from colorize.images import Crops, crop_shards, read_file
 from colorize.models import build_baseline
 from colorize.settings import CropRule, EvaluateRule
 
@@ -43,17 +43,12 @@ class Scores:
     """Of `metrics.compare`; each photograph is its own group."""
 
 
-def _read(shard: str, member: str) -> bytes:
-    return Path(member).read_bytes()
-
-
 def score(
     given: Sequence[Path],
     systems: Sequence[System],
     rule: EvaluateRule,
     size: int = 0,
     device: torch.device | str = "cpu",
-    threads: int = 1,
     max_megapixels: float = CropRule.max_megapixels,
 ) -> Scores:
     """Score models and both baselines.
@@ -81,10 +76,11 @@ def score(
         for item in items
         if item.kind
     ]
+    threads = torch.get_num_threads()
+    cropping = CropRule(size=size, workers=threads, max_megapixels=max_megapixels)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        cropping = CropRule(size=size, max_megapixels=max_megapixels)
-        records = [record for part in crop_shards(rows, _read, folder, cropping) for record in part]
+        records = [record for part in crop_shards(rows, read_file, folder, cropping) for record in part]
         kept = [record.photo for record in records if record.status == "ok"]
         failed |= {record.photo: record.reason for record in records if record.status != "ok"}
         if not kept:
