@@ -7,7 +7,6 @@ the table with the training seconds that runs/ holds, and writes nothing.
 """
 
 import argparse
-import json
 from functools import partial
 from typing import Any
 
@@ -37,6 +36,9 @@ COLUMNS = (
 """The metrics that stand beside PSNR."""
 ENDS = ("", "_low", "_high")
 """Of the names of a figure and of its interval."""
+PER_IMAGE = set(metrics.METRICS) - {"psnr_pooled"}
+"""Metrics that are known photograph by photograph."""
+ZOO = "run `make zoo`"
 SHOWN = 4
 """Photographs of each system on the JPEG."""
 
@@ -50,11 +52,9 @@ def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.
     descriptions, tables = {}, {}
     for name in names:
         folder = paths.ZOO / name
-        try:
-            descriptions[name] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            tables[name] = page.read_scores(folder / "per_image.csv")
-        except FileNotFoundError as error:
-            raise InputError(f"{error.filename} is missing; run `make zoo`") from error
+        kinds = {"parameters": int, "epochs": int, "notes": list, "fingerprint": str}
+        descriptions[name] = files.read_json(folder / "model.json", kinds, ZOO)
+        tables[name] = page.read_scores(folder / "per_image.csv", PER_IMAGE, ZOO)
         same = ["index", "photo", "group"]
         if not tables[name][same].equals(tables[names[0]][same]):
             raise InputError(f"{folder / 'per_image.csv'} holds other photographs than {names[0]}'s; run `make zoo`")
@@ -122,7 +122,7 @@ def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
 def training_seconds(name: str, fingerprint: str) -> str:
     """The measured training time of a model, "-" where this machine did not train it."""
     timing = paths.run_folder(name, fingerprint) / paths.TIMING
-    return f"{pd.read_csv(timing)['seconds'].sum():.1f}" if timing.exists() else "-"
+    return f"{files.read_table(timing, {'seconds': float})['seconds'].sum():.1f}" if timing.exists() else "-"
 
 
 def read_pictures(names: list[str], common: list[int]) -> dict[str, dict[int, np.ndarray]]:
@@ -134,11 +134,9 @@ def read_pictures(names: list[str], common: list[int]) -> dict[str, dict[int, np
     found = {}
     for name in names:
         path = paths.ZOO / name / paths.PICTURES.name
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                found[name] = dict(zip(map(int, archive["index"]), archive["model"], strict=True))
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is missing or damaged; run `make zoo`") from error
+        with files.reading(path, ZOO):
+            pictures = files.read_arrays(path, remedy=ZOO)
+            found[name] = dict(zip(map(int, pictures["index"]), pictures["model"], strict=True))
         if missing := set(common) - set(found[name]):
             raise InputError(f"{path} lacks photograph {min(missing)}, which evaluate.gallery asks for; run `make zoo`")
     return found
@@ -171,7 +169,9 @@ def build(
     shown = []
     for row in board.to_dict("records"):
         name = row["model"]
-        history = pd.read_csv(paths.ZOO / name / HISTORY) if row["kind"] == "model" else None
+        columns = {"epoch": float}
+        curves = paths.ZOO / name / HISTORY
+        history = files.read_table(curves, columns, float, remedy=ZOO) if row["kind"] == "model" else None
         over = {
             baseline: [row[f"psnr_over_{baseline}{end}"] for end in ENDS]
             for baseline in metrics.BASELINES

@@ -8,7 +8,7 @@ out until they fit the budget; what is left out is said.
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from colorize import figures
-from colorize.files import InputError
+from colorize import figures, files
 from colorize.metrics import BASELINES, METRICS, TOO_FEW, scored
 
 BUDGET = 6_000_000
@@ -55,17 +54,15 @@ class Shown:
     notes: Sequence[str] = ()
 
 
-def read_scores(path: Path) -> pd.DataFrame:
-    """A per_image.csv, its names as text.
+def read_scores(path: Path, needed: Iterable[str] = (), remedy: str = files.AGAIN) -> pd.DataFrame:
+    """A per_image.csv, with the metrics that are `needed`.
 
     Raises:
-        InputError: it was written by a version that did not know source photographs.
-        FileNotFoundError: it is missing.
+        InputError: it is missing or damaged, or was written by a version that did not know source photographs.
     """
-    table = pd.read_csv(path, dtype=dict.fromkeys(("photo", "group", "class"), str), keep_default_na=False)
-    if "group" not in table:
-        raise InputError(f"{path} has no column group; score the model again")
-    return table
+    texts = dict.fromkeys(("photo", "group", "class", "system"), str)
+    needed = ("index", "photo", "group", "grey_truth", "psnr", *needed)
+    return files.read_table(path, texts | {"index": int, "grey_truth": bool}, float, needed, remedy=remedy)
 
 
 def summary_of(scores: pd.DataFrame, system: str) -> dict[str, list[float]]:

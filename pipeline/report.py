@@ -5,7 +5,6 @@ in common with the zoo's page is page.py's.
 """
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
@@ -95,50 +94,61 @@ def removed_because(splits: pd.DataFrame) -> dict[str, int]:
     return {str(reason): int(count) for reason, count in counts.items()}
 
 
-def systems(name: str, history: pd.DataFrame, comparison: pd.DataFrame) -> tuple[list[Shown], dict[int, np.ndarray]]:
+def systems(
+    name: str, history: pd.DataFrame, comparison: pd.DataFrame, tested: int
+) -> tuple[list[Shown], dict[int, np.ndarray]]:
     """The model and both baselines for the page, and the truth of the photographs they are shown on.
 
+    Args:
+        tested: photographs of the test split.
+
     Raises:
-        FileNotFoundError: what the evaluate stage should have written is missing.
+        InputError: what the evaluate stage should have written is missing or damaged.
     """
-    per_image = page.read_scores(paths.METRICS / "per_image.csv")
-    with np.load(paths.PICTURES, allow_pickle=False) as archive:
-        pictures = dict(archive)
+    per_image = page.read_scores(paths.METRICS / "per_image.csv", ["system"])
     found = []
-    for system in SYSTEMS:
-        table = per_image[per_image["system"] == system].reset_index(drop=True)
-        position = {index: place for place, index in enumerate(table["index"])}
-        shown = Shown(
-            name=name if system == "model" else system,
-            kind="model" if system == "model" else "baseline",
-            table=table,
-            summary=page.summary_of(comparison, system),
-            pictures={position[i]: picture for i, picture in zip(pictures["index"], pictures[system], strict=True)},
-            history=history if system == "model" else None,
-        )
-        found.append(shown)
-    truth = dict(zip(found[0].pictures, pictures["truth"], strict=True))
-    return found, truth
+    with files.reading(paths.PICTURES):
+        pictures = files.read_arrays(paths.PICTURES)
+        for system in SYSTEMS:
+            table = per_image[per_image["system"] == system].reset_index(drop=True)
+            position = {index: place for place, index in enumerate(table["index"])}
+            if len(table) != tested:
+                raise InputError(
+                    f"{paths.METRICS / 'per_image.csv'} lists other photographs than the test split; {files.AGAIN}"
+                )
+            shown = Shown(
+                name=name if system == "model" else system,
+                kind="model" if system == "model" else "baseline",
+                table=table,
+                summary=page.summary_of(comparison, system),
+                pictures={position[i]: picture for i, picture in zip(pictures["index"], pictures[system], strict=True)},
+                history=history if system == "model" else None,
+            )
+            found.append(shown)
+        return found, dict(zip(found[0].pictures, pictures["truth"], strict=True))
 
 
 def build(params: Params) -> tuple[str, bytes, str]:
     """The report, prior.png, and a summary for the screen.
 
     Raises:
-        InputError: what an earlier stage should have written is missing.
+        InputError: what an earlier stage should have written is missing or damaged.
     """
-    try:
-        description = json.loads((paths.MODEL / "model.json").read_text(encoding="utf-8"))
-        comparison = pd.read_csv(paths.METRICS / "comparison.csv")
-        history = pd.read_csv(paths.METRICS / "loss.csv")
-        splits = pd.read_csv(paths.SPLITS_CSV, dtype=str, keep_default_na=False)
-        with np.load(paths.PRIOR, allow_pickle=False) as archive:
-            arrays = dict(archive)
+    kinds = {"name": str, "block": dict, "recipe": dict, "notes": list} | dict.fromkeys(TRAINED, int)
+    description = files.read_json(paths.MODEL / "model.json", kinds)
+    table = paths.METRICS / "comparison.csv"
+    comparison = files.read_table(table, {"metric": str, "system": SYSTEMS}, others=float)
+    history = files.read_table(paths.METRICS / "loss.csv", {"epoch": float}, others=float)
+    texts = dict.fromkeys(("group", "reason", "note"), str)
+    splits = files.read_table(paths.SPLITS_CSV, texts | {"split": paths.SPLIT["split"]})
+    with files.reading(paths.REMOVED_PNG):
         removed = inline_sheet(paths.REMOVED_PNG)
-        shown, truth = systems(description["name"], history, comparison)
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing; run `dvc repro`") from error
-    rows = results(comparison)
+    with files.reading(table):
+        rows = results(comparison)
+        shown, truth = systems(description["name"], history, comparison, int((splits["split"] == "test").sum()))
+    with files.reading(paths.PRIOR):
+        arrays = files.read_arrays(paths.PRIOR)
+        panels, prior = figures.prior_panels(arrays), figures.prior(arrays)
     parts = {name: splits[splits["split"] == name] for name in ("train", "val", "test")}
     parts |= {"removed": splits[splits["reason"] != ""], "all": splits}
     shown[0].notes = description["notes"]
@@ -149,7 +159,7 @@ def build(params: Params) -> tuple[str, bytes, str]:
         "epochs": len(history),
         "keep": params.train.keep,
         "block": flatten(description["block"]),
-        "panels": {title: inline(png, "png") for title, png in figures.prior_panels(arrays).items()},
+        "panels": {title: inline(png, "png") for title, png in panels.items()},
         "bins": len(arrays["bins"]),
         "mean_ab": [number(value, 2) for value in arrays["mean_ab"]],
         "faintest": f"{figures.FAINTEST:.6f}",
@@ -162,7 +172,7 @@ def build(params: Params) -> tuple[str, bytes, str]:
     size = params.crop.size
     basis = page.basis(shown[0].table, comparison, size, params.evaluate.bootstrap)
     html = page.render("report.html.j2", description["name"], "", shown, truth, basis, size, extra)
-    return html, figures.prior(arrays), summary(rows, description["name"], basis)
+    return html, prior, summary(rows, description["name"], basis)
 
 
 def summary(rows: list[dict[str, Any]], name: str, basis: str) -> str:

@@ -188,17 +188,23 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_json(path: Path, *keys: str, remedy: str = AGAIN) -> dict[str, Any]:
+def read_json(path: Path, kinds: Mapping[str, type], remedy: str = AGAIN) -> dict[str, Any]:
     """The object in a JSON file.
 
+    Args:
+        kinds: of what must be in it.
+
     Raises:
-        InputError: the file is missing or damaged, or the object lacks one of `keys`.
+        InputError: the file is missing or damaged, or the object lacks something or holds it in another kind.
     """
     with reading(path, remedy):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("it holds no object")
-        return value | {key: value[key] for key in keys}
+        for key, kind in kinds.items():
+            if not isinstance(value[key], (int, float) if kind is float else kind):
+                raise ValueError(f"its {key} is {value[key]!r}")
+        return value
 
 
 def read_arrays(path: Path, *names: str, remedy: str = AGAIN) -> dict[str, np.ndarray]:
@@ -315,15 +321,16 @@ def read_table(
     path: Path,
     columns: Mapping[str, type | Collection[str]],
     others: type = str,
+    needed: Iterable[str] | None = None,
     unique: str = "",
     remedy: str = AGAIN,
 ) -> "pd.DataFrame":
     """A table that a stage wrote, in which someone may have edited something.
 
     Args:
-        columns: those that must be there, and what they hold: str, int (0 or above), float (NaN where empty), bool, or
-            one of some texts.
+        columns: what columns hold: str, int (0 or above), float (NaN where empty), bool, or one of some texts.
         others: what all other columns hold.
+        needed: those that must be there; None: all of `columns`.
         unique: the column in which no value may stand twice.
 
     Raises:
@@ -335,7 +342,7 @@ def read_table(
         content = path.read_bytes()
     kinds: dict[str, Any] = {}
     rows, seen = [], set()
-    for place, row in parse_table(content, str(path), columns):
+    for place, row in parse_table(content, str(path), columns if needed is None else needed):
         kinds = kinds or {name: columns.get(name, others) for name in row if columns.get(name, others) is not str}
         for name, kind in kinds.items():
             try:
@@ -347,7 +354,7 @@ def read_table(
         seen.add(row.get(unique))
         rows.append(list(row.values()))
     frame = pd.DataFrame(rows, columns=list(row) if rows else list(columns))
-    return frame.astype({name: kind for name, kind in columns.items() if kind in (int, float, bool)})
+    return frame.astype({name: kind for name, kind in columns.items() if kind in (int, float, bool) and name in frame})
 
 
 def write_state(path: Path, state: Any) -> None:

@@ -142,9 +142,8 @@ def list_models(root: Path) -> list[dict[str, Any]]:
             row["trained"] = folder.relative_to(root).as_posix()
             scores = root / "metrics/metrics.json" if folder == root / "data/model" else folder / "metrics.json"
             if scores.exists():
-                with files.reading(scores):
-                    found = files.read_json(scores, *SHOWN)
-                    row |= {metric: float(found[metric]) for metric in SHOWN}
+                found = files.read_json(scores, dict.fromkeys(SHOWN, float))
+                row |= {metric: found[metric] for metric in SHOWN}
         else:
             try:
                 row["parameters"] = parameters_of(block, params.crop.size)
