@@ -1,6 +1,5 @@
 # Each target is one line; .venv is set up on first use from requirements.txt.
 BIN = .venv/bin
-PYTHON = $(if $(wildcard .venv/ready),$(BIN)/python,python3)
 UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_(best|pooled|over_grey_)|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 
@@ -22,8 +21,8 @@ faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,0
 bench: .venv/ready       ## ours against what one would otherwise write: benchmarks/README.md
 	@$(BIN)/python -m benchmarks.bench && $(BIN)/python -m benchmarks.downloads
 
-gpu:                     ## what only a GPU can show, on a machine with nothing but PyTorch, scikit-image, Pillow, pandas and SciPy
-	@PYTHONPATH=src $(PYTHON) -m benchmarks.gpu
+gpu: .venv/ready         ## what only a GPU can show
+	@$(BIN)/python -m benchmarks.gpu
 
 check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest

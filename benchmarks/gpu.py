@@ -1,6 +1,7 @@
 """What only a GPU can show, in slices of less than ten minutes: `make gpu`, or `python -m benchmarks.gpu [SLICE...]`.
 
-It needs PyTorch, scikit-image, Pillow, pandas and SciPy and nothing else. Each slice writes a JSON of its own; one whose
+A machine that has PyTorch for its GPU already keeps it: `python -m venv --system-site-packages .venv`, then
+`.venv/bin/pip install -r requirements.txt` without its line of torch. Each slice writes a JSON of its own; one whose
 JSON is there is not run again, so the same command goes on where a time limit stopped it. Slices: `zhang` (photographs a
 second of the full network at 256 and 176 pixels, and their share of the floor), `epochs` (an epoch of each kind of model
 against the documents' way), `kernels` (Lab and soft loss against scikit-image and dense targets), `deterministic` (what bit
@@ -21,7 +22,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import bare  # first: it stands in for what is missing
 from benchmarks.machine import ROOT, machine
 
 sys.path.insert(0, str(ROOT / "src"))
@@ -38,7 +38,8 @@ from colorize.color import bytes_to_lab  # noqa: E402
 from colorize.device import select_device  # noqa: E402
 from colorize.images import Crops, Refused, crop_square  # noqa: E402
 from colorize.models import Colorizer, build_baseline, build_model  # noqa: E402
-from colorize.settings import CropRule, HeadRule, ModelBlock, PriorRule, Recipe, TrainRule  # noqa: E402
+from colorize.settings import CropRule, ModelBlock, PriorRule, TrainRule  # noqa: E402
+from pipeline.params import load  # noqa: E402
 
 FLOOR = {256: 3153, 176: 6671}
 """Images a second of the full network's training at 790 TFLOP/s, by the side of its input."""
@@ -58,18 +59,15 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.params = bare.read_params(ROOT / "params.yaml")
+        self.params = load(ROOT / "params.yaml")
         self.rule = replace(FAST, device=options.device)
         self.device = select_device(self.rule)
         self.statistics = Statistics.measure(crops(64, 64), PriorRule())
 
     def block(self, name: str) -> ModelBlock:
-        values = self.params["models"][name]
-        train = {key: tuple(v) if isinstance(v, list) else v for key, v in values.get("train", {}).items()}
-        head = HeadRule(**values.get("head", {}))
+        block = self.params.models[name]
         own = {"released": "empirical", "released_smoothed": "smoothed"}
-        head = replace(head, weights=own.get(head.weights, head.weights))
-        return ModelBlock(values["arch"], values.get("size", 0), values["network"], head, Recipe(**train))
+        return replace(block, head=replace(block.head, weights=own.get(block.head.weights, block.head.weights)))
 
     def names(self, *names: str) -> Sequence[str]:
         """The models of a slice, or those asked for instead."""
