@@ -53,6 +53,10 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
             {"model": "zhang_simplified_final", "models.zhang_simplified.network.variant": "full"},
             "fine_tuned.zhang_simplified_final: .*differ in shape",
         ),
+        (
+            {"model": "cae", "models.cae.network": {"channels": "abc", "transposed": False, "batch_norm": False, "l1": 0}},
+            "models.cae: architecture 'cae' cannot be built with channels abc",
+        ),
         ({"compute.backend": "dask"}, "compute.address: dask needs the address of its scheduler"),
         ({"model": "cgan", "crop.size": 40}, "models.cgan: .*divides by 16"),
     ],
