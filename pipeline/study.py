@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from colorize import files
 from colorize.files import InputError
+from colorize.settings import checked
 from pipeline import experiments, study_page, study_pictures
 from pipeline.params import Params, stage
 from pipeline.study_page import Figure, Record, Table, page
@@ -61,16 +60,10 @@ def read(path: Path) -> Study:
     Raises:
         InputError: the file is missing or holds what does not fit.
     """
-    try:
-        study = Study.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
+    if not path.exists():
         known = ", ".join(str(each) for each in sorted(Path("studies").glob("*.yaml")))
-        raise InputError(f"there is no study {path}; choose among {known}") from error
-    except YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+        raise InputError(f"there is no study {path}; choose among {known}")
+    study = checked(Study, files.read_yaml(path), path)
     named = {row.run for table in study.tables for row in table.rows} | {r for f in study.figures for r in f.runs}
     if unknown := sorted(named - set(study.runs)):
         raise InputError(f"{path}: tables or figures name the run {unknown[0]!r}, which is not under runs; add it there")
@@ -134,7 +127,7 @@ def run_missing(
     Raises:
         InputError: a path that a run needs was not given, or a run failed.
     """
-    records: dict[str, Record] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    records: dict[str, Record] = files.read_json(store, {}) if store.exists() else {}
     wanted = {}
     for seed, run in itertools.product(study.seeds[device], study.runs):  # a whole seed before the next
         settings = settings_of(study, run, seed, device)

@@ -34,7 +34,10 @@ def table() -> str:
     """The matrix as Markdown, from every test that is marked."""
     rows = []
     for path in sorted((ROOT / "tests").glob("test_*.py")):
-        module = importlib.import_module(path.stem)
+        try:
+            module = importlib.import_module(path.stem)
+        except pytest.skip.Exception:  # it needs a package that is not installed
+            continue
         for name, test in inspect.getmembers(module, inspect.isfunction):
             for mark in getattr(test, "pytestmark", []):
                 if mark.name == "fault" and test.__module__ == path.stem:

@@ -185,6 +185,33 @@ def test_models_are_listed_with_what_is_known_of_them(models: Path, tmp_path: Pa
     assert set(rows) == set(BLOCKS)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--temperature nan",
+        "--temperature 1e400",
+        "--max-megapixels nan",
+        "--max-megapixels inf",
+        "--samples 0",
+        "--samples 1.5",
+    ],
+)
+def test_a_number_that_is_none_is_refused(options: str) -> None:
+    """As mistyped, before anything is read."""
+    assert "Invalid value" in call("apply", "a.jpg", "-m", "cae", "-o", "out", *options.split(), status=2)
+
+
+def test_an_empty_list_is_a_table_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project without a model; and a name that looks like markup is a name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("")
+    (tmp_path / "params.yaml").write_text("crop: {size: 32}\nmodels: {}\nfine_tuned: {}\n")
+    assert call("models").strip() == ""
+    block = {"arch": "constant", "network": {"color": "zero"}}
+    (tmp_path / "params.yaml").write_text(json.dumps({"crop": {}, "models": {"[/red]": block}, "fine_tuned": {}}))
+    assert "[/red]" in call("models")
+
+
 def test_help_shows_examples() -> None:
     """For every command."""
     for command in ("apply", "score", "models", "verify"):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from faults import fault
+from filelock import FileLock
 from webserver import (
     Server,
     chunked,
@@ -415,6 +417,19 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(server: Server, tmp_pat
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(InputError, match="cache"):
         one(server.url("/a"), tmp_path / "cache")
+
+
+def test_who_waits_for_another_run_is_told(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may fetch the same, and for long."""
+    server.answers["/a"] = content(JPEG)
+    with ThreadPoolExecutor(1) as other:
+        with FileLock(tmp_path / ".lock"):
+            fetched = other.submit(one, server.url("/a"), tmp_path)
+            said, deadline = "", time.monotonic() + 30
+            while "another run fetches into" not in said and time.monotonic() < deadline:
+                said += capsys.readouterr().err
+            assert said and not server.asked
+        assert fetched.result().reason == ""
 
 
 def test_killed_fetch_leaves_whole_files_only_and_goes_on(server: Server, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -175,6 +176,40 @@ def test_what_holds_no_named_tensors_is_refused(content: bytes, words: str, tmp_
     with pytest.raises(InputError, match=words):
         files.parse_tensors("w.pth", content)
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("index,name\n0,a\n-1,b\n", r"t\.csv, row 2 \(line 3\): index cannot be '-1'; run `dvc repro`"),
+        ("index,name\n0,a\n1.0,b\n", "row 2 .*index cannot be '1.0'"),
+        ("index,name\n0,a\n99999999999999999999,b\n", "row 2 .*index cannot be"),
+        ("index,name\n0,a\n0,b\n", "row 2 .*index 0 stands twice"),
+        ("index,name\n0,c\n", "row 1 .*name cannot be 'c'"),
+        ("index,name\n0,a,\n", "row 1 .*3 fields, the header 2"),
+        ("index,name,more\n0,a,x\n", "row 1 .*more cannot be 'x'"),
+        ("index\n0\n", "has no column 'name'; it has index"),
+        (None, "is missing; run `dvc repro`"),
+    ],
+)
+def test_a_table_that_someone_edited_is_refused_with_the_row(tmp_path: Path, text: str | None, words: str) -> None:
+    """A number below 0 would be another photograph, one that stands twice in two splits."""
+    if text is not None:
+        (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        files.read_table(tmp_path / "t.csv", {"index": int, "name": ("a", "b")}, others=float, unique="index")
+
+
+def test_a_table_comes_back_as_pandas_wrote_it(tmp_path: Path) -> None:
+    """Any name, empty numbers, no row at all."""
+    names = [" a", 'b,"c"', "d\ne", "", "é\u3000"]
+    table = pd.DataFrame(
+        {"name": names, "n": range(5), "x": [1.5, np.nan, np.inf, -2, 1e-9], "b": [True, False] * 2 + [True]}
+    )
+    for rows in (5, 0):
+        table[:rows].to_csv(tmp_path / "t.csv", index=False)
+        found = files.read_table(tmp_path / "t.csv", {"name": str, "n": int, "x": float, "b": bool})
+        pd.testing.assert_frame_equal(found, table[:rows], check_dtype=bool(rows), check_index_type=False)
 
 
 def test_content_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

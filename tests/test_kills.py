@@ -12,6 +12,7 @@ from faults import fault
 from kills import REPRO, torture
 
 from colorize import files
+from colorize.files import InputError
 from pipeline import paths, unlock
 
 
@@ -35,7 +36,17 @@ def test_what_a_killed_dvc_left_of_its_locks_is_removed(tmp_path: Path, monkeypa
     files.write_text(paths.RWLOCK, "")
     wait = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen(wait) as other, subprocess.Popen([*wait, "/bin/dvc"]) as dvc:
-        for text in ("", listed(7)[:30], "[1]", '{"write": {"a": 1}}', listed(2**22), listed(other.pid), listed(dvc.pid)):
+        for text in (
+            "",
+            listed(7)[:30],
+            "[1]",
+            listed(-1),
+            listed(2**70),
+            '{"write": {"a": 1}}',
+            listed(2**22),
+            listed(other.pid),
+            listed(dvc.pid),
+        ):
             files.write_text(paths.RWLOCK, text)
             unlock.main()
             assert paths.RWLOCK.exists() == (text == listed(dvc.pid)), text
@@ -47,41 +58,120 @@ def test_what_a_killed_dvc_left_of_its_locks_is_removed(tmp_path: Path, monkeypa
     unlock.main()
 
 
-def read_by_dvc(lock: Path) -> bool:
-    """What DVC itself says of a lock file."""
-    from dvc.dvcfile import Lockfile
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+def git(*arguments: str, status: int | None = 0) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert status is None or done.returncode == status, done.stderr
+    return done.stdout
 
-    try:
-        with Repo.init(str(lock.parent.absolute()), no_scm=True, force=True) as repo:
-            Lockfile(repo, str(lock.absolute())).load()
-    except DvcException:
-        return False
-    return True
+
+def commit(path: Path, content: str) -> None:
+    files.write_text(path, content)
+    git("add", str(path))
+    git("commit", "-qm", "x")
 
 
 @fault(33, "a kill while DVC writes dvc.lock")
 @pytest.mark.parametrize("committed", [True, False])
 def test_half_a_lock_file_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool, capsys) -> None:
-    """`make repro` and `make zoo` go back to the last commit's, or to none, and say so; a whole one stays."""
+    """`make repro` and `make zoo` go back to the last commit's, or to none, say so and keep the half; a whole one stays."""
+    from dvc.dvcfile import Lockfile
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
     monkeypatch.chdir(tmp_path)
     lock = paths.LOCKS[0]
     whole = (ROOT / lock).read_text(encoding="utf-8")
     files.write_text(lock, whole)
     if committed:
-        for command in ("init -q", "add dvc.lock", "-c user.name=a -c user.email=a@b commit -qm x"):
-            subprocess.run(["git", *command.split()], check=True)
-    unlock.main()
-    assert lock.read_text() == whole and not capsys.readouterr().out
-    ends = [whole.index(word, len(whole) // 2) for word in ("cmd:", "md5:", "size:", "path:")]
-    for length in (0, *ends, *(end + 2 for end in ends), *(whole.index(":", end) + 1 for end in ends)):
-        files.write_text(lock, whole[:length])
-        refused = not read_by_dvc(lock)
+        git("init", "-q")
+        commit(lock, whole)
+    with Repo.init(".", no_scm=True) as repo:
         unlock.main()
-        assert bool(capsys.readouterr().out) == refused
-        assert lock.read_text() == (whole if refused else whole[:length]) if committed or not refused else not lock.exists()
+        assert lock.read_text() == whole and not capsys.readouterr().out
+        ends = [whole.index(word, len(whole) // 2) for word in ("cmd:", "md5:", "size:", "path:")]
+        kept = 0
+        for length in (0, *ends, *(end + 2 for end in ends), *(whole.index(":", end) + 1 for end in ends)):
+            files.write_text(lock, whole[:length])
+            refused = False
+            try:
+                Lockfile(repo, str(lock.absolute())).load()  # what DVC itself says of it
+            except DvcException:
+                refused = True
+            unlock.main()
+            assert bool(capsys.readouterr().out) == refused
+            kept += refused
+            if refused:
+                assert Path(f"dvc.lock.damaged-{kept}").read_text() == whole[:length]
+                assert lock.read_text() == whole if committed else not lock.exists()
+            else:
+                assert lock.read_text() == whole[:length]
     assert refused, "a path without its value, as a kill left it once"
+
+
+@pytest.mark.parametrize("lock", paths.LOCKS)
+def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: Path
+) -> None:
+    """Its two sides stay, also if it was added with its marks, or has none: the user has not chosen yet."""
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q", "-b", "ours")
+    text = "schema: '2.0'\nstages:\n  a:\n    cmd: x\n    params:\n      params.yaml:\n        seed: {}\n"
+    commit(lock, text.format(1))
+    git("checkout", "-qb", "theirs")
+    commit(lock, text.format(2))
+    git("checkout", "-q", "ours")
+    commit(lock, text.format(3))
+    git("merge", "theirs", status=1)
+    both = lock.read_text()
+    assert "<<<<<<<" in both
+
+    def refused() -> None:
+        before = lock.read_text()
+        with pytest.raises(InputError, match=f"{lock} is in the middle of a merge; choose one side"):
+            unlock.main()
+        assert lock.read_text() == before and not list(lock.parent.glob("*damaged*"))
+
+    refused()
+    git("checkout", "--ours", str(lock))
+    refused()
+    files.write_text(lock, both)
+    git("add", str(lock))
+    refused()
+    monkeypatch.setenv("PATH", "")
+    refused()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    git("checkout", "-q", "--theirs", str(lock), status=None)
+    files.write_text(lock, text.format(2))
+    git("add", str(lock))
+    unlock.main()
+    assert lock.read_text() == text.format(2)
+
+
+@pytest.mark.parametrize("how", ["no git", "untracked", "a worktree"])
+def test_a_damaged_lock_is_kept_where_git_cannot_bring_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Nothing is deleted; DVC begins a new one, or the commit's comes back where there is one."""
+    monkeypatch.chdir(tmp_path)
+    lock = paths.LOCKS[0]
+    if how != "no git":
+        git("init", "-q")
+        commit(lock if how == "a worktree" else Path("other"), "schema: '2.0'\n")
+    if how == "a worktree":
+        git("worktree", "add", "-q", "elsewhere")
+        monkeypatch.chdir("elsewhere")
+    if how == "no git":
+        monkeypatch.setenv("PATH", "")
+    files.write_text(lock, "schema: [")
+    unlock.main()
+    assert Path("dvc.lock.damaged-1").read_text() == "schema: ["
+    assert lock.exists() == (how == "a worktree")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with pytest.raises(SystemExit, match="error: dvc.lock: Is a directory"), files.one_sentence():
+        unlock.main()
 
 
 @pytest.mark.parametrize("target", ["repro", "zoo"])

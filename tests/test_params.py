@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,17 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("\n  vae:\n", "\n  ../vae:\n", "models: '../vae' cannot be a folder's name everywhere; use letters, digits"),
         ("\n  vae:\n", "\n  aux:\n", "models: 'aux' cannot be a folder's name"),
         ("seed: 1", "seed: [1", "not valid YAML"),
+        ("seed: 1", "seed: 2024-13-45", "not valid YAML: month"),
+        ("seed: 1", f"seed: {'9' * 5000}", "not valid YAML: .*digits"),
+        ("seed: 1", f"seed: {2**63}", "seed: input should be less than 4294967296"),
+        ("seed: 1", "seed: 1e400", "seed: input should be a finite number, but it is inf"),
+        ("threads: 2 ", "threads: 1000000 ", "train.threads: input should be less than or equal to 4096"),
+        ("bootstrap: 1000", "bootstrap: 1e30", "evaluate.bootstrap: .*1e.30"),
+        ("sigma: 5 ", "sigma: .inf ", "prior.sigma: input should be a finite number, but it is inf"),
+        ("max_minutes: 0", "max_minutes: .nan", "train.max_minutes: input should be a finite number, but it is nan"),
+        ("l1: 0.001", "l1: -.inf", "models.cae.network.l1: input should be a finite number, but it is -inf"),
+        ("l1: 0.001", "l1: {a: 1}", "models.cae.network.l1: input should be one of bool, int, float, str, list, but"),
+        ("dark: 1000/24996", "dark: '1e999999999'", "filter.dark: give a whole number"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -159,6 +172,18 @@ def test_a_stage_ends_with_one_sentence_and_status_one(monkeypatch, tmp_path: Pa
     assert caught.value.code == "error: the folder x is empty; add photographs"
 
 
+def test_what_was_printed_is_not_lost_when_a_stage_is_stopped(tmp_path: Path) -> None:
+    """Nor with a pipe at the other end, as DVC's may be."""
+    (tmp_path / "params.yaml").write_text(TEXT)
+    program = "from pipeline.params import stage\ndef main(params):\n print('half'); raise KeyboardInterrupt\nstage(main)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "half\n") and "continues" in done.stderr
+
+
+def memory() -> None:
+    raise MemoryError("unable to allocate 7 TiB")
+
+
 def refuse(number: int, path: str) -> None:
     raise OSError(number, os.strerror(number), path)
 
@@ -170,6 +195,8 @@ def refuse(number: int, path: str) -> None:
         (lambda: refuse(errno.EACCES, "runs/a"), "error: runs/a: Permission denied; make it writable or free some space"),
         (lambda: refuse(errno.ENOSPC, "data/b"), "error: data/b: No space left on device; make it writable or .*"),
         (lambda: Path("data/splits.csv").read_text(), "error: data/splits.csv is missing; `dvc repro` makes it"),
+        (lambda: subprocess.run(["no-such-program"]), "error: no-such-program is missing; put it there or install it"),
+        (lambda: memory(), "error: there is not enough memory .*"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(monkeypatch, tmp_path: Path, use, words: str) -> None:

@@ -11,7 +11,7 @@ from dvc.repo import Repo
 
 from colorize import files
 from colorize.files import InputError
-from colorize.project import find_model, verify_outs
+from colorize.project import find_model, list_models, verify_outs
 
 STAGES = """
 stages:
@@ -145,3 +145,53 @@ def test_a_model_that_cannot_be_is_one_sentence(project: Path, monkeypatch: pyte
     monkeypatch.chdir(project)
     with pytest.raises(InputError, match="there is no trained model"):
         find_model(name, project)
+
+
+BLOCKS = """
+crop: {size: 32}
+models:
+  cae:
+    arch: cae
+    network: {channels: [4, 8]}
+    head: {kind: regression}
+  mean_color:
+    arch: constant
+    network: {color: mean}
+fine_tuned: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("kind:", "knid:", "params.yaml: there is no parameter models.cae.head.knid; did you mean 'kind'"),
+        ("[4, 8]", "[4, .inf]", "models.cae.network.channels.1: input should be a finite number, but it is inf"),
+        ("size: 32", "size: 1e30", "crop.size: .*1e.30"),
+        ("crop:", "crap:", "params.yaml: crop is missing"),
+        ("models:", "models: 5\nothers:", "models: input should be a valid dictionary, but it is 5"),
+        ("models:", "- models:", "is not valid YAML"),
+        (BLOCKS, "5", "params.yaml holds no parameters"),
+    ],
+)
+def test_a_damaged_params_yaml_is_one_sentence(tmp_path: Path, old: str, new: str, words: str) -> None:
+    """The list of models reads it by the types by which the pipeline does."""
+    files.write_text(tmp_path / "params.yaml", BLOCKS.replace(old, new))
+    with pytest.raises(InputError, match=words):
+        list_models(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[4, 8]", "abc", "architecture 'cae' cannot be built with channels abc"),
+        ("[4, 8]", "[-1]", "architecture 'cae' cannot be built"),
+        ("channels", "chanels", "architecture 'cae' does not take chanels"),
+        ("arch: cae", "arch: ../cae", "there is no architecture '../cae'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_listed_with_the_reason(tmp_path: Path, old: str, new: str, words: str) -> None:
+    """The others are listed as ever."""
+    files.write_text(tmp_path / "params.yaml", BLOCKS.replace(old, new))
+    cae, mean = list_models(tmp_path)
+    assert words in cae["problem"] and cae["parameters"] is None
+    assert mean["problem"] is None and mean["parameters"] == 0

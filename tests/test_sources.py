@@ -115,6 +115,8 @@ def test_sample_tiles_are_the_photographs_own_pixels(tmp_path: Path) -> None:
         ("chelsea.png,1,5000", ["row 1", "5000"]),
         ("chelsea.png,1,96\nchelsea.png,2,96", ["row 2", "twice"]),
         ("", ["lists no photograph"]),
+        ("chelsea.png,1,96,2", ["row 1", "4 fields"]),
+        ("chelsea.png,1", ["row 1", "2 fields"]),
     ],
 )
 def test_a_bad_sample_row_is_named(tmp_path: Path, row: str, names: list[str]) -> None:
@@ -268,6 +270,43 @@ def test_a_list_that_is_none_is_one_sentence(tmp_path: Path, content: bytes | No
         listed("urls", path)
 
 
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ("url\nhttp://x/1\n\n# no\nhttp://x/2?crop=1,2\n", "row 2 (line 5) has 2 fields, the header 1"),
+        ("url,caption\nhttp://x/1,a\nhttp://x/2\n", "row 2 (line 3) has 1 fields, the header 2"),
+        ('url,caption\nhttp://x/1,"a\nb"\nhttp://x/2,b,c\n', "row 2 (line 4) has 3 fields"),
+        ('url,caption\nhttp://x/1,"a\nhttp://x/2,b\n', "line 2: unexpected end of data"),
+        ('url\n"http://x/1"2\n', "line 2: "),
+        ('url\n"http://x/1\nhttp://x/2"\n', "row 1 (line 2): 'http://x/1\\nhttp://x/2' holds a tab or a line break"),
+        ("url\nhttp://x/1\ta\n", "row 1 (line 2): 'http://x/1\\ta' holds a tab"),
+        ("url\nhttp://x/1\nhttp://x/\0\n", "line 3 is not UTF-8 text"),
+        (b"url\nhttp://x/1\nhttp://x/\xe9\n", "line 3 is not UTF-8 text"),
+        ("url\nhttp://x/1\n".encode("utf-16"), "line 1 is not UTF-8 text"),
+        ("url\nhttp://x/1\n".encode("utf-16-le"), "line 1 is not UTF-8 text"),
+        ("url,url\nhttp://x/1,http://x/2\n", "line 1: a column has no name, or that of another"),
+        ("url,\nhttp://x/1,\n", "line 1: a column has no name"),
+        ("url;caption\nhttp://x/1;a\n", "has no column 'url'; it has url;caption"),
+        ("http://x/1\nhttp://x/2\n", "has no column 'url'; it has http://x/1"),
+    ],
+)
+def test_a_list_that_can_be_read_in_two_ways_is_refused_with_the_row(
+    tmp_path: Path, content: str | bytes, where: str
+) -> None:
+    """Otherwise another address would be asked, and another photograph stored as ok."""
+    (tmp_path / "list.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as refused:
+        listed("urls", tmp_path / "list.csv")
+    assert where in str(refused.value) and "list.csv" in str(refused.value)
+
+
+def test_a_row_without_an_address_has_failed(tmp_path: Path) -> None:
+    """It is no photograph; rows of commas alone, as spreadsheets leave them, are no rows."""
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://x.test/1,a\n,b\n,c\n,\n,\n")
+    rows = [(photo.status, photo.reason) for photo in listed("urls", tmp_path / "list.csv")]
+    assert rows == [("ok", ""), ("failed", "no_address"), ("failed", "no_address")]
+
+
 def test_passwords_in_addresses_are_not_written_down(tmp_path: Path) -> None:
     """photos.csv is kept and shared."""
     (tmp_path / "list.txt").write_text("https://me:secret@x.test/1?to=you@x.test\n")
@@ -357,6 +396,26 @@ def test_coverage_in_percent_becomes_a_share(in_folder: Callable[..., Path]) -> 
             },
             "must be numbers",
         ),
+        *[
+            (
+                {
+                    "photos.tsv000": PHOTOS.encode(),
+                    "colors.tsv000": f"photo_id\tred\tgreen\tblue\tcoverage\nx\t1\t2\t3\t.5\nx\t{row}\n".encode(),
+                },
+                r"row 2 \(line 3\)",
+            )
+            for row in (
+                "1\t2\t256\t.5",
+                "1\t2\t-1\t.5",
+                "1\t2\t3\tnan",
+                "1\t2\t3\t-1",
+                "1\t2\t3\t101",
+                "1\t2\t3",
+                "1\t2\t3\t.5\t6",
+            )
+        ],
+        ({"photos.tsv000": PHOTOS.encode() + b"ccccccccccc\tx\n"}, r"row 3 \(line 5\) has 2 fields, the header 4"),
+        ({"photos.tsv000": PHOTOS.encode() + b'ccccccccccc\tx\thttp://i\t"open\n'}, "line 5: unexpected end of data"),
     ],
 )
 def test_an_unsplash_archive_that_is_none_is_one_sentence(

@@ -6,6 +6,7 @@ project (its models, its dvc.lock) is looked for from the current folder upwards
 """
 
 import json
+import math
 import signal
 import sys
 import tempfile
@@ -43,9 +44,20 @@ MODEL = typer.Option(
 )
 Models = Annotated[list[str], MODEL]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-MaxMegapixels = Annotated[float, typer.Option(min=1, help="Larger photographs are refused before they are decoded.")]
 Threads = Annotated[
     int, typer.Option(min=0, help="Threads that compute; 0: OMP_NUM_THREADS, else every core that this process may use.")
+]
+
+
+def finite(value: float | None) -> float | None:
+    """An option that is a number; nan lies within all limits, and inf is none."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number")
+    return value
+
+
+MaxMegapixels = Annotated[
+    float, typer.Option(min=1, callback=finite, help="Larger photographs are refused before they are decoded.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for a program instead of a table for a person.")]
 
@@ -105,7 +117,8 @@ def apply(
     model: Models,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)],
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of classifiers: 0 paints the likeliest color, 1 the mean.")
+        float | None,
+        typer.Option(min=0, max=1, callback=finite, help="Of classifiers: 0 paints the likeliest color, 1 the mean."),
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Colorings of each photograph, of models that have several.")
@@ -155,7 +168,9 @@ def apply(
 def score(
     photographs: Annotated[list[Path], typer.Argument(help="Color photographs, or folders of them.", show_default=False)],
     model: Models,
-    size: Annotated[int, typer.Option(min=0, help="Side of the crops in pixels; 0: the largest of the models'.")] = 0,
+    size: Annotated[
+        int, typer.Option(min=0, max=4096, help="Side of the crops in pixels; 0: the largest of the models'.")
+    ] = 0,
     max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     device: Device = "auto",
     threads: Threads = 0,

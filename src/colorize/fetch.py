@@ -20,6 +20,7 @@ import ipaddress
 import itertools
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -33,7 +34,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from requests.adapters import HTTPAdapter
 
 from colorize import files
@@ -154,7 +155,11 @@ def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"another run fetches into {folder}; waiting for its end", file=sys.stderr)
+            lock.acquire()
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}; make the folder writable") from error
     try:

@@ -24,7 +24,7 @@ DECISIVE = ("numpy", "pandas", "pillow", "scikit-image", "scipy", "torch")
 class Listed:
     """The part of params.yaml that tells which models there are."""
 
-    __pydantic_config__ = {"allow_inf_nan": False}
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # as pipeline/params.py has it
     crop: CropRule
     models: dict[str, ModelBlock]
     fine_tuned: dict[str, ModelBlock]

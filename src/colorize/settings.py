@@ -69,14 +69,21 @@ def checked(kind: type[Kind], content: object, where: object) -> Kind:
     except ValidationError as error:
         unknown = ("unexpected_keyword_argument", "extra_forbidden")
         # A misspelt name also leaves the right one missing; the misspelling is the one to tell.
-        first = min(error.errors(), key=lambda each: each["type"] not in unknown)
-        name = ".".join(map(str, first["loc"])) or "its content"
+        errors = error.errors()
+        first = min(errors, key=lambda each: (each["type"] not in unknown, each["type"] != "finite_number"))
+        said = first["msg"][0].lower() + first["msg"][1:]
+        loc = first["loc"]
+        same = [each for each in errors if each["loc"][:-1] == loc[:-1] and each["input"] is first["input"]]
+        if len(same) > 1:  # one for each kind that it may have
+            loc = loc[:-1]
+            kinds = [str(each["loc"][-1]).partition("[")[0] for each in same]
+            said = said if first["type"] == "finite_number" else f"input should be one of {', '.join(kinds)}"
+        name = ".".join(str(part) for part in loc if not str(part).startswith("list[")) or "its content"
         if first["type"] in unknown:
             hint = suggest(str(first["loc"][-1]), _fields(kind, first["loc"]))
             raise InputError(f"{where}: there is no parameter {name}; {hint}") from error
         if first["type"] in ("missing", "missing_argument"):
             raise InputError(f"{where}: {name} is missing; `git diff {where}` shows what was there") from error
-        said = first["msg"][0].lower() + first["msg"][1:]
         raise InputError(f"{where}: {name}: {said}, but it is {first['input']!r:.200}") from error
 
 
@@ -95,7 +102,7 @@ class Source:
     source: Literal["sample", "folder", "urls", "unsplash", "cifar10"] = "sample"
     path: str = "data/sample.csv"
     """What the source reads: a folder, a CSV or an archive."""
-    seed: Count = 1
+    seed: Seed = 1
     """Draws the items of `limit` and the split; training has another one."""
     limit: Count = 0
     """Keep only so many items, drawn with the seed; 0 keeps all."""
