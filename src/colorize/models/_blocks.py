@@ -1,6 +1,10 @@
-"""The few layers that several models share."""
+"""The few layers that several models share, and how pretrained weights come into them."""
+
+from collections.abc import Mapping
 
 from torch import Tensor, nn
+
+from colorize.files import InputError
 
 
 class Conv2d(nn.Conv2d):
@@ -53,3 +57,31 @@ def kaiming_(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def load_pretrained_(module: nn.Module, tensors: Mapping[str, Tensor], first: str, path_or_url: str, hint: str) -> None:
+    """Load the weights of a network for RGB into one for grey, in place; entries that it has no use for are ignored.
+
+    The kernels of the first convolution are summed over R, G and B where the module reads one channel: that equals a grey
+    photograph replicated three times.
+
+    Args:
+        tensors: named as in the module; counts of batches, which old files lack, may be missing.
+        first: the entry of the first convolution's kernels.
+        path_or_url: where the tensors come from, to be named in what is refused.
+        hint: what to give instead.
+
+    Raises:
+        InputError: an entry is missing or has another shape.
+    """
+    state = module.state_dict()
+    for name, own in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        shape = (own.shape[0], 3, *own.shape[2:]) if name == first else tuple(own.shape)
+        given = tensors.get(name)
+        if given is None or tuple(given.shape) != shape:
+            what = "is missing" if given is None else f"has shape {tuple(given.shape)}, not {shape}"
+            raise InputError(f"network.weights: {path_or_url}: {name} {what}; {hint}")
+        state[name] = given.detach().sum(1, keepdim=True) if name == first and own.shape[1] == 1 else given
+    module.load_state_dict(state)

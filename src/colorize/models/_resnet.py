@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from colorize.files import InputError
-from colorize.models._blocks import Conv2d
+from colorize.models._blocks import Conv2d, load_pretrained_
 
 WIDTHS = (64, 128, 256, 512)
 MEAN, STD = 0.449, 0.226
@@ -71,24 +70,6 @@ class Trunk(nn.Module):
         return maps
 
 
-def load_torchvision_(trunk: Trunk, tensors: Mapping[str, Tensor], place: str) -> None:
-    """Load the pretrained weights of a ResNet-18 for RGB, in place; what the trunk has no use for is ignored.
-
-    Args:
-        tensors: named as torchvision's `resnet18` writes them; counts of batches, which old files lack, may be missing.
-        place: where they come from, to be named in what is refused.
-
-    Raises:
-        InputError: an entry is missing or has another shape.
-    """
-    state = trunk.state_dict()
-    for name, own in state.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        shape = (WIDTHS[0], 3, 7, 7) if name == "conv1.weight" else tuple(own.shape)
-        given = tensors.get(name)
-        if given is None or tuple(given.shape) != shape:
-            what = "is missing" if given is None else f"has shape {tuple(given.shape)}, not {shape}"
-            raise InputError(f"network.weights: {place}: {name} {what}; give a state dict of torchvision's resnet18")
-        state[name] = given.detach().sum(1, keepdim=True) if name == "conv1.weight" else given
-    trunk.load_state_dict(state)
+def load_torchvision_(trunk: Trunk, tensors: Mapping[str, Tensor], path_or_url: str) -> None:
+    """Load the pretrained weights of torchvision's `resnet18`, in place: see `load_pretrained_`."""
+    load_pretrained_(trunk, tensors, "conv1.weight", path_or_url, "give a state dict of torchvision's resnet18")

