@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from skimage.color import rgb2lab
-from skimage.transform import downscale_local_mean
+from skimage.transform import downscale_local_mean, resize
 
 from colorize import files
-from colorize.batches import READ_AHEAD, Photos, Streamed, area_resize, share_of, to_light_ab
+from colorize.batches import READ_AHEAD, Photos, Streamed, area_resize, share_of, to_light_ab, zoomed
 from colorize.images import Crops
 
 
@@ -185,3 +185,26 @@ def test_what_lies_before_the_first_batch_asked_for_is_not_read(photographs, tmp
                 for (light, ab), (expected, color) in zip(rest, whole[start:], strict=True):
                     assert torch.equal(light, expected) and torch.equal(ab, color)
                 assert len(read) == (sum(len(light) for light, _ in rest) if isinstance(photos.images, Streamed) else 0)
+
+
+def test_zoomed_windows_are_the_photograph_scaled(photographs) -> None:
+    """The whole photograph at its own side is itself; a window at twice its size is scikit-image's bilinear scaling."""
+    images = torch.from_numpy(photographs(2, 16))
+    sides, corner, not_mirrored = torch.tensor([16.0, 16.0]), torch.zeros(2), torch.tensor([False, False])
+    assert torch.equal(zoomed(images, sides, corner, corner, not_mirrored, 16), images)
+    window = zoomed(images, sides / 2, corner + 4, corner + 2, torch.tensor([False, True]), 16).numpy()
+    for image, found, mirrored in zip(images.numpy(), window, (False, True), strict=True):
+        wanted = resize(image, (32, 32), order=1, mode="edge", preserve_range=True)[8:24, 4:20]
+        wanted = wanted[:, ::-1] if mirrored else wanted
+        assert np.abs(found - wanted).max() <= 1
+
+
+def test_zoom_shows_other_windows_in_every_epoch_and_the_same_ones_for_a_seed(photographs) -> None:
+    """Of the crops' size, and from the batch on that is asked for."""
+    photos = Photos(photographs(4, 32), 32)
+    first, again, other = (list(photos.epoch(seed, 2, crop=0.5, zoom=0.6)) for seed in (1, 1, 2))
+    assert [light.shape for light, _ in first] == [(2, 1, 16, 16)] * 2
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+    (late,) = photos.epoch(1, 2, crop=0.5, zoom=0.6, start=1)
+    assert torch.equal(late[1], first[1][1])

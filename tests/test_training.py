@@ -14,14 +14,15 @@ import pytest
 import torch
 from conftest import ROOT
 from faults import fault
+from torch import Tensor
 
 from colorize import distributed, files, training
 from colorize.batches import Photos
 from colorize.bins import Statistics
 from colorize.files import InputError
-from colorize.models import build_model, model_class
+from colorize.models import Colorizer, build_model, model_class
 from colorize.settings import HeadRule, ModelBlock, PriorRule, Recipe, TrainRule
-from colorize.training import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, scale_of
+from colorize.training import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, rate_of, scale_of
 from pipeline.params import load
 
 BLOCKS = load(ROOT / "params.yaml").blocks
@@ -382,3 +383,89 @@ def test_models_that_say_so_work_at_other_sizes(name: str, photographs) -> None:
         light, ab = next(Photos(photographs(4, 32), side).batches(4))
         losses = [model.losses(phase, light, ab)["loss"] for phase in model.phases]
         assert all(torch.isfinite(loss) for loss in losses)
+
+
+# ---- the recipe's options ----
+
+
+def test_learning_rate_rises_and_falls_as_the_recipe_says() -> None:
+    """Linear over the first tenth, then half a cosine down to a hundredth; constant is one number."""
+    recipe = Recipe(lr=2, schedule="cosine", warmup=0.1)
+    rates = [rate_of(recipe, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert rates[10] == pytest.approx(2) and rates[55] == pytest.approx(2 * (0.01 + 0.99 / 2))
+    assert rates[-1] == pytest.approx(0.02, rel=0.1) and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert {rate_of(Recipe(lr=2), step, 100) for step in range(100)} == {2}
+
+
+def test_what_came_pretrained_takes_smaller_steps(photographs, tmp_path: Path) -> None:
+    """With plain SGD a tenth of the rate is a tenth of the step; the rest of the network takes the whole."""
+    photos = Photos(photographs(4, 16), 16)
+
+    def step(share: float) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = build_model(BLOCKS["cae"], 16)
+        model.pretrained = ("net.0",)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        recipe = Recipe(epochs=1, batch=4, optimizer="sgd", lr=1e-2, pretrained_lr=share)
+        fit(model, photos, photos, recipe, TrainRule(lr_at_least=0, keep="last"), 1, tmp_path / f"{share}.pt")
+        return {name: tensor - before[name] for name, tensor in model.state_dict().items()}
+
+    whole, tenth = step(1), step(0.1)
+    for name, moved in whole.items():
+        wanted = moved * 0.1 if name.startswith("net.0.") else moved
+        assert torch.allclose(tenth[name], wanted, rtol=2e-2, atol=1e-7), name
+
+
+def test_averaged_weights_are_kept(photographs, tmp_path: Path) -> None:
+    """Against the average computed from the weights after each of four steps."""
+    photos, weights = Photos(photographs(4, 16), 16), []
+    torch.manual_seed(0)
+    model = build_model(BLOCKS["cae"], 16)
+    seen = model.net[0][0][0].weight
+    model.net.register_forward_pre_hook(lambda net, _: weights.append(seen.detach().clone()) if net.training else None)
+    recipe = Recipe(epochs=4, batch=4, lr=1e-2, average=0.5)
+    fit(model, photos, photos, recipe, TrainRule(keep="last"), 1, tmp_path / "plain.pt")
+    steps = weights[1:]  # the last one's result is not seen before the averaged weights replace it
+    torch.manual_seed(0)
+    last = build_model(BLOCKS["cae"], 16)
+    fit(last, photos, photos, replace(recipe, average=0), TrainRule(keep="last"), 1, tmp_path / "last.pt")
+    steps.append(last.net[0][0][0].weight.detach())
+    expected = steps[0]
+    for weight in steps[1:]:
+        expected = 0.5 * expected + 0.5 * weight
+    assert torch.allclose(model.net[0][0][0].weight, expected, atol=1e-6)
+
+
+def test_every_option_of_the_recipe_resumes_exactly(photographs, tmp_path: Path) -> None:
+    """Schedule, average, zoom and degradations: stopped after any batch and continued, the weights are those of one go."""
+    photos = Photos(photographs(6, 32), 32)
+    recipe = Recipe(
+        epochs=2, batch=2, optimizer="adamw", schedule="cosine", warmup=0.2, average=0.9, zoom=0.6, crop=0.5, degrade=True
+    )
+    rule = TrainRule(checkpoint_seconds=0, keep="last")
+
+    def model() -> Colorizer:
+        torch.manual_seed(0)
+        return build_model(BLOCKS["cae"], 32)
+
+    whole, resumed = model(), model()
+    fit(whole, photos, photos, recipe, rule, 3, tmp_path / "whole.pt")
+
+    class Stop(Exception):
+        pass
+
+    for batches in (1, 3, 5):
+        stopped, left = model(), [batches]
+
+        def count(*_: object, left: list[int] = left, stopped: Colorizer = stopped) -> None:
+            left[0] -= stopped.training
+            if left[0] < 0:
+                raise Stop
+
+        stopped.net.register_forward_pre_hook(count)
+        with pytest.raises(Stop):
+            fit(stopped, photos, photos, recipe, rule, 3, tmp_path / "state.pt")
+    fit(resumed, photos, photos, recipe, rule, 3, tmp_path / "state.pt")
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key

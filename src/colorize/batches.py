@@ -46,6 +46,23 @@ def share_of(side: int, share: float) -> int:
     return side if share == 1 else min(side, max(8, 8 * round(side * share / 8)))
 
 
+def zoomed(images: Tensor, side: Tensor, top: Tensor, left: Tensor, mirror: Tensor, size: int) -> Tensor:
+    """Scale one square window of each photograph bilinearly: uint8 [B, S, S, 3] to [B, size, size, 3].
+
+    Args:
+        side, top, left: of the windows, [B], in pixels.
+        mirror: [B], whether the window is mirrored.
+    """
+    steps = (torch.arange(size, device=images.device) + 0.5) / size
+    down = top[:, None] + side[:, None] * steps
+    across = left[:, None] + side[:, None] * torch.where(mirror[:, None], 1 - steps, steps)
+    shape = (len(images), size, size)
+    grid = torch.stack((across[:, None].expand(shape), down[:, :, None].expand(shape)), dim=-1) * 2 / images.shape[1] - 1
+    maps = images.permute(0, 3, 1, 2).float()
+    maps = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    return maps.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def to_light_ab(images: Tensor) -> tuple[Tensor, Tensor]:
     """Split uint8 sRGB [B, H, W, 3] into light [B, 1, H, W] (L*, 0 to 100) and ab [B, 2, H, W], both float32."""
     lab = bytes_to_lab(images.permute(0, 3, 1, 2))
@@ -159,7 +176,15 @@ class Photos:
         return [part.tolist() for part in order.tensor_split(-(-len(self) // size))]
 
     def epoch(
-        self, seed: int, size: int, flip: bool = False, crop: float = 1, rank: int = 0, ranks: int = 1, start: int = 0
+        self,
+        seed: int,
+        size: int,
+        flip: bool = False,
+        crop: float = 1,
+        rank: int = 0,
+        ranks: int = 1,
+        start: int = 0,
+        zoom: float = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every photograph once, in an order, at crop positions and mirrored as `seed` says.
 
@@ -170,6 +195,7 @@ class Photos:
             crop: side of the random crops as a share of the photograph's, as `share_of` rounds it.
             rank: which of the `ranks` parts of each batch is handed out.
             start: the first batch that is read and handed out; those before it cost nothing.
+            zoom: below 1, square windows with sides from this share of the photograph to all of it are scaled to the crops'.
         """
         count = len(self)
         random = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same epoch
@@ -178,12 +204,18 @@ class Photos:
         tops, lefts = torch.randint(0, self.size - window + 1, (2, count), generator=random)
         mirrored = torch.rand(count, generator=random) < (0.5 if flip else 0)
         steps = torch.arange(window)
+        sides = self.size * (zoom + (1 - zoom) * torch.rand(count, generator=random)) if zoom < 1 else torch.zeros(count)
+        corners = torch.rand((2, count), generator=random) * (self.size - sides) if zoom < 1 else torch.zeros(2, count)
 
         def own(numbers: Tensor) -> list[Tensor]:
             return [batch.tensor_split(ranks)[rank] for batch in numbers.tensor_split(-(-count // size))[start:]]
 
-        windows = zip(own(tops), own(lefts), own(mirrored), strict=True)
-        for pixels, (top, left, mirror) in zip(self._parts(own(order)), windows, strict=True):
+        windows = zip(own(tops), own(lefts), own(mirrored), own(sides), own(corners[0]), own(corners[1]), strict=True)
+        for pixels, (top, left, mirror, side, upper, outer) in zip(self._parts(own(order)), windows, strict=True):
+            if zoom < 1:
+                side, upper, outer, mirror = (t.to(self.device) for t in (side, upper, outer, mirror))
+                yield to_light_ab(zoomed(pixels, side, upper, outer, mirror, window))
+                continue
             i = top[:, None] + steps
             j = left[:, None] + torch.where(mirror[:, None], steps.flip(0), steps)
             photos, i, j = (

@@ -37,7 +37,7 @@ def degrade(light: Tensor) -> Tensor:
     """Degrade half of the photographs, each in its own way.
 
     Args:
-        light: [B, 1, H, W], L* in 0 to 100; H and W divide by 8.
+        light: [B, 1, H, W], L* in 0 to 100.
 
     Returns:
         The same shape and range.
@@ -85,6 +85,8 @@ def jpeg(light: Tensor, quality: Tensor) -> Tensor:
 
     Levels are L* times 2.55, the table is that of the Independent JPEG Group's library.
     """
+    rows, columns = light.shape[-2:]
+    light = F.pad(light, (0, -columns % 8, 0, -rows % 8), mode="replicate")
     count, _, height, width = light.shape
     blocks = light.reshape(count, height // 8, 8, width // 8, 8).movedim(2, 3) * 2.55 - 128
     frequency = torch.arange(8, device=light.device)
@@ -95,4 +97,4 @@ def jpeg(light: Tensor, quality: Tensor) -> Tensor:
     steps = ((table * scale[..., None] + 50) / 100).floor().clamp(1, 255)
     levels = (cosines @ blocks @ cosines.T / steps).round() * steps
     blocks = (cosines.T @ levels @ cosines + 128).round().clamp(0, 255) / 2.55
-    return blocks.movedim(3, 2).reshape(light.shape)
+    return blocks.movedim(3, 2).reshape(light.shape)[..., :rows, :columns]

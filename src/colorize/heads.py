@@ -13,7 +13,7 @@ weight, and the target's entropy. It takes every fourth pixel as target, where o
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,16 +55,22 @@ class Head(nn.Module, ABC):
 
 
 class Regression(Head):
-    """ab through tanh; mean squared error in units of `scale`, so that the losses compare with document 000's."""
+    """ab through tanh; the error is in units of `scale`, so that squared errors compare with document 000's losses.
+
+    `charbonnier` is the mean of sqrt(|difference|^2 + 0.01^2) (Charbonnier et al. 1994).
+    """
 
     channels = 2
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, loss: Literal["squared", "charbonnier"] = "squared") -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.loss = scale, loss
 
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        return {"loss": F.mse_loss(torch.tanh(out.float()), average_to(ab, out) / self.scale)}
+        difference = torch.tanh(out.float()) - average_to(ab, out) / self.scale
+        if self.loss == "squared":
+            return {"loss": difference.square().mean()}
+        return {"loss": (difference.square().sum(1) + 1e-4).sqrt().mean()}
 
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
         return scale_to(torch.tanh(out.float()) * self.scale, light)
@@ -215,7 +221,7 @@ def build_head(rule: HeadRule, statistics: Statistics | None, centers: Tensor | 
         InputError: the prior that the block asks for was not given to the prior stage.
     """
     if rule.kind == "regression":
-        return Regression(rule.scale)
+        return Regression(rule.scale, rule.loss)
     if rule.kind == "euclidean":
         return Euclidean()
     if rule.kind == "rgb":

@@ -224,8 +224,16 @@ class Recipe:
 
     epochs: Count = 100
     batch: Positive = 32
-    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     lr: Annotated[float, Gt(0)] = 1e-3
+    pretrained_lr: Share = 1
+    """Share of the learning rate that holds for what came with pretrained weights."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: the learning rate falls to a hundredth along half a cosine, over all epochs that will be made."""
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0
+    """Share of all steps in which the learning rate rises from zero."""
+    average: Annotated[float, Ge(0), Lt(1)] = 0
+    """Decay of the weights' exponential moving average, which is validated and kept in their place; 0 is no average."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
     """Adam's two decay rates."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0
@@ -239,6 +247,11 @@ class Recipe:
     """Share of the training photographs used, for every seed the same; a smaller share's are among a larger one's."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
     """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
+    zoom: Annotated[float, Gt(0), Le(1)] = 1
+    """Random windows of the photograph, with sides from this share of it to the whole, are scaled to the crops' side; 1 cuts
+    the crops out unscaled."""
+    degrade: bool = False
+    """Train on poor copies of the lightness too, as old prints and scans are (colorize.degrade)."""
     scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)
     """Shares of the size at which photographs are trained on, rounded to 8 pixels: one after the other, each for an equal
     part of the epochs (document 004). Validation is always at the whole size."""
@@ -251,6 +264,8 @@ class HeadRule:
     kind: Literal["regression", "euclidean", "classification", "rgb"] = "regression"
     scale: Annotated[float, Gt(0)] = 128
     """regression: the ab value that an output of 1 stands for, in Lab units."""
+    loss: Literal["squared", "charbonnier"] = "squared"
+    """regression: squared error, or the distance in ab with a rounded tip (Charbonnier), which far-off colors pull less."""
     bins: Bins = "gamut"
     """classification: the 313 bins around the gamut, or the cells of 10 x 10 that the training photographs occupy."""
     neighbors: Annotated[int, Ge(1), Le(313)] = 5

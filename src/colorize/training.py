@@ -12,18 +12,20 @@ run it side by side (distributed.py), each on its part of every batch; the first
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from colorize import distributed, files
 from colorize.batches import Photos
+from colorize.degrade import degrade
 from colorize.device import use_bf16
 from colorize.files import InputError
 from colorize.models._base import Colorizer
@@ -36,6 +38,8 @@ LOWER = "lower the model's train.lr (or train.lr_at_least)"
 AVERAGED_EPOCHS = 20
 SAVING_COST = 10
 """The next state is saved at the earliest after so many times the seconds that the last one took."""
+FLOOR = 0.01
+"""Share of the learning rate at which a cosine schedule ends."""
 
 
 @dataclass
@@ -122,13 +126,36 @@ def seed_noise(device: torch.device, *numbers: int) -> None:
     (torch.cuda if device.type == "cuda" else torch.default_generator).manual_seed(int.from_bytes(digits[:7]))
 
 
-def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe, rate: float) -> torch.optim.Optimizer:
-    """The optimizer of one phase."""
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
+def make_optimizer(parameters: Any, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
+    """The optimizer of one phase, of tensors or of groups of them as torch.optim takes them."""
+    if recipe.optimizer in ("adam", "adamw"):
+        adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        return adam(parameters, rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, rate, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def groups_of(model: Colorizer, phase: str, recipe: Recipe) -> list[dict[str, Any]]:
+    """What is trained in a phase, what came pretrained in a group of its own; `share` is of the learning rate."""
+    fresh: list[Tensor] = []
+    pretrained: list[Tensor] = []
+    for name, parameter in getattr(model, phase).named_parameters():
+        if parameter.requires_grad:
+            came = any(f"{phase}.{name}".startswith(f"{module}.") for module in model.pretrained)
+            (pretrained if came else fresh).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": fresh, "share": 1.0}, {"params": pretrained, "share": recipe.pretrained_lr}]
+    return [group for group in groups if group["params"]]
+
+
+def rate_of(recipe: Recipe, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0, of so many that the whole training has."""
+    warm = round(recipe.warmup * steps)
+    if step < warm:
+        return recipe.lr * (step + 1) / warm
+    if recipe.schedule == "constant":
+        return recipe.lr
+    return recipe.lr * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2)
 
 
 def scale_of(scales: Sequence[float], epoch: int, epochs: int) -> float:
@@ -139,8 +166,10 @@ def scale_of(scales: Sequence[float], epoch: int, epochs: int) -> float:
 class Checkpoint:
     """What a training has come to, beside the weights; the state on disk; and when that is due again."""
 
-    def __init__(self, path: Path, model: Colorizer, phases: Sequence[Phase], seconds: float) -> None:
-        self.path, self.model, self.phases, self.seconds = path, model, phases, seconds
+    def __init__(
+        self, path: Path, model: Colorizer, averaged: AveragedModel | None, phases: Sequence[Phase], seconds: float
+    ) -> None:
+        self.path, self.model, self.averaged, self.phases, self.seconds = path, model, averaged, phases, seconds
         self.progress, self.best = Progress(), dict[str, Tensor]()
         self.passes: dict[str, Pass] = {}
         """Of the epoch under way: `train`, then `train_eval` and `val`."""
@@ -161,11 +190,18 @@ class Checkpoint:
             self.model.eval()
             return True
         self.best = saved["best"]
+        if self.averaged is not None:
+            self.averaged.load_state_dict(saved["averaged"])
         for phase in self.phases:
             phase.optimizer.load_state_dict(saved["optimizers"][phase.name])
         for name, (batches, totals, counts) in saved["passes"][rank].items():
             self.passes[name] = Pass(batches, {loss: total.to(device) for loss, total in totals.items()}, counts)
         return False
+
+    @property
+    def judged(self) -> Colorizer:
+        """What is validated and kept: the model, or the moving average of its weights."""
+        return self.model if self.averaged is None else cast(Colorizer, self.averaged.module)
 
     def begin(self, name: str) -> Pass:
         """The epoch's pass of that name, new or from where the state has left it."""
@@ -204,6 +240,7 @@ class Checkpoint:
             "progress": asdict(self.progress),
             "passes": distributed.gathered(own),
             "model": self.model.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "best": self.best,
             "optimizers": {phase.name: phase.optimizer.state_dict() for phase in self.phases},
         }
@@ -232,7 +269,7 @@ class Checkpoint:
                 raise InputError(f"training stopped: {name} is {value} after epoch {row['epoch']:g}; {LOWER}")
         _require_finite_weights(self.model, progress.epoch + 1)
         if row["val_loss"] < progress.best_loss or keep == "last":
-            progress.best_loss, progress.best_epoch, self.best = row["val_loss"], progress.epoch + 1, _copy(self.model)
+            progress.best_loss, progress.best_epoch, self.best = row["val_loss"], progress.epoch + 1, _copy(self.judged)
         rose = bool(progress.history) and row["val_loss"] > progress.history[-1]["val_loss"]
         progress.rises = progress.rises + 1 if rose else 0
         progress.epoch += 1
@@ -275,8 +312,12 @@ def train_epoch(
         unseen.clear()
 
     model.train()
-    for light, ab in photos.epoch(order, recipe.batch, recipe.flip, recipe.crop, rank, ranks, done.batches):
+    batches = photos.epoch(order, recipe.batch, recipe.flip, recipe.crop, rank, ranks, done.batches, recipe.zoom)
+    for light, ab in batches:
         seed_noise(photos.device, seed, epoch, done.batches, rank)
+        if recipe.degrade:
+            light = degrade(light)
+        rate = rate_of(recipe, epoch * steps + done.batches, recipe.epochs * steps)
         whole = len(photos) // steps + (done.batches < len(photos) % steps)
         for phase in phases:
             with torch.autocast(photos.device.type, torch.bfloat16, enabled=bf16):
@@ -284,10 +325,15 @@ def train_epoch(
             phase.optimizer.zero_grad(set_to_none=True)
             # The mean of the ranks' gradients is the whole batch's if each counts as much as its part is long.
             part = losses["loss"] * (len(light) * ranks / whole)
-            part.backward(inputs=phase.optimizer.param_groups[0]["params"])  # the other phases get no gradient
+            groups = phase.optimizer.param_groups
+            part.backward(inputs=[p for group in groups for p in group["params"]])  # the other phases get no gradient
+            for group in groups:
+                group["lr"] = rate * group["share"]
             phase.optimizer.step()
             done.add(losses, len(light), model.monitor if phase is phases[0] else "")
             unseen.append(losses["loss"].detach())
+        if checkpoint.averaged is not None:
+            checkpoint.averaged.update_parameters(model)
         done.batches += 1
         on_batch()
         if checkpoint.due():
@@ -298,8 +344,7 @@ def train_epoch(
 
 def evaluate(name: str, photos: Photos, checkpoint: Checkpoint, bf16: bool) -> None:
     """Add up, in evaluation mode, the losses of what the checkpoint's pass has not seen of `photos` yet."""
-    model, done, ranks = checkpoint.model, checkpoint.begin(name), distributed.ranks()
-    of_all = -(-(len(photos) // ranks) // EVALUATION_BATCH)  # so many batches has every rank; some have one more
+    model, done = checkpoint.judged, checkpoint.begin(name)
     model.eval()
     for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), ranks, done.batches):
         for phase in model.phases:
@@ -343,13 +388,16 @@ def fit(
             f"{ranks} processes cannot share batches of {least} photographs; lower train.nproc or train.nnodes, "
             "or raise the model's train.batch"
         )
+    averaged = None
+    if recipe.average:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
     distributed.synchronize(model)
     phases = []
     for name in model.phases:
-        trainable = [parameter for parameter in getattr(model, name).parameters() if parameter.requires_grad]
-        phases.append(Phase(name, distributed.phase_losses(model, name), make_optimizer(trainable, recipe, recipe.lr)))
-    checkpoint = Checkpoint(state, model, phases, rule.checkpoint_seconds)
-    if checkpoint.load(train.device, begin):
+        optimizer = make_optimizer(groups_of(model, name, recipe), recipe, recipe.lr)
+        phases.append(Phase(name, distributed.phase_losses(model, name), optimizer))
+    checkpoint = Checkpoint(state, model, averaged, phases, rule.checkpoint_seconds)
+    if checkpoint.load(train.device):
         return checkpoint.progress
     progress, begun = checkpoint.progress, checkpoint.passes.get("train", Pass())
     watched, shown, scale = train.spread(len(val)), train, 1.0

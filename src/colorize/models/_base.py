@@ -51,6 +51,8 @@ class Colorizer(nn.Module):
 
     def __init__(self, head: Head, setup: Setup) -> None:
         super().__init__()
+        self.pretrained: tuple[str, ...] = ()
+        """Sub-modules that came with pretrained weights, by their names; `pretrained_lr` holds for them."""
         self.head = head
         self.size = setup.size
 

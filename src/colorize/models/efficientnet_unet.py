@@ -78,6 +78,7 @@ class Model(Colorizer):
         self.net = Network(head.channels, trunk, channels)
         if setup.pretrained is not None:
             load_lite0_(trunk, setup.pretrained, weights)
+            self.pretrained = ("net.encoder",)
 
     def out(self, light: Tensor) -> Tensor:
         height, width = light.shape[-2:]

@@ -29,3 +29,4 @@ class Model(Colorizer):
         kaiming_(self.net)
         if setup.pretrained is not None:
             load_torchvision_(trunk, setup.pretrained, weights)
+            self.pretrained = ("net.encoder",)
