@@ -24,7 +24,7 @@ from pipeline.params import Params, load
 LAYERS = [
     {"files", "formats", "color"},
     {"settings"},
-    {"album", "compute", "device", "distributed", "bins", "images", "palette", "fetch"},
+    {"album", "compute", "degrade", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
     {"models"},
@@ -73,7 +73,7 @@ def test_the_zoo_depends_on_what_its_stages_import_and_on_one_model_file() -> No
     deps = ZOO["score"]["do"]["deps"]
     assert uncovered("pipeline/train.py", deps) | uncovered("pipeline/evaluate.py", deps) == set()
     model_files = {dep for dep in deps if dep.startswith("src/colorize/models/")}
-    shared = ("__init__", "_base", "_blocks", "_resnet")
+    shared = ("__init__", "_base", "_blocks", "_efficientnet", "_resnet")
     assert model_files == {f"src/colorize/models/{name}.py" for name in (*shared, "${item.arch}")}
     assert uncovered("pipeline/leaderboard.py", ZOO["leaderboard"]["deps"]) == set()
 

@@ -158,12 +158,6 @@ def test_every_run_of_a_study_is_a_valid_change_of_params(path: Path, device: st
         assert figure.photographs in {"train", "test", *found.paths}
 
 
-def test_every_model_stands_in_the_comparison_of_equal_time() -> None:
-    """A new block of params.yaml joins it, or this fails."""
-    trained = {name for name, block in load(ROOT / "params.yaml").blocks.items() if block.arch != "constant"}
-    assert set(study.read(ROOT / "studies/equal_time.yaml").runs) == trained
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A study of two runs, one of which wants a path, in a folder of its own."""
