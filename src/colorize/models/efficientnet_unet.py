@@ -1,11 +1,12 @@
 """U-Net on an ImageNet-pretrained EfficientNet-Lite0: the project's own colorizer.
 
-No document describes it; document 000 asks for its two ideas, a feature extractor and more data. The encoder (Tan and Le
-2019, see `_efficientnet.py`) knows from ImageNet what a photograph shows, and that decides its colors. The decoder is a light
-U-Net (Ronneberger et al. 2015) up to a quarter of the size: 1x1 convolutions before each bilinear upsampling, one residual
-3x3 convolution after it; the mean of the last maps tells every place what the whole photograph is. The encoder reads the grey
-photograph of the lightness. With pretrained `weights` its batch norms keep their statistics and its first `frozen` stages
-are not trained, since small batches would only spoil both; without weights all of it is trained from Kaiming initialization.
+No document describes it; document 000 asks for its two ideas, a feature extractor and more data. The encoder
+(Tan and Le 2019, see `_efficientnet.py`) knows from ImageNet what a photograph shows, and that decides its
+colors. The decoder is a light U-Net (Ronneberger et al. 2015) up to a quarter of the size: 1x1 convolutions
+before each bilinear upsampling, one residual 3x3 convolution after it; the mean of the last maps tells every
+place what the whole photograph is. The encoder reads the grey photograph of the lightness. With pretrained
+`weights` its batch norms keep their statistics and its first `frozen` stages are not trained, since small
+batches would only spoil both; without weights all of it is trained from Kaiming initialization.
 """
 
 from collections.abc import Sequence
