@@ -344,7 +344,8 @@ def train_epoch(
 
 def evaluate(name: str, photos: Photos, checkpoint: Checkpoint, bf16: bool) -> None:
     """Add up, in evaluation mode, the losses of what the checkpoint's pass has not seen of `photos` yet."""
-    model, done = checkpoint.judged, checkpoint.begin(name)
+    model, done, ranks = checkpoint.judged, checkpoint.begin(name), distributed.ranks()
+    of_all = -(-(len(photos) // ranks) // EVALUATION_BATCH)  # so many batches has every rank; some have one more
     model.eval()
     for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), ranks, done.batches):
         for phase in model.phases:
@@ -397,7 +398,7 @@ def fit(
         optimizer = make_optimizer(groups_of(model, name, recipe), recipe, recipe.lr)
         phases.append(Phase(name, distributed.phase_losses(model, name), optimizer))
     checkpoint = Checkpoint(state, model, averaged, phases, rule.checkpoint_seconds)
-    if checkpoint.load(train.device):
+    if checkpoint.load(train.device, begin):
         return checkpoint.progress
     progress, begun = checkpoint.progress, checkpoint.passes.get("train", Pass())
     watched, shown, scale = train.spread(len(val)), train, 1.0
