@@ -206,7 +206,7 @@ def test_ranks_ask_each_other_rarely_whether_a_state_is_due(
     asked: list[int] = []
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     monkeypatch.setattr(distributed, "agreed", lambda value: asked.append(batch) or value)
-    checkpoint = Checkpoint(tmp_path / "s.pt", torch.nn.Linear(1, 1), [], 30)
+    checkpoint = Checkpoint(tmp_path / "s.pt", torch.nn.Linear(1, 1), None, [], 30)
     checkpoint.begin("train")
     saved = []
     for batch in range(1, 10_000):
@@ -259,6 +259,7 @@ def test_training_stops_after_patience_rises_in_a_row(photographs, tmp_path: Pat
     class Rising(torch.nn.Module):
         phases = ("net",)
         monitor = "loss"
+        pretrained = ()
 
         def __init__(self) -> None:
             super().__init__()
