@@ -43,7 +43,7 @@ def main(params: Params) -> None:
 
 
 def check_path(data: Source) -> None:
-    """Look at what the source reads before DVC hashes it: DVC names no file whose name it cannot take, and waits for pipes.
+    """Look at what the source reads before DVC hashes it, which waits for pipes and does not name the file it fails at.
 
     Raises:
         InputError: there is nothing, or a file that DVC cannot hash.

@@ -13,6 +13,7 @@ from colorize import scoring
 from colorize.album import walk
 from colorize.coloring import find
 from colorize.files import InputError, text_of
+from colorize.images import SENTENCES
 from colorize.settings import EvaluateRule, Source
 from colorize.sources import list_photos
 
@@ -99,7 +100,7 @@ def test_what_is_passed_over_fails_no_batch(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_named_is_tried(folder: Path, tmp_path: Path) -> None:
-    """A hidden one is colored, and of one that is no photograph it is said."""
+    """A hidden one is colored; what is no photograph has failed, for a reason that there is a sentence for."""
     named = {
         "._p.jpg": "done",
         "notes.txt": "not_image",
@@ -108,6 +109,7 @@ def test_a_file_that_is_named_is_tried(folder: Path, tmp_path: Path) -> None:
         "MVI_1.THM": "thumbnail",
     }
     assert apply([folder / name for name in named], tmp_path / "out") == named
+    assert {*named.values()} - {"done"} < SENTENCES.keys()
 
 
 @pytest.mark.parametrize("names", [["DSC_1.NEF", "._p.jpg", "notes.txt"], ["notes.txt"], []])
@@ -134,7 +136,7 @@ def test_scores_are_of_the_same_photographs(folder: Path) -> None:
 
 
 def test_links_and_odd_things_stop_no_walk(folder: Path, tmp_path: Path) -> None:
-    """A link to a photograph is one, wherever it leads; one to a folder, a loop and a pipe are passed over."""
+    """A link to a photograph is one, wherever it leads; links to folders, loops and pipes are passed over."""
     photo(tmp_path / "elsewhere/q.jpg")
     (folder / "out.jpg").symlink_to(tmp_path / "elsewhere/q.jpg")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")

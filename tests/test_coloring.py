@@ -92,7 +92,7 @@ def test_what_was_put_into_the_folder_of_results_later_stays(photos: Path, tmp_p
 
 
 def test_a_result_that_was_edited_is_the_users(photos: Path, tmp_path: Path) -> None:
-    """The same command leaves it and goes on with the rest; another one, which would replace it, is refused."""
+    """The same command leaves it and goes on with the rest; another one would replace it and is refused."""
     out = tmp_path / "out"
     apply(photos, out)
     photo(out / "a.jpg", 255 - PIXELS)
@@ -148,7 +148,7 @@ def test_a_photograph_that_is_broken_for_a_while_keeps_its_result(photos: Path, 
 
 
 def test_results_are_never_photographs(photos: Path) -> None:
-    """Neither those of this folder of results nor those of others in the album; the user's own among them are."""
+    """Neither those of this command nor those of others in the album; the user's own files among them are."""
     assert len(apply(photos, photos / "first")) == 2
     assert set(apply(photos, photos / "second")) == {"1950/b.png", "a.jpg"}
     photo(photos / "first/mine.jpg")
@@ -158,7 +158,7 @@ def test_results_are_never_photographs(photos: Path) -> None:
 
 
 def test_results_may_lie_among_the_photographs_under_other_names(photos: Path) -> None:
-    """Sheets beside the originals: found as such by the next run; results of the originals' names are refused."""
+    """Sheets beside the originals are known as such by the next run; results of the same names are refused."""
     for told in ("done", "kept"):
         assert apply(photos, photos, BROWN, compare=True) == {"1950/b.png": told, "a.jpg": told}
     for given in (photos, photos / "1950"):
@@ -170,7 +170,7 @@ def test_results_may_lie_among_the_photographs_under_other_names(photos: Path) -
 
 
 def test_two_photographs_never_become_one_file(photos: Path, tmp_path: Path) -> None:
-    """A GIF becomes a PNG, whose name another one has; one is a file where another needs a folder; one is the account."""
+    """A GIF becomes a PNG of another one's name; a file is where another needs a folder; so is the account."""
     photo(photos / "c.gif")
     photo(photos / "c.gif.png")
     with pytest.raises(InputError, match="c.gif and c.gif.png would both become .*c.gif.png"):
@@ -217,7 +217,7 @@ ODD = [
 
 
 def test_a_name_is_bytes(tmp_path: Path) -> None:
-    """Whatever they are, the photograph is colored under its name, stands in the account, and is done in the next run."""
+    """Whichever they are, the photograph is colored, stands in the account, and is done in the next run."""
     names = [name if isinstance(name, bytes) else name.encode() for name in ODD]
     (tmp_path / "photos").mkdir()
     for number, name in enumerate(names):
@@ -287,7 +287,7 @@ def test_an_account_that_a_spreadsheet_saved_is_read(photos: Path, tmp_path: Pat
 
 
 def killed_at(step: int, run: Callable[[], object]) -> bool:
-    """Run it in a process of its own that is killed at its `step`-th call that makes something durable; whether it was."""
+    """Run it in a process that is killed at its `step`-th call that makes something durable; whether it was."""
     if not (child := os.fork()):
         count = 0
 
@@ -347,7 +347,7 @@ def test_what_is_stopped_while_it_works_stays_as_it_was(
 
 
 def test_what_a_killed_run_finished_is_not_done_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its account was not tidied up, and tells only what was about to be written; the files tell that it was."""
+    """Its account tells only what was about to be written; the files tell that it was."""
     write, calls = coloring.write_account, []
     monkeypatch.setattr(coloring, "write_account", lambda *given: calls.append(1) or len(calls) > 1 or write(*given))
     apply(photos, tmp_path / "out")

@@ -70,7 +70,7 @@ class Row:
     source: str = ""
     """Where the photograph lies, from the folder of results."""
     written: str = ""
-    """Everything of this photograph that we wrote, joined by |: the sha256, a blank, the name; the newest first."""
+    """All results of this photograph, joined by |: the sha256, a blank, the name; the newest first."""
 
     @property
     def hashes(self) -> dict[str, list[str]]:
@@ -92,7 +92,7 @@ def _table(rows: Iterable[Iterable[str]]) -> str:
 
 
 def read_account(folder: Path) -> dict[str, Row]:
-    """What a folder of results holds, by photograph; nothing if it has no account. A line without an end is not read.
+    """What a folder of results holds, by photograph; nothing if it has no account. Half a last line is not read.
 
     Raises:
         InputError: the account is damaged, or is not ours.

@@ -133,7 +133,7 @@ def apply(
 
     The lightness stays the photograph's own, at full resolution; only color is predicted. EXIF and ICC profile are
     kept. What is done is skipped when the command is repeated; `colorize.csv` in the output folder tells what became of
-    every photograph.
+    every photograph. Nothing is overwritten but results that nobody changed.
 
     `colorize apply grandma.jpg --model vae --output colored`
 

@@ -141,10 +141,10 @@ def color_all(
 
 
 def output_names(name: str, suffix: str, systems: Sequence[System], samples: int, compare: bool) -> list[str]:
-    """The names of a photograph's results below the output folder; `suffix` is that of the format that is written."""
+    """The names of a photograph's results below the output folder; `suffix` tells the format that is written."""
     if compare:
         return [f"{name}-compared.jpg"]
-    # A suffix that does not fit what is written stays in the name: two sources may differ in their suffix only.
+    # A suffix that does not fit the format stays in the name: two sources may differ in their suffix only.
     stem, suffix = os.path.splitext(name if Path(name).suffix.lower() in SUFFIXES[suffix[1:]] else name + suffix)
     folders = [f"{system.name}/" for system in systems] if len(systems) > 1 else [""]
     numbers = [f"-{number}" for number in range(1, samples + 1)] if samples > 1 else [""]
@@ -238,7 +238,7 @@ def _is_same(known: Row | None, row: Row) -> bool:
 
 
 def _refuse_foreign(row: Row, known: Row | None, output: Path) -> None:
-    """Raises InputError: where a row's outputs are to be written there is what is not ours, or was changed since."""
+    """Raises InputError: an output would overwrite a file that is not ours or that was changed since."""
     for name in row.outputs.split("|"):
         path = output / name_of(name)
         if (obstacle := _obstacle(path)) is None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # late, because the workers that only read bytes need not wai
 TEMPORARY = ".partial"
 AGAIN = "run `dvc repro`"
 NAME_ERRORS = {errno.ENAMETOOLONG: "name_too_long", errno.EILSEQ: "bad_name", errno.EINVAL: "bad_name"}
-"""What an operating system says of a name that is too long, or that holds what the file system does not take."""
+"""Errors of the operating system for a name that is too long, or that the file system does not take."""
 
 
 _UNPRINTABLE = "[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udcff]"
@@ -63,7 +63,7 @@ class InputError(Exception):
 
 
 class NameRefused(InputError):
-    """A file's name is too long for its folder, or holds what the file system does not take: `reason` says which."""
+    """A file's name is too long, or the file system does not take it: `reason` says which."""
 
     def __init__(self, sentence: str, reason: str) -> None:
         super().__init__(sentence)

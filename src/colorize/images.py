@@ -122,6 +122,8 @@ SENTENCES = {
     "missing": "The file is gone; run the same command again.",
     "hash_mismatch": "The file changed while it was read; run the same command again.",
     "crash": "The program that decodes such files crashes on it; save it again with another program.",
+    "not_a_file": "This is a broken link, a pipe or the like; give the photograph itself.",
+    "thumbnail": "This is a camera's thumbnail of a film or a raw file; give the photograph itself.",
     "name_too_long": "The name of its result would be too long; shorten the photograph's name.",
     "bad_name": "The folder of results does not take such a name; rename the photograph.",
     "empty_file": "The file is empty; copy it again.",

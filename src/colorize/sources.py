@@ -62,7 +62,7 @@ class Photo:
     content: Callable[[], bytes] | None = None
 
     def end(self, status: str, reason: str, retryable: bool = False) -> None:
-        """Take the item out: `status` is "skipped", "failed" or "ignored", which is counted and has no row."""
+        """Take the item out: `status` is "skipped", "failed", or "ignored": counted, without a row."""
         self.status, self.reason, self.retryable, self.sha256 = status, reason, retryable, ""
 
 
