@@ -176,7 +176,8 @@ def test_what_was_printed_is_not_lost_when_a_stage_is_stopped(tmp_path: Path) ->
     """Nor with a pipe at the other end, as DVC's may be."""
     (tmp_path / "params.yaml").write_text(TEXT)
     program = "from pipeline.params import stage\ndef main(params):\n print('half'); raise KeyboardInterrupt\nstage(main)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "half\n") and "continues" in done.stderr
 
 
