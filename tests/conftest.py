@@ -15,12 +15,16 @@ import torch
 from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
+from colorize.device import _round_alike
 from colorize.models import _resnet, deshpande, koalarization, zhang
 from colorize.settings import ModelBlock
 from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
 
+# Before anything is computed: processes that tests start inherit it, and have to round as this one does.
+_round_alike()
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.use_deterministic_algorithms(True)
 _SAME = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("short", max_examples=60, derandomize=True, **_SAME)
