@@ -71,7 +71,7 @@ def restore(lock: Path) -> None:
     content = lock.read_bytes()
     unmerged = git("ls-files", "--unmerged", "--", str(lock))
     if unmerged or CONFLICT.search(content):
-        how = f"git checkout --ours {lock} or --theirs, then git add {lock}" if unmerged else "or take its marks out by hand"
+        how = f"git checkout --ours {lock} or --theirs, then git add {lock}" if unmerged else f"git checkout HEAD {lock}"
         raise InputError(f"{lock} is in the middle of a merge; choose one side ({how}), then run this again")
     if is_whole(content):
         return
