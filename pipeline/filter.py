@@ -122,11 +122,12 @@ def main(params: Params) -> None:
     """Filter and split the crops.
 
     Raises:
-        InputError: a file is missing or damaged, a class is unknown, the filter removes everything, or too little is
-            left for the splits.
+        InputError: a file is missing or damaged, a class is unknown, the filter removes everything, or too little
+            is left for the splits.
     """
     columns = ["photo", "group", "class", "split"]
-    photos = read_table(paths.PHOTOS_CSV, dict.fromkeys(columns, str), unique="photo", remedy="run `dvc repro download`")
+    texts = dict.fromkeys(columns, str)
+    photos = read_table(paths.PHOTOS_CSV, texts, unique="photo", remedy="run `dvc repro download`")
     cropped = read_table(
         paths.CROPS_CSV,
         {"photo": str, "index": str, "status": ("ok", "failed", "skipped")},
@@ -142,7 +143,8 @@ def main(params: Params) -> None:
 
     colors, coverage, extreme, mean, small = _measure_all(crops, rule.palette)
     if paths.COLORS_CSV.exists():
-        listing = read_table(paths.COLORS_CSV, dict.fromkeys(("photo", "red", "green", "blue", "coverage"), str))
+        names = ("photo", "red", "green", "blue", "coverage")
+        listing = read_table(paths.COLORS_CSV, dict.fromkeys(names, str))
         listed, listed_coverage = listed_colors(listing, table.photo)
         known = listed_coverage.any(axis=1)
         colors[known], coverage[known] = listed[known], listed_coverage[known]

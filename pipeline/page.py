@@ -58,7 +58,7 @@ def read_scores(path: Path, needed: Iterable[str] = (), remedy: str = files.AGAI
     """A per_image.csv, with the metrics that are `needed`.
 
     Raises:
-        InputError: it is missing or damaged, or was written by a version that did not know source photographs.
+        InputError: it is missing or damaged, or an earlier version wrote it, which did not know source photographs.
     """
     texts = dict.fromkeys(("photo", "group", "class", "system"), str)
     needed = ("index", "photo", "group", "grey_truth", "psnr", *needed)

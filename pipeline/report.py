@@ -113,15 +113,15 @@ def systems(
             table = per_image[per_image["system"] == system].reset_index(drop=True)
             position = {index: place for place, index in enumerate(table["index"])}
             if len(table) != tested:
-                raise InputError(
-                    f"{paths.METRICS / 'per_image.csv'} lists other photographs than the test split; {files.AGAIN}"
-                )
+                where = paths.METRICS / "per_image.csv"
+                raise InputError(f"{where} lists other photographs than the test split; {files.AGAIN}")
+            pairs = zip(pictures["index"], pictures[system], strict=True)
             shown = Shown(
                 name=name if system == "model" else system,
                 kind="model" if system == "model" else "baseline",
                 table=table,
                 summary=page.summary_of(comparison, system),
-                pictures={position[i]: picture for i, picture in zip(pictures["index"], pictures[system], strict=True)},
+                pictures={position[index]: picture for index, picture in pairs},
                 history=history if system == "model" else None,
             )
             found.append(shown)
@@ -145,7 +145,8 @@ def build(params: Params) -> tuple[str, bytes, str]:
         removed = inline_sheet(paths.REMOVED_PNG)
     with files.reading(table):
         rows = results(comparison)
-        shown, truth = systems(description["name"], history, comparison, int((splits["split"] == "test").sum()))
+        tested = int((splits["split"] == "test").sum())
+        shown, truth = systems(description["name"], history, comparison, tested)
     with files.reading(paths.PRIOR):
         arrays = files.read_arrays(paths.PRIOR)
         panels, prior = figures.prior_panels(arrays), figures.prior(arrays)

@@ -71,7 +71,8 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
 
 def prune(keep: Path, gigabytes: float) -> None:
     """Delete the oldest other run folders until all together are below `gigabytes`; running ones are left alone."""
-    ours = [folder for folder in paths.RUNS.iterdir() if (folder / STATE).exists()]  # what else lies there is the user's
+    # What else lies there is the user's.
+    ours = [folder for folder in paths.RUNS.iterdir() if (folder / STATE).exists()]
     folders = sorted(ours, key=lambda folder: folder.stat().st_mtime, reverse=True)
     total = 0
     for folder in [keep, *(f for f in folders if f != keep)]:

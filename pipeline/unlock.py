@@ -2,7 +2,8 @@
 
 DVC rewrites its list of locks and its lock files in place, so that a kill can leave half of one, with which it refuses
 to start (treeverse/dvc#7615); and it takes a lock for held as long as any process has its holder's number, which after a
-power cut may be anybody's. What a lock file held is kept beside it. One in the middle of a merge is the user's to resolve.
+power cut may be anybody's. What a lock file held is kept beside it. One in the middle of a merge is the
+user's to resolve.
 """
 
 import json
@@ -61,7 +62,7 @@ def git(*arguments: str) -> str | None:
 
 
 def restore(lock: Path) -> None:
-    """A lock file as it was last committed or staged, or none, if it is damaged; what it held is kept under another name.
+    """Bring a damaged lock file back as it was committed or staged, or none; keep what it held under another name.
 
     What has run since that commit is found again in DVC's run cache and in runs/.
 
@@ -71,11 +72,13 @@ def restore(lock: Path) -> None:
     content = lock.read_bytes()
     unmerged = git("ls-files", "--unmerged", "--", str(lock))
     if unmerged or CONFLICT.search(content):
-        how = f"git checkout --ours {lock} or --theirs, then git add {lock}" if unmerged else "or take its marks out by hand"
+        how = f"git checkout --ours {lock} or --theirs, then git add {lock}"
+        how = how if unmerged else f"git checkout HEAD {lock}"
         raise InputError(f"{lock} is in the middle of a merge; choose one side ({how}), then run this again")
     if is_whole(content):
         return
-    kept = next(path for number in count(1) if not (path := lock.with_name(f"{lock.name}.damaged-{number}")).exists())
+    names = (lock.with_name(f"{lock.name}.damaged-{number}") for number in count(1))
+    kept = next(path for path in names if not path.exists())
     lock.rename(kept)
     done = git("checkout", "--quiet", "--", str(lock)) is not None
     whence = "went back to the last commit's" if done else "DVC begins a new one"

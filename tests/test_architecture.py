@@ -112,7 +112,8 @@ def noting(params: Params, read: set[str]) -> Params:
                 read.add(name)
             return super().__getattribute__(name)
 
-    return Noted.model_construct(**{name: noted(getattr(params, name), name, read) for name in Params.model_fields})
+    blocks = {name: noted(getattr(params, name), name, read) for name in Params.model_fields}
+    return Noted.model_construct(**blocks)
 
 
 READ_ONLY = {
@@ -144,26 +145,30 @@ LISTED_ONLY = {
 def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]
 ) -> None:
-    """Every stage is run, and what it looks at compared with `params:`. What is missing leaves results stale in silence,
-    what is superfluous runs a stage for nothing."""
+    """Every stage is run, and what it looks at compared with `params:`.
+
+    What is missing leaves results stale in silence, what is superfluous runs a stage for nothing.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "RUNS", Path("runs"))
     for number, pixels in enumerate(_photographs(24, 24)):
         Path("photos").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(f"photos/{number:02}.png")
     blocks = {
-        name: {"arch": "constant", "network": {"color": color}} for name, color in (("grey", "zero"), ("mean_color", "mean"))
+        name: {"arch": "constant", "network": {"color": color}}
+        for name, color in {"grey": "zero", "mean_color": "mean"}.items()
     }
     blocks["cae"] = {"arch": "cae", "network": {"channels": [4, 8]}, "train": {"epochs": 1}}
     small = {"crop.size": 16, "crop.workers": 1, "train.threads": 1, "evaluate.bootstrap": 10, "model": "cae"}
     source = {"data.source": "folder", "data.path": "photos"}
-    params = make_params(small | source | {"models": blocks, "fine_tuned": {"tuned": blocks["cae"] | {"start": "cae"}}})
+    tuned = {"tuned": blocks["cae"] | {"start": "cae"}}
+    params = make_params(small | source | {"models": blocks, "fine_tuned": tuned})
 
     def within(leaf: str, blocks: set[str]) -> bool:
         return any(f"{leaf}.".startswith(f"{block}.") for block in blocks)
 
-    def compare(stage: str, listed: list[str], *runs: Callable[[Params], None], arguments: tuple[str, ...] = ()) -> None:
-        monkeypatch.setattr(sys, "argv", ["stage", *arguments])
+    def compare(stage: str, listed: list[str], *runs: Callable[[Params], None], model: str = "") -> None:
+        monkeypatch.setattr(sys, "argv", ["stage", "--model", model] if model else ["stage"])
         read: set[str] = set()
         for run in runs:
             run(noting(params, read))
@@ -180,10 +185,9 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
         compare(stage, entry["params"], main[stage])
     for group, each in (("score", params.models), ("tune", params.fine_tuned)):
         for name, block in each.items():
-            listed = [
-                text.replace("${key}", name).replace("${item.start}", block.start) for text in ZOO[group]["do"]["params"]
-            ]
-            compare(group, listed, main["train"], partial(main["evaluate"], name=name), arguments=("--model", name))
+            written = "\n".join(ZOO[group]["do"]["params"])
+            listed = written.replace("${key}", name).replace("${item.start}", block.start).split("\n")
+            compare(group, listed, main["train"], partial(main["evaluate"], name=name), model=name)
     compare("leaderboard", ZOO["leaderboard"]["params"], leaderboard.main)
 
 

@@ -59,7 +59,7 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
             "photos does not exist in /.*; give the whole path .*queued experiment",
         ),
         (
-            {"model": "cae", "models.cae.network": {"channels": "abc", "transposed": False, "batch_norm": False, "l1": 0}},
+            {"model": "cae", "models.cae.network": {"channels": "abc"}},
             "models.cae: architecture 'cae' cannot be built with channels abc",
         ),
         ({"compute.backend": "dask"}, "compute.address: dask needs the address of its scheduler"),

@@ -208,7 +208,8 @@ def test_an_empty_list_is_a_table_too(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "params.yaml").write_text("crop: {size: 32}\nmodels: {}\nfine_tuned: {}\n")
     assert call("models").strip() == ""
     block = {"arch": "constant", "network": {"color": "zero"}}
-    (tmp_path / "params.yaml").write_text(json.dumps({"crop": {}, "models": {"[/red]": block}, "fine_tuned": {}}))
+    content = {"crop": {}, "models": {"[/red]": block}, "fine_tuned": {}}
+    (tmp_path / "params.yaml").write_text(json.dumps(content))
     assert "[/red]" in call("models")
 
 

@@ -1,4 +1,4 @@
-"""Damaged files of a project: every command of `colorize` and every stage ends in one sentence, or does not mind."""
+"""Damaged files of a project: every command of `colorize` and every stage says so in one sentence, or goes on."""
 
 import os
 import shutil
@@ -33,9 +33,13 @@ COMMANDS = {
     "export": "export -m data/model -o exported",
     "app": "app --no-show --port 0",
 }
+ZOO = ("model.json", "per_image.csv", "history.csv", "pictures.npz")
 MODEL = ("data/model/model.json", "data/model/weights.safetensors")
 READ = {
-    "models": ("params.yaml", MODEL[0], "metrics/metrics.json", "data/zoo/tuned/metrics.json", "data/zoo/tuned/model.json"),
+    "models": (
+        *("params.yaml", MODEL[0], "metrics/metrics.json"),
+        *("data/zoo/tuned/metrics.json", "data/zoo/tuned/model.json"),
+    ),
     "verify": ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", "requirements.txt"),
     "apply": MODEL,
     "score": MODEL,
@@ -48,7 +52,7 @@ READ = {
     "train": ("data/splits.csv", "data/prior.npz"),
     "evaluate": ("data/splits.csv", MODEL[0]),
     "report": (MODEL[0], "metrics/comparison.csv", "metrics/per_image.csv", "data/pictures.npz"),
-    "leaderboard": tuple(f"data/zoo/cae/{name}" for name in ("model.json", "per_image.csv", "history.csv", "pictures.npz")),
+    "leaderboard": tuple(f"data/zoo/cae/{name}" for name in ZOO),
 }
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "missing": lambda _: None,
@@ -137,7 +141,7 @@ def test_a_damaged_file_is_one_sentence(
     assert said in (0, 1) or str(said).startswith("error: ") and "\n" not in str(said)
 
 
-def test_the_project_is_sound_without_damage(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_damage_all_is_well(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a refusal is one of the damage."""
     monkeypatch.chdir(shutil.copytree(project, tmp_path / "project", copy_function=os.link))
     for name in READ:

@@ -192,7 +192,7 @@ def test_what_holds_no_named_tensors_is_refused(content: bytes, words: str, tmp_
         (None, "is missing; run `dvc repro`"),
     ],
 )
-def test_a_table_that_someone_edited_is_refused_with_the_row(tmp_path: Path, text: str | None, words: str) -> None:
+def test_an_edited_table_is_refused_with_the_row(tmp_path: Path, text: str | None, words: str) -> None:
     """A number below 0 would be another photograph, one that stands twice in two splits."""
     if text is not None:
         (tmp_path / "t.csv").write_text(text)

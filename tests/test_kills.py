@@ -74,7 +74,10 @@ def commit(path: Path, content: str) -> None:
 @fault(33, "a kill while DVC writes dvc.lock")
 @pytest.mark.parametrize("committed", [True, False])
 def test_half_a_lock_file_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool, capsys) -> None:
-    """`make repro` and `make zoo` go back to the last commit's, or to none, say so and keep the half; a whole one stays."""
+    """`make repro` and `make zoo` go back to the last commit's, or to none, say so and keep the half.
+
+    A whole one stays.
+    """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
     from dvc.repo import Repo

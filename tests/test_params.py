@@ -58,9 +58,9 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("threads: 2 ", "threads: 1000000 ", "train.threads: input should be less than or equal to 4096"),
         ("bootstrap: 1000", "bootstrap: 1e30", "evaluate.bootstrap: .*1e.30"),
         ("sigma: 5 ", "sigma: .inf ", "prior.sigma: input should be a finite number, but it is inf"),
-        ("max_minutes: 0", "max_minutes: .nan", "train.max_minutes: input should be a finite number, but it is nan"),
+        ("max_minutes: 0", "max_minutes: .nan", "train.max_minutes: .*finite number, but it is nan"),
         ("l1: 0.001", "l1: -.inf", "models.cae.network.l1: input should be a finite number, but it is -inf"),
-        ("l1: 0.001", "l1: {a: 1}", "models.cae.network.l1: input should be one of bool, int, float, str, list, but"),
+        ("l1: 0.001", "l1: {a: 1}", "models.cae.network.l1: input should be one of bool, int,"),
         ("dark: 1000/24996", "dark: '1e999999999'", "filter.dark: give a whole number"),
     ],
 )
@@ -175,7 +175,8 @@ def test_a_stage_ends_with_one_sentence_and_status_one(monkeypatch, tmp_path: Pa
 def test_what_was_printed_is_not_lost_when_a_stage_is_stopped(tmp_path: Path) -> None:
     """Nor with a pipe at the other end, as DVC's may be."""
     (tmp_path / "params.yaml").write_text(TEXT)
-    program = "from pipeline.params import stage\ndef main(params):\n print('half'); raise KeyboardInterrupt\nstage(main)"
+    main = "def main(params):\n print('half'); raise KeyboardInterrupt\n"
+    program = f"from pipeline.params import stage\n{main}stage(main)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "half\n") and "continues" in done.stderr
@@ -196,7 +197,7 @@ def refuse(number: int, path: str) -> None:
         (lambda: refuse(errno.EACCES, "runs/a"), "error: runs/a: Permission denied; make it writable or free some space"),
         (lambda: refuse(errno.ENOSPC, "data/b"), "error: data/b: No space left on device; make it writable or .*"),
         (lambda: Path("data/splits.csv").read_text(), "error: data/splits.csv is missing; `dvc repro` makes it"),
-        (lambda: subprocess.run(["no-such-program"]), "error: no-such-program is missing; put it there or install it"),
+        (lambda: subprocess.run(["absent"]), "error: absent is missing; put it there or install it"),
         (lambda: memory(), "error: there is not enough memory .*"),
     ],
 )

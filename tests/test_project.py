@@ -44,8 +44,9 @@ stages:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages that ran, and a zoo of which one model did."""
     folder = tmp_path_factory.mktemp("made")
-    written = {"dvc.yaml": STAGES, "pipeline/zoo/dvc.yaml": ZOO, "params.yaml": "seed: 1\nmodels:\n  cae: 1\n  vae: 2\n"}
-    written |= {"data/a.npy": "as it was", "data/b/c.txt": "as it was", "metrics/metrics.json": "{}", "data/zoo/vae/x": ""}
+    written = {"dvc.yaml": STAGES, "pipeline/zoo/dvc.yaml": ZOO}
+    written |= {"params.yaml": "seed: 1\nmodels:\n  cae: 1\n  vae: 2\n", "metrics/metrics.json": "{}"}
+    written |= {"data/a.npy": "as it was", "data/b/c.txt": "as it was", "data/zoo/vae/x": ""}
     for name, text in written.items():
         files.write_text(folder / name, text)
     with chdir(folder), Repo.init(".", no_scm=True) as repo:
@@ -73,7 +74,7 @@ def sound(project: Path) -> bool:
 
 
 def test_a_model_of_the_zoo_that_never_ran_is_no_difference(project: Path) -> None:
-    """One that did run is looked at like everything else; so is one whose results are there without a record."""
+    """One that did run is looked at like everything else, and so are results without a record."""
     outs = dict.fromkeys(("data/a.npy", "data/b", "metrics/metrics.json", "data/zoo/vae"), "ok")
     assert told(project) == outs | {"data/zoo/cae": "never ran"}
     files.write_text(project / "data/zoo/cae/x", "from elsewhere")
@@ -84,7 +85,8 @@ def test_a_model_of_the_zoo_that_never_ran_is_no_difference(project: Path) -> No
 def test_a_record_that_was_cut_short_is_noticed_wherever_the_cut_is(project: Path, name: str) -> None:
     """Line by line: what is still valid YAML lacks a stage, an out or its hash."""
     lines = (project / name).read_text().splitlines(keepends=True)
-    last = max(number for number, line in enumerate(lines) if "md5:" in line or "outs" in line or "metrics" in line)
+    told_by = ("md5:", "outs", "metrics")
+    last = max(number for number, line in enumerate(lines) if any(word in line for word in told_by))
     for kept in range(last + 1):
         files.write_text(project / name, "".join(lines[:kept]))
         assert not sound(project), f"{kept} lines of {name}"
@@ -139,8 +141,8 @@ def test_without_dvc_one_is_told_to_install_it(project: Path, monkeypatch: pytes
         find_model("exp-1", project)
 
 
-@pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 5000, "HEAD~99", "@{u}", "-x", "HEAD^{tree}", "../..", "\ud800"])
-def test_a_model_that_cannot_be_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 5000, "HEAD~99", "@{u}", "-x", "HEAD^{tree}", "\ud800"])
+def test_an_impossible_model_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whatever is typed after --model."""
     monkeypatch.chdir(project)
     with pytest.raises(InputError, match="there is no trained model"):
@@ -165,7 +167,7 @@ fine_tuned: {}
     ("old", "new", "words"),
     [
         ("kind:", "knid:", "params.yaml: there is no parameter models.cae.head.knid; did you mean 'kind'"),
-        ("[4, 8]", "[4, .inf]", "models.cae.network.channels.1: input should be a finite number, but it is inf"),
+        ("[4, 8]", "[4, .inf]", "models.cae.network.channels.1: input should be a finite number"),
         ("size: 32", "size: 1e30", "crop.size: .*1e.30"),
         ("crop:", "crap:", "params.yaml: crop is missing"),
         ("models:", "models: 5\nothers:", "models: input should be a valid dictionary, but it is 5"),
@@ -189,7 +191,7 @@ def test_a_damaged_params_yaml_is_one_sentence(tmp_path: Path, old: str, new: st
         ("arch: cae", "arch: ../cae", "there is no architecture '../cae'"),
     ],
 )
-def test_a_model_that_cannot_be_built_is_listed_with_the_reason(tmp_path: Path, old: str, new: str, words: str) -> None:
+def test_a_model_that_cannot_be_built_has_a_problem(tmp_path: Path, old: str, new: str, words: str) -> None:
     """The others are listed as ever."""
     files.write_text(tmp_path / "params.yaml", BLOCKS.replace(old, new))
     cae, mean = list_models(tmp_path)

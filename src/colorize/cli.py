@@ -57,7 +57,7 @@ def finite(value: float | None) -> float | None:
 
 
 MaxMegapixels = Annotated[
-    float, typer.Option(min=1, callback=finite, help="Larger photographs are refused before they are decoded.")
+    float, typer.Option(min=1, callback=finite, help="Refuse larger photographs before they are decoded.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for a program instead of a table for a person.")]
 
@@ -118,7 +118,7 @@ def apply(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)],
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, max=1, callback=finite, help="Of classifiers: 0 paints the likeliest color, 1 the mean."),
+        typer.Option(min=0, max=1, callback=finite, help="Classifiers: 0 paints the likeliest color, 1 the mean."),
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Colorings of each photograph, of models that have several.")
@@ -217,7 +217,7 @@ def score(
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List every model: its document, its size, whether it is trained, its scores, and why it cannot be built, if so.
+    """List every model: document, size, folder if it is trained, scores, and why it cannot be built, if so.
 
     `colorize models`
     """
@@ -238,9 +238,9 @@ def models(as_json: AsJson = False) -> None:
 def verify(as_json: AsJson = False) -> None:
     """Hash data, models and metrics again and name what differs from dvc.lock.
 
-    Exit status 1 if something is missing, differs or is not in dvc.lock: `dvc repro` makes it again, `dvc checkout` brings
-    it back. Models of the zoo that were never trained are only counted. Installed packages of other versions than those
-    pinned are named too: with them the same bytes cannot be promised.
+    Exit status 1 if something is missing, differs or is not in dvc.lock: `dvc repro` makes it again, `dvc checkout`
+    brings it back. Models of the zoo that were never trained are only counted. Installed packages of other versions
+    than those pinned are named too: with them the same bytes cannot be promised.
 
     `colorize verify`
     """
@@ -255,7 +255,8 @@ def verify(as_json: AsJson = False) -> None:
             print(f"{row['path']}: {row['status']}")
         print(f"{len(ran) - len(wrong)} of {len(ran)} outs are what dvc.lock says")
         if len(ran) < len(rows):
-            print(f"{len(rows) - len(ran)} more are of stages that never ran; `make zoo` runs them", file=sys.stderr)
+            more = len(rows) - len(ran)
+            print(f"{more} more are of stages that never ran; `make zoo` runs them", file=sys.stderr)
         for clause in other_versions(root):
             print(f"{clause}: a new run may differ in the last digits", file=sys.stderr)
     if wrong:

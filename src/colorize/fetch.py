@@ -6,8 +6,8 @@ What arrives is kept under the sha256 of its address, beside a small JSON file w
 content, so that a killed run fetches nothing twice; so are refusals that will not change, such as 404. Each thread
 makes one attempt at a time and never sleeps: an item that must wait (Retry-After, back-off) goes back into a queue
 and the other hosts keep flowing. One deadline covers all attempts of an item and is enforced by shutting its socket
-down, because a read timeout alone never ends a server that sends one byte a second. A host that puts us off or is not there
-several times in a row is given up for this run, so that nobody waits for hours for nothing; its items fail, retryable.
+down, because a read timeout alone never ends a server that sends one byte a second. A host that puts us off, or is
+not there, several times in a row is given up for this run: its items fail, and the next run asks again.
 
 A private address is refused twice: when its name is looked up, and when the connection stands, because a name may
 have changed its address in between (DNS rebinding). It does not follow robots.txt.
@@ -207,15 +207,24 @@ class _Job:
 
 
 class _Failure(Exception):
-    """Why an attempt failed; `by_host`: the host gave no answer, or wants to be left alone for `wait` seconds."""
+    """Why an attempt failed.
+
+    Args:
+        by_host: the host gave no answer, or wants to be left alone for `wait` seconds.
+        final: this run need not try again, though a later one may.
+    """
 
     def __init__(
-        self, reason: str, retryable: bool = False, by_host: bool = False, wait: float = 0.0, final: bool = False
+        self,
+        reason: str,
+        retryable: bool = False,
+        by_host: bool = False,
+        wait: float = 0.0,
+        final: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason, self.retryable, self.by_host, self.wait = reason, retryable, by_host, wait
         self.final = final or not retryable
-        """Whether this run need not try again."""
 
 
 @dataclass
@@ -236,7 +245,7 @@ class _Paused(Exception):
 
 
 def _host_of(url: str) -> tuple[str, int]:
-    """The host and port of an address that may be asked: http or https, without credentials; any other is a _Failure."""
+    """The host and port of an http or https address without credentials; any other is a _Failure."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -418,10 +427,12 @@ class _Fetcher:
         except requests.exceptions.SSLError as error:
             # Only a certificate is a verdict; a connection cut during the handshake may heal.
             certificate = "CERTIFICATE" in str(error).upper()
-            raise _Failure("tls" if certificate else "connection", not certificate, not certificate) from error
+            if certificate:
+                raise _Failure("tls") from error
+            raise _Failure("connection", retryable=True, by_host=True) from error
         except requests.Timeout as error:
             raise _Failure("timeout", retryable=True, by_host=True) from error
-        except (requests.exceptions.InvalidSchema, ValueError) as error:  # also of an address that is redirected to
+        except (requests.exceptions.InvalidSchema, ValueError) as error:  # also of a redirect's target
             raise _Failure("forbidden_url") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _Failure("connection", retryable=True, by_host=True) from error

@@ -95,12 +95,13 @@ def one_sentence() -> Iterator[None]:
         if not isinstance(error, FileNotFoundError):
             sys.exit(f"error: {name}: {error.strerror or error}; make it writable or free some space")
         made = Path(name).parts[:1] in (("data",), ("metrics",))
-        sys.exit(f"error: {name} is missing; " + ("`dvc repro` makes it" if made else "put it there or install it"))
+        how = "`dvc repro` makes it" if made else "put it there or install it"
+        sys.exit(f"error: {name} is missing; {how}")
 
 
 @contextmanager
 def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
-    """Whatever goes wrong inside is the fault of the file at `path`: an InputError names it and says `remedy`."""
+    """Blame the file at `path` for whatever goes wrong inside: an InputError names it and says `remedy`."""
     try:
         yield
     except InputError:
@@ -108,7 +109,8 @@ def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; {remedy}") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); make it a readable file") from error
+        why = error.strerror or error
+        raise InputError(f"{path} cannot be read ({why}); make it a readable file") from error
     except Exception as error:  # readers of damaged files fail with whatever they like
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise InputError(f"{path} is damaged ({reason}); {remedy}") from error
@@ -257,15 +259,15 @@ def parse_table(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV with a header, each as its place for a message and column -> text.
 
-    Nothing is guessed: every row has as many fields as the header, whose names are different, and every quotation mark
-    its partner. Empty rows are passed over.
+    Nothing is guessed: every row has as many fields as the header, whose names are different, and every quotation
+    mark its partner. Empty rows are passed over.
 
     Args:
         needed: columns that must be there.
         by_hand: whether lines may be comments that begin with "#", and blanks may follow a delimiter.
 
     Raises:
-        InputError: the table is none; the sentence names `where`, the row (from 1, without the header) and the line.
+        InputError: the table is none; the sentence names `where`, the row (from 1, without the header) and line.
     """
     line = 0  # the first one of a row
 
@@ -296,7 +298,8 @@ def parse_table(
         if column not in header:
             raise InputError(f"{where} has no column {column!r}; it has {', '.join(header) or 'none'}")
     if "" in header or len(set(header)) < len(header):
-        raise InputError(f"{where}, line {line}: a column has no name, or that of another; name each differently")
+        why = "a column has no name, or that of another"
+        raise InputError(f"{where}, line {line}: {why}; name each differently")
     for number, row in enumerate(found, 1):
         place = f"{where}, row {number} (line {line})"
         if len(row) != len(header):
@@ -311,7 +314,7 @@ def _cell(text: str, kind: Any) -> Any:
     if kind is bool:
         return {"True": True, "False": False}[text]
     if isinstance(kind, type):
-        return kind(text or "nan") if kind is float else kind(text)
+        return kind(text or "nan")
     if text not in kind:
         raise ValueError("it is none of those known")
     return text
@@ -328,7 +331,7 @@ def read_table(
     """A table that a stage wrote, in which someone may have edited something.
 
     Args:
-        columns: what columns hold: str, int (0 or above), float (NaN where empty), bool, or one of some texts.
+        columns: what each holds: str, int (0 or above), float (NaN where empty), bool, or one of some texts.
         others: what all other columns hold.
         needed: those that must be there; None: all of `columns`.
         unique: the column in which no value may stand twice.
@@ -343,10 +346,11 @@ def read_table(
     kinds: dict[str, Any] = {}
     rows, seen = [], set()
     for place, row in parse_table(content, str(path), columns if needed is None else needed):
-        kinds = kinds or {name: columns.get(name, others) for name in row if columns.get(name, others) is not str}
+        kinds = kinds or {name: columns.get(name, others) for name in row}
         for name, kind in kinds.items():
             try:
-                row[name] = _cell(row[name], kind)
+                if kind is not str:
+                    row[name] = _cell(row[name], kind)
             except (ValueError, KeyError) as error:
                 raise InputError(f"{place}: {name} cannot be {row[name]!r}; {remedy}") from error
         if unique in row and row[unique] in seen:
@@ -354,7 +358,8 @@ def read_table(
         seen.add(row.get(unique))
         rows.append(list(row.values()))
     frame = pd.DataFrame(rows, columns=list(row) if rows else list(columns))
-    return frame.astype({name: kind for name, kind in columns.items() if kind in (int, float, bool) and name in frame})
+    numbers = {name: kind for name, kind in columns.items() if kind in (int, float, bool) and name in frame}
+    return frame.astype(numbers)
 
 
 def write_state(path: Path, state: Any) -> None:

@@ -89,7 +89,7 @@ def find_model(name: str, temporary: Path) -> Path:
             return temporary / "model"
         except ImportError:
             known += "; those of experiments and revisions need DVC: pip install dvc"
-        except Exception:  # whatever is wrong with the revision or with DVC's cache: no model can be had from there
+        except Exception:  # whatever is wrong with the revision or with DVC's cache: there is no model
             pass
     raise InputError(f"there is no trained model {name!r}, neither a folder nor in this project; {known}")
 
@@ -101,7 +101,7 @@ def document_of(arch: str) -> str:
 
 
 def parameters_of(block: ModelBlock, crop: int) -> int | None:
-    """How many parameters a block's model will have; None if that depends on the data: the grid's occupied cells.
+    """How many parameters a block's model will have; None if that depends on the data's occupied cells.
 
     Raises:
         InputError: it cannot be built.
@@ -119,8 +119,8 @@ def parameters_of(block: ModelBlock, crop: int) -> int | None:
 
 
 def list_models(root: Path) -> list[dict[str, Any]]:
-    """Every block of params.yaml: model, document, parameters, trained (the folder), psnr, ssim and rmse, None if unknown;
-    and why it cannot be built, if so.
+    """Every block of params.yaml: model, document, parameters, trained (the folder), psnr, ssim, rmse, None where
+    unknown; and the problem, if it cannot be built.
 
     Raises:
         InputError: params.yaml, a trained model or its scores are damaged.
@@ -131,7 +131,8 @@ def list_models(root: Path) -> list[dict[str, Any]]:
     content = files.read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
-    params = checked(Listed, {name: content[name] for name in get_type_hints(Listed) if name in content}, path)
+    part = {name: content[name] for name in get_type_hints(Listed) if name in content}
+    params = checked(Listed, part, path)
     folders, rows = trained(root), []
     for name, block in (params.models | params.fine_tuned).items():
         document = document_of(block.arch) if block.arch in architectures() else ""
@@ -154,11 +155,11 @@ def list_models(root: Path) -> list[dict[str, Any]]:
 
 
 def verify_outs(root: Path) -> list[dict[str, str]]:
-    """Hash every out of the project's stages as DVC does, but anew: DVC itself remembers the hash of what keeps its time.
+    """Hash every out of the project's stages as DVC does, but anew: DVC remembers the hash of what keeps its time.
 
     Returns:
-        Rows of path, stage and status: ok, missing, differs, not in dvc.lock, not in dvc.yaml; or never ran, which is no
-        difference, for stages that `dvc repro` does not run: the zoo's.
+        Rows of path, stage and status: ok, missing, differs, not in dvc.lock, not in dvc.yaml; or never ran, which is
+        no difference, for stages that `dvc repro` does not run: the zoo's.
 
     Raises:
         InputError: there is no dvc.lock, DVC is not installed, or it cannot read the project's files.
@@ -176,7 +177,8 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
         with Repo(str(root)) as repo:
             repo.cache.local.state = repo.cache.legacy.state = StateNoop()
             for stage in sorted(repo.index.stages, key=lambda stage: stage.addressing):
-                ran = stage.path_in_repo == "dvc.yaml" or any(out.hash_info or out.exists for out in stage.outs)
+                of_root = stage.path_in_repo == "dvc.yaml"
+                ran = of_root or any(out.hash_info or out.exists for out in stage.outs)
                 for out in stage.outs:
                     if not ran or not out.exists:
                         status = "missing" if ran else "never ran"
@@ -187,12 +189,14 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
                     path = Path(os.path.relpath(out.fs_path, root)).as_posix()
                     rows.append({"path": path, "stage": stage.addressing, "status": status})
             listed = {row["path"] for row in rows}
-            for name, entry in load_file(repo, str(root / "dvc.yaml")).lockfile_contents.get("stages", {}).items():
+            record = load_file(repo, str(root / "dvc.yaml")).lockfile_contents
+            for name, entry in record.get("stages", {}).items():
                 for path in (out["path"] for out in entry.get("outs", []) if out["path"] not in listed):
                     rows.append({"path": path, "stage": name, "status": "not in dvc.yaml"})
     except Exception as error:  # DVC's own, and what its readers of damaged files raise
         reason = " ".join(str(error).split())
-        raise InputError(f"DVC cannot read {root}: {reason}; mend it, or restore it with `git checkout`") from error
+        remedy = "mend it, or restore it with `git checkout`"
+        raise InputError(f"DVC cannot read {root}: {reason}; {remedy}") from error
     if not rows:
         raise InputError(f"{root / 'dvc.yaml'} and dvc.lock list no outs; restore them with `git checkout`")
     return rows

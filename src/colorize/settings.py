@@ -1,4 +1,4 @@
-"""The settings of each part of the library: frozen dataclasses, one per block of params.yaml; and the check of their types.
+"""The settings of each part of the library: frozen dataclasses, one per block of params.yaml, and their check.
 
 They live in one file so that the file that checks params.yaml need not import torch. Types and limits are
 enforced by `checked`, for all of params.yaml in pipeline/params.py; the library trusts what it is given.
@@ -83,7 +83,8 @@ def checked(kind: type[Kind], content: object, where: object) -> Kind:
             hint = suggest(str(first["loc"][-1]), _fields(kind, first["loc"]))
             raise InputError(f"{where}: there is no parameter {name}; {hint}") from error
         if first["type"] in ("missing", "missing_argument"):
-            raise InputError(f"{where}: {name} is missing; `git diff {where}` shows what was there") from error
+            shown = f"`git diff {where}` shows what was there"
+            raise InputError(f"{where}: {name} is missing; {shown}") from error
         raise InputError(f"{where}: {name}: {said}, but it is {first['input']!r:.200}") from error
 
 

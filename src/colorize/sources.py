@@ -260,7 +260,8 @@ def _urls(path: Path, column: str) -> list[Photo]:
     content, where = _content(path), str(path)
     if path.suffix.lower() == ".txt":
         lines = [line.strip() for line in io.StringIO(files.decode(content, where), newline=None)]
-        found = [(f"{where}, line {n}", line, "") for n, line in enumerate(lines, 1) if line and line[0] != "#"]
+        numbered = [(n, line) for n, line in enumerate(lines, 1) if line and line[0] != "#"]
+        found = [(f"{where}, line {n}", line, "") for n, line in numbered]
     else:
         table = _table(content, where, [column])
         found = [(place, row[column], row.get("sha256", "").lower()) for place, row in table]
@@ -271,7 +272,7 @@ def _urls(path: Path, column: str) -> list[Photo]:
 
 
 def _address(url: str, where: str) -> str:
-    """An address as the list gives it; urllib would drop tabs and line breaks in silence, and so ask for another one."""
+    """An address as the list gives it; urllib would drop tabs and line breaks in silence: another address."""
     if re.search(r"[\0-\x1f\x7f]", url):
         raise InputError(f"{where}: {url!r} holds a tab or a line break; give each address a row of its own")
     return url
@@ -334,9 +335,11 @@ def _colors(content: bytes, where: str) -> pd.DataFrame:
         except ValueError:
             levels, coverage = [], -1.0
         if not (levels and 0 <= min(levels) <= max(levels) <= 255 and 0 <= coverage <= 100):
-            raise InputError(f"{place}: red, green, blue (0..255) and coverage must be numbers, not {row}; mend it")
+            wanted = "red, green, blue (0..255) and coverage must be numbers"
+            raise InputError(f"{place}: {wanted}, not {row}; mend it")
         rows.append((row["photo_id"], *levels, coverage))
-    frame = pd.DataFrame(rows, columns=COLOR_COLUMNS).astype(dict.fromkeys(LEVELS, np.uint8) | {"coverage": float})
+    kinds = dict.fromkeys(LEVELS, np.uint8) | {"coverage": float}
+    frame = pd.DataFrame(rows, columns=COLOR_COLUMNS).astype(kinds)
     # Unsplash gives shares; a table in percent gives itself away.
     if frame["coverage"].max() > 1.5:
         frame["coverage"] /= 100
@@ -450,7 +453,12 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read ({error.strerror}); data.path must be a readable file") from error
 
 
-def _table(content: bytes, where: str, needed: list[str], delimiter: str = ",") -> Iterator[tuple[str, dict[str, str]]]:
+def _table(
+    content: bytes,
+    where: str,
+    needed: list[str],
+    delimiter: str = ",",
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of a user's table, texts without surrounding blanks.
 
     A comma separated file may hold comments; in a tab separated one, Unsplash's, "#" may open a description.

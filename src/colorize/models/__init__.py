@@ -82,7 +82,8 @@ def build_model(
         content = fetch.read_pinned("network.weights", weights, digits, downloads)
         pretrained = files.parse_tensors(f"network.weights: {weights}", content)
     try:
-        return model(build_head(block.head, statistics, centers), Setup(size, statistics, pretrained), **block.network)
+        head = build_head(block.head, statistics, centers)
+        return model(head, Setup(size, statistics, pretrained), **block.network)
     except InputError:
         raise
     except Exception as error:  # networks fail with whatever they like on arguments of other types or sizes
