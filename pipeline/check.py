@@ -2,8 +2,8 @@
 
 params.yaml is read through its types, the arguments of every block are held against its architecture, the chosen model is
 built, the source, the device and the package of compute.backend are looked for. checked.txt never changes, so that it makes
-no later stage run; block.json holds the chosen model's block, whichever map it stands in, and that of the model it starts
-from, so that training depends on these and no others.
+no later stage run; blocks/NAME.json holds each model's block and those of the models that it starts from, so that its
+training depends on these and no others.
 """
 
 import os
@@ -14,32 +14,42 @@ import torch
 from colorize import compute, files
 from colorize.device import processes, select_device
 from colorize.files import InputError
-from colorize.models import build_model, describe_block, model_class, start_from
+from colorize.models import WEIGHTS, build_model, describe_block, initial_folder, load_model, model_class, start_from
 from colorize.settings import Source
 from pipeline import paths
 from pipeline.params import Params, stage
 
 
 def main(params: Params) -> None:
-    chosen = params.block(params.model)
+    params.block(params.model)
     select_device(params.train)
     processes(params.train)
     compute.check(params.compute)
     check_path(params.data)
-    for name, block in params.blocks.items():
+    for name, block in params.models.items():
         try:
             model_class(block)
+            starts = block.init_from
+            trained = starts and starts not in params.models and load_model(initial_folder(starts), "meta")
             if name == params.model:
                 with torch.device("meta"):  # no memory for its weights
                     model = build_model(block, params.working_size(name))
-                    if block.start:
-                        start_from(model, build_model(params.block(block.start), params.working_size(block.start)))
+                    if starts:
+                        start_from(model, trained or build_model(params.block(starts), params.working_size(starts)))
         except InputError as error:
-            group = "fine_tuned" if block.start else "models"
-            raise InputError(f"{paths.PARAMS}: {group}.{name}: {error}") from error
-    names = (chosen.start, params.model) if chosen.start else (params.model,)
-    files.write_json(paths.BLOCK, {name: describe_block(params.block(name)) for name in names})
+            raise InputError(f"{paths.PARAMS}: models.{name}: {error}") from error
+    for name in params.models:
+        files.write_json(paths.BLOCKS / f"{name}.json", resolved(params, name))
     files.write_text(paths.CHECKED, "params.yaml, the source and the device were found in order.\n")
+
+
+def resolved(params: Params, name: str) -> dict[str, object]:
+    """All that params.yaml says of a model: its block, those of the models that it starts from, the weights that they do."""
+    ancestry = params.ancestry(name)
+    content: dict[str, object] = {each: describe_block(block) for each, block in ancestry.items()}
+    if origin := list(ancestry.values())[-1].init_from:
+        content["weights"] = files.sha256(initial_folder(origin) / WEIGHTS)
+    return content
 
 
 def check_path(data: Source) -> None:

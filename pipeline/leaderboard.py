@@ -194,7 +194,7 @@ def build(
 
 
 def main(params: Params, cost: bool = False) -> None:
-    names = list(params.blocks)
+    names = list(params.models)
     for baseline in metrics.BASELINES:
         if baseline not in names:
             raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from colorize import files, settings
 from colorize.files import InputError
 from colorize.settings import (
+    SHIPPED,
     Compute,
     CropRule,
     EvaluateRule,
@@ -50,13 +51,7 @@ class Params(BaseModel):
     prior: PriorRule
     train: TrainRule
     evaluate: EvaluateRule
-    fine_tuned: dict[str, ModelBlock]
     models: dict[str, ModelBlock]
-
-    @property
-    def blocks(self) -> dict[str, ModelBlock]:
-        """Every model, those that start from another's weights last."""
-        return self.models | self.fine_tuned
 
     def block(self, name: str) -> ModelBlock:
         """The block of a model.
@@ -64,9 +59,17 @@ class Params(BaseModel):
         Raises:
             InputError: there is none of that name; the sentence suggests the nearest.
         """
-        if name in self.blocks:
-            return self.blocks[name]
-        raise InputError(f"there is no model {name!r} in {paths.PARAMS}; {suggest(name, list(self.blocks))}")
+        if name in self.models:
+            return self.models[name]
+        raise InputError(f"there is no model {name!r} in {paths.PARAMS}; {suggest(name, list(self.models))}")
+
+    def ancestry(self, name: str) -> dict[str, ModelBlock]:
+        """A model's block, and those of the models that its weights start from, one after the other."""
+        found: dict[str, ModelBlock] = {}
+        while name in self.models and name not in found:
+            found[name] = self.models[name]
+            name = found[name].init_from
+        return found
 
     def working_size(self, name: str) -> int:
         """The side in pixels at which a model works: its own, at most the crops'."""
@@ -97,18 +100,13 @@ def checked(content: Any, path: Path = paths.PARAMS) -> Params:
             count_of(amount, 1)
         except ValueError as error:
             raise InputError(f"{path}: filter.{name}: {error}, but it is {amount!r}") from error
-    for name in params.blocks:
+    for name in params.models:
         if not is_name(name):
             raise InputError(f"{path}: models: {name!r} cannot be a folder's name everywhere; use letters, digits, _ . + -")
-    for name, block in params.models.items():
-        if name in params.fine_tuned:
-            raise InputError(f"{path}: {name} stands under models and under fine_tuned; rename one")
-        if block.start:
-            raise InputError(f"{path}: models.{name}.start: only blocks of fine_tuned have one; move the block there")
-    for name, block in params.fine_tuned.items():
-        if block.start not in params.models:
-            hint = suggest(block.start, list(params.models))
-            raise InputError(f"{path}: fine_tuned.{name}.start: there is no model {block.start!r} under models; {hint}")
+        if name == SHIPPED:
+            raise InputError(f"{path}: models.{name}: the model that comes with the library has that name; choose another")
+        if (last := list(params.ancestry(name).values())[-1]).init_from in params.ancestry(name):
+            raise InputError(f"{path}: models.{name}.init_from leads back to {last.init_from}; name another model")
     return params
 
 

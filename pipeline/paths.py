@@ -7,7 +7,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 
 CHECKED = Path("data/checked.txt")
-BLOCK = Path("data/block.json")
+BLOCKS = Path("data/blocks")
 PHOTOS = Path("data/photos")
 PHOTOS_CSV = PHOTOS / "photos.csv"
 COLORS_CSV = PHOTOS / "colors.csv"

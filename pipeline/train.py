@@ -8,8 +8,8 @@ fingerprint covers all that the weights depend on: block, rules, seed, every sou
 and the kind of device. So a state is only ever continued by the run that it belongs to, and a finished one is handed
 out instead of trained again. A process that needs a model which another process is training waits for it. Which
 processor computes is not covered: what one machine began, another may finish. Measured seconds go to timing.csv in that
-folder, never into an out. A fine-tuned model starts from that state of the other one: what is not there yet is trained
-first, so no weights of other data or parameters can ever be taken for it.
+folder, never into an out. Where `init_from` names another model of params.yaml, that one's finished state is taken, and
+trained first if it is not there: no weights of other data or parameters can ever be taken for it.
 """
 
 import argparse
@@ -35,7 +35,17 @@ from colorize.bins import Statistics
 from colorize.device import gpus, held_bytes, processes, select_device, use_bf16
 from colorize.files import InputError
 from colorize.images import Crops
-from colorize.models import Colorizer, build_model, describe_block, model_class, save_model, start_from
+from colorize.models import (
+    WEIGHTS,
+    Colorizer,
+    build_model,
+    describe_block,
+    initial_folder,
+    load_model,
+    model_class,
+    save_model,
+    start_from,
+)
 from colorize.models._base import parameter_count
 from colorize.settings import ModelBlock, Prior
 from colorize.training import Progress, Row, end_of, fit, history_csv, in_force
@@ -43,6 +53,8 @@ from pipeline import imports, paths
 from pipeline.params import Params, stage
 
 STATE = "state.pt"
+DECODING = ("temperature", "saturation")
+"""Settings of the head that change nothing in the weights."""
 HARMLESS = ("checkpoint_seconds", "hold_gigabytes", "keep_gigabytes", "nnodes", "nproc", "rendezvous")
 """Rules that change nothing in the weights; how many ranks there are does, in the last bits."""
 
@@ -51,12 +63,19 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
     """Sixty-four hexadecimal digits over everything that the trained weights depend on."""
     block = params.block(name)
     architecture = imports.PACKAGES["colorize"] / "models" / f"{block.arch}.py"
-    rule = asdict(params.train)
+    origin = block.init_from
+    if origin in params.models:
+        origin = fingerprint(params, origin, device)
+    elif origin:
+        origin = files.sha256(initial_folder(origin) / WEIGHTS)
+    rule, described = asdict(params.train), describe_block(block)
     for harmless in HARMLESS:
         del rule[harmless]
+    for harmless in DECODING:
+        del described["head"][harmless]
     covered = {
-        "block": describe_block(block),
-        "start": fingerprint(params, block.start, device) if block.start else "",
+        "block": described,
+        "init_from": origin,
         "train": rule,
         "seed": params.seed,
         "size": params.working_size(name),
@@ -168,8 +187,8 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
     first = distributed.rank() == 0
     size, statistics = params.working_size(name), Statistics.read(paths.PRIOR)
     block, notes = trainable(params.block(name), statistics)
-    if block.start:
-        notes.append(f"starts from the weights of {block.start}")
+    if block.init_from:
+        notes.append(f"starts from the weights of {block.init_from}")
     splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
     indices = {split: splits.loc[splits["split"] == split, "index"].to_numpy() for split in ("train", "val")}
     indices["train"] = share_of(indices["train"], block.train.share)
@@ -194,8 +213,10 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
         tqdm.write(f"{name}  epoch {row['epoch']:g}  {values}")
 
     def begin() -> None:
-        if block.start:
-            start_from(model, trained(params, block.start, gpu)[0])
+        if block.init_from in params.models:
+            start_from(model, trained(params, block.init_from, gpu)[0])
+        elif block.init_from:
+            start_from(model, load_model(initial_folder(block.init_from), device.type))
 
     with lock(folder, name) if first else nullcontext():
         if first:

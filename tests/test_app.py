@@ -55,12 +55,14 @@ def test_a_photograph_comes_back_in_color_at_its_own_size(address: str) -> None:
     assert Image.open(io.BytesIO(answer.content)).size == (48, 36)
 
 
-def test_the_temperature_moves_a_classifier_only(address: str) -> None:
-    """0 and 1 differ for one model and not for the other."""
+def test_each_model_has_its_own_knob(address: str) -> None:
+    """The temperature moves a classifier, the saturation a regression; unturned they stand where the model has them."""
     content = photo()
-    for model, moves in (("zhang_simplified", True), ("cae", False)):
-        cold, hot = (ask(address, content, model=model, temperature=t).content for t in (0, 1))
-        assert (cold != hot) == moves
+    for model, mine, other in (("zhang_simplified", "temperature", "saturation"), ("cae", "saturation", "temperature")):
+        own = ask(address, content, model=model).content
+        assert ask(address, content, model=model, **{mine: 0}).content != own
+        assert ask(address, content, model=model, **{other: 0}).content == own
+        assert ask(address, content, model=model).content == own
 
 
 def test_grey_and_the_original_are_shown_without_a_model(address: str) -> None:
@@ -116,8 +118,9 @@ def test_a_person_colors_and_downloads_a_photograph(address: str, browser, width
     page.wait_for_selector("#right option[value=cae]", state="attached")
     page.select_option("#right", "zhang_simplified")
     before = page.locator("#under").get_attribute("src")
-    page.locator("#temperature").fill("1")
-    page.locator("#temperature").dispatch_event("change")
+    assert page.locator("[data-knob=temperature] output").inner_text() == "0.38"
+    page.locator("[data-knob=temperature] input").fill("1")
+    page.locator("[data-knob=temperature] input").dispatch_event("change")
     expect(page.locator("#under")).not_to_have_attribute("src", before)
     page.locator("#slider").focus()
     page.keyboard.press("ArrowRight")

@@ -118,7 +118,8 @@ def noting(params: Params, read: set[str]) -> Params:
 
 READ_ONLY = {
     "crop": {"crop.workers", "compute", "data.path"},  # who crops, and where photographs lie: the same bytes
-    "train": {"models", "fine_tuned"},  # data/block.json holds the chosen block
+    "train": {"models"},  # data/blocks/NAME.json holds the chosen block
+    "score": {"models"},
 }
 """Parameters that a stage reads and does not depend on, by stage; whole blocks, or single ones."""
 LISTED_ONLY = {
@@ -132,12 +133,11 @@ LISTED_ONLY = {
         "train",
         "evaluate",
         "models",
-        "fine_tuned",
     },  # refuses all
     "download": {"data"},  # most of it is for the sources that fetch
     "crop": {"crop.small"},  # for photographs that are too small
     "prior": {"prior.sha256"},  # if there is a released one
-    "leaderboard": {"models", "fine_tuned"},  # which there are: DVC cannot depend on the keys alone
+    "leaderboard": {"models"},  # which there are: DVC cannot depend on the keys alone
 }
 """Parameters that a stage depends on though this run of it does not read them."""
 
@@ -161,8 +161,8 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
     blocks["cae"] = {"arch": "cae", "network": {"channels": [4, 8]}, "train": {"epochs": 1}}
     small = {"crop.size": 16, "crop.workers": 1, "train.threads": 1, "evaluate.bootstrap": 10, "model": "cae"}
     source = {"data.source": "folder", "data.path": "photos"}
-    tuned = {"tuned": blocks["cae"] | {"start": "cae"}}
-    params = make_params(small | source | {"models": blocks, "fine_tuned": tuned})
+    blocks["tuned"] = blocks["cae"] | {"init_from": "cae"}
+    params = make_params(small | source | {"models": blocks})
 
     def within(leaf: str, blocks: set[str]) -> bool:
         return any(f"{leaf}.".startswith(f"{block}.") for block in blocks)
@@ -183,11 +183,8 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
     main = {name: import_module(f"pipeline.{name}").main for name in GRAPH}
     for stage, entry in GRAPH.items():
         compare(stage, entry["params"], main[stage])
-    for group, each in (("score", params.models), ("tune", params.fine_tuned)):
-        for name, block in each.items():
-            written = "\n".join(ZOO[group]["do"]["params"])
-            listed = written.replace("${key}", name).replace("${item.start}", block.start).split("\n")
-            compare(group, listed, main["train"], partial(main["evaluate"], name=name), model=name)
+    for name in params.models:
+        compare("score", ZOO["score"]["do"]["params"], main["train"], partial(main["evaluate"], name=name), model=name)
     compare("leaderboard", ZOO["leaderboard"]["params"], leaderboard.main)
 
 
@@ -216,7 +213,7 @@ def test_stages_never_import_each_other() -> None:
 
 def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
     """Its docstring opens with what it is; some block of params.yaml uses it."""
-    used = {block.arch for block in load(ROOT / "params.yaml").blocks.values()}
+    used = {block.arch for block in load(ROOT / "params.yaml").models.values()}
     for name in architectures():
         docstring = ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/{name}.py").read_text())) or ""
         assert len(docstring.splitlines()) >= 3 and "document" in docstring, name
@@ -236,15 +233,7 @@ def test_model_files_are_imported_only_when_asked_for() -> None:
 def test_every_model_is_a_stage_of_the_zoo() -> None:
     """The zoo loops over params.yaml; a new block needs no edit there."""
     assert ZOO["score"]["foreach"] == "${models}"
-    assert ZOO["tune"]["foreach"] == "${fine_tuned}"
-
-
-def test_a_fine_tuned_model_depends_on_the_one_it_starts_from() -> None:
-    """On its folder and on its block; in all else its stage is that of every model."""
-    score, tune = ZOO["score"]["do"], ZOO["tune"]["do"]
-    assert set(tune["deps"]) == {*score["deps"], "data/zoo/${item.start}"}
-    assert set(tune["params"]) == {*score["params"], "models.${item.start}", "fine_tuned.${key}"} - {"models.${key}"}
-    assert (tune["cmd"], tune["outs"], tune["wdir"]) == (score["cmd"], score["outs"], score["wdir"])
+    assert "data/blocks/${key}.json" in ZOO["score"]["do"]["deps"]
 
 
 def test_paths_of_the_graph_are_those_of_the_code() -> None:

@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from faults import fault
+from safetensors.torch import load_file, save_file
 
+from colorize import files
 from colorize.files import InputError
+from colorize.models import SHIPPED_FOLDER, WEIGHTS
 from pipeline import check, paths
 
 
@@ -16,7 +20,7 @@ from pipeline import check, paths
 def folder(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/sample.csv").write_text("photo,reduce,tile\n")
+    (tmp_path / "data/sample.csv").write_text("photo,side,step\n")
 
 
 def test_what_it_writes_never_changes(make_params) -> None:
@@ -28,19 +32,25 @@ def test_what_it_writes_never_changes(make_params) -> None:
 
 
 def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make_params) -> None:
-    """Another model's parameters change nothing; those of either do; the map in which the block stands does not matter."""
+    """Another model's parameters change nothing; those of either do, and so does another file of weights."""
 
-    def block(changes: dict) -> dict:
+    def block(changes: dict, name: str = "zhang_simplified_final") -> dict:
         check.main(make_params(changes))
-        return json.loads(paths.BLOCK.read_text())
+        return json.loads((paths.BLOCKS / f"{name}.json").read_text())
 
-    chosen = {"model": "zhang_simplified_final"}
-    before = block(chosen)
-    assert list(before) == ["zhang_simplified", "zhang_simplified_final"]
-    assert block({**chosen, "models.vae.train.lr": 0.5}) == before
-    assert block({**chosen, "models.zhang_simplified.train.lr": 0.5}) != before
-    assert block({**chosen, "fine_tuned.zhang_simplified_final.train.lr": 0.5}) != before
-    assert list(block({"model": "vae"})) == ["vae"]
+    before = block({})
+    assert list(before) == ["zhang_simplified_final", "zhang_simplified"]
+    assert block({"models.vae.train.lr": 0.5}) == before
+    assert block({"models.zhang_simplified.train.lr": 0.5}) != before
+    assert block({"models.zhang_simplified_final.train.lr": 0.5}) != before
+    assert list(block({}, "vae")) == ["vae"]
+    shutil.copytree(SHIPPED_FOLDER, "mine")
+    start = {"models.tuned.init_from": "mine"}
+    mine = block(start, "tuned")
+    assert mine["weights"] == files.sha256(SHIPPED_FOLDER / WEIGHTS)
+    tensors = load_file(f"mine/{WEIGHTS}")
+    save_file(tensors | {"net.last.bias": tensors["net.last.bias"] + 1}, f"mine/{WEIGHTS}")
+    assert block(start, "tuned") == mine | {"weights": files.sha256(Path("mine") / WEIGHTS)} != mine
 
 
 @pytest.mark.parametrize(
@@ -52,8 +62,10 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
         ({"models.cae.arch": "cea"}, "models.cae: there is no architecture 'cea'"),
         (
             {"model": "zhang_simplified_final", "models.zhang_simplified.network.variant": "full"},
-            "fine_tuned.zhang_simplified_final: .*differ in shape",
+            "models.zhang_simplified_final: .*differ in shape",
         ),
+        ({"model": "tuned", "models.tuned.network.channels": [8, 8, 8, 8]}, "models.tuned: .*differ in shape"),
+        ({"models.tuned.init_from": "no/where"}, "models.tuned: there is no trained model in no/where"),
         (
             {"data.path": "photos", "data.source": "folder"},
             "photos does not exist in /.*; give the whole path .*queued experiment",

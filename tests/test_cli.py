@@ -22,7 +22,7 @@ from colorize.models import build_model, describe_block, save_model
 from colorize.settings import PriorRule
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").blocks
+BLOCKS = load(ROOT / "params.yaml").models
 
 
 def make_model(folder: Path, name: str, **network: object) -> Path:
@@ -182,7 +182,7 @@ def test_models_are_listed_with_what_is_known_of_them(models: Path, tmp_path: Pa
     assert rows["zhang_rebalanced_ours"]["parameters"] == 32_235_385 and rows["zhang_rebalanced_ours"]["document"] == "001"
     assert rows["mlp1"]["trained"] is None
     assert "32,235,385" in call("models")
-    assert set(rows) == set(BLOCKS)
+    assert list(rows) == ["shipped", *BLOCKS]
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ def test_an_empty_list_is_a_table_too(tmp_path: Path, monkeypatch: pytest.Monkey
     """A project without a model; and a name that looks like markup is a name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("")
-    (tmp_path / "params.yaml").write_text("crop: {size: 32}\nmodels: {}\nfine_tuned: {}\n")
-    assert call("models").strip() == ""
+    (tmp_path / "params.yaml").write_text("crop: {size: 32}\nmodels: {}\n")
+    assert [line.split()[0] for line in call("models").splitlines()] == ["model", "shipped"]
     block = {"arch": "constant", "network": {"color": "zero"}}
-    content = {"crop": {}, "models": {"[/red]": block}, "fine_tuned": {}}
+    content = {"crop": {}, "models": {"[/red]": block}}
     (tmp_path / "params.yaml").write_text(json.dumps(content))
     assert "[/red]" in call("models")
 

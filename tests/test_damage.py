@@ -75,8 +75,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("project")
     content = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     cae = {"arch": "cae", "network": {"channels": [4, 8]}, "train": {"epochs": 1}}
-    content["models"] = {name: content["models"][name] for name in MODELS[:2]} | {"cae": cae}
-    content["fine_tuned"] = {"tuned": cae | {"start": "cae"}}
+    content["models"] = {name: content["models"][name] for name in MODELS[:2]}
+    content["models"] |= {"cae": cae, "tuned": cae | {"init_from": "cae"}}
     content["model"] = "cae"
     changes = {
         "data": {"source": "folder", "path": "photos"},

@@ -56,7 +56,7 @@ def write_list(server: Server, names: list[str]) -> None:
 
 
 def test_the_embedded_sample_needs_no_network_and_gives_the_same_bytes_twice(run: Run) -> None:
-    """The default of a fresh clone: tiles of scikit-image's photographs, grouped by photograph."""
+    """The default of a fresh clone: windows of scikit-image's photographs, grouped by photograph."""
     table = run(path=str(ROOT / "data/sample.csv"))
     assert list(table.columns) == [
         *["photo", "group", "class", "split", "status", "reason", "retryable", "sha256", "bytes"],
@@ -67,7 +67,7 @@ def test_the_embedded_sample_needs_no_network_and_gives_the_same_bytes_twice(run
     assert set(table["group"]) == {Path(name).stem for name in pd.read_csv(ROOT / "data/sample.csv")["photo"]}
     reader = Reader(Path("data/photos"), Path("nowhere"))
     image = Image.open(io.BytesIO(reader.read(table["shard"][0], table["member"][0])))
-    assert image.size == (96, 96)
+    assert image.size == (256, 256)
     before = everything()
     run(path=str(ROOT / "data/sample.csv"))
     assert everything() == before

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,7 @@ def params(
         {
             "crop.size": 16,
             "evaluate": {"gallery": 3, "bootstrap": 100},
-            "models": {name: whole.models[name] for name in PSNR if name != "vae"},
-            "fine_tuned": {"vae": replace(whole.models["vae"], start="cae")},
+            "models": {name: whole.models[name] for name in PSNR},
         }
     )
 

@@ -21,7 +21,7 @@ from colorize.settings import HeadRule, ModelBlock, PriorRule, TrainRule
 from colorize.training import Checkpoint, fit, make_optimizer
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").blocks
+BLOCKS = load(ROOT / "params.yaml").models
 TRAINED = [name for name, block in BLOCKS.items() if block.arch != "constant"]
 KINDS = {(b.arch, str(b.network), b.head.kind, b.head.bins): name for name, b in BLOCKS.items() if name in TRAINED}.values()
 """One block of each network and head; the others differ from it in numbers only."""

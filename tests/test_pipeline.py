@@ -70,7 +70,7 @@ def clone(folder: Path, photos: Path) -> Path:
     params["evaluate"].update(samples=3, bootstrap=50)
     params["models"] = {name: params["models"][name] for name in ("grey", "mean_color", "cae", "vae")}
     params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
-    params["fine_tuned"] = {"cae_tuned": deepcopy(params["models"]["cae"]) | {"start": "cae"}}
+    params["models"]["cae_tuned"] = deepcopy(params["models"]["cae"]) | {"init_from": "cae"}
     with (folder / "params.yaml").open("w") as file:
         yaml.dump(params, file)
     run(folder, "git", "init", "-q", "-b", "main")

@@ -159,7 +159,6 @@ models:
   mean_color:
     arch: constant
     network: {color: mean}
-fine_tuned: {}
 """
 
 
@@ -194,6 +193,6 @@ def test_a_damaged_params_yaml_is_one_sentence(tmp_path: Path, old: str, new: st
 def test_a_model_that_cannot_be_built_has_a_problem(tmp_path: Path, old: str, new: str, words: str) -> None:
     """The others are listed as ever."""
     files.write_text(tmp_path / "params.yaml", BLOCKS.replace(old, new))
-    cae, mean = list_models(tmp_path)
+    _, cae, mean = list_models(tmp_path)
     assert words in cae["problem"] and cae["parameters"] is None
     assert mean["problem"] is None and mean["parameters"] == 0

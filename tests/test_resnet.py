@@ -326,7 +326,7 @@ def test_the_first_stage_reads_no_weights_but_asks_for_their_sha256(make_params,
     """What is missing in params.yaml is told before anything is deleted; the file is looked at when a training begins."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/sample.csv").write_text("photo,reduce,tile\n")
+    (tmp_path / "data/sample.csv").write_text("photo,side,step\n")
     weights = {"model": "resnet18", "models.resnet18.network.weights": "nowhere.pth"}
     check.main(make_params({**weights, "models.resnet18.network.sha256": "0" * 64}))
     with pytest.raises(InputError, match="models.resnet18: network.weights needs network.sha256"):

@@ -86,42 +86,42 @@ def test_what_only_looks_like_an_image_is_none(head: bytes) -> None:
 # ---- sample ----
 
 
-def test_sample_tiles_are_the_photographs_own_pixels(tmp_path: Path) -> None:
-    """Tiles lie on a grid without overlap and decode to the pixels of scikit-image's own loader."""
-    (tmp_path / "sample.csv").write_text("photo,reduce,tile\nchelsea.png,1,100\ncoffee.png,2,90\n")
+def test_sample_windows_are_the_photographs_own_pixels(tmp_path: Path) -> None:
+    """Windows of two sizes decode to the pixels of scikit-image's own loader; all of one photograph are one group."""
+    (tmp_path / "sample.csv").write_text("photo,side,step\nchelsea.png,100,100\nchelsea.png,300,150\ncoffee.png,400,400\n")
     photos = listed("sample", tmp_path / "sample.csv")
     ids = [photo.photo for photo in photos]
-    assert ids[:4] == ["chelsea/r0c0", "chelsea/r0c1", "chelsea/r0c2", "chelsea/r0c3"]
-    assert len(ids) == 3 * 4 + 2 * 3
+    assert ids[:3] == ["chelsea/100-0-0", "chelsea/100-0-100", "chelsea/100-0-200"]
+    assert len(ids) == 3 * 4 + 2 + 1
     assert {photo.group for photo in photos} == {"chelsea", "coffee"}
-    content = photos[ids.index("chelsea/r1c2")].content
-    assert content is not None
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content()))), data.chelsea()[100:200, 200:300])
-    content = photos[ids.index("coffee/r0c0")].content
-    assert content is not None
-    tile = np.asarray(Image.open(io.BytesIO(content())), float)
-    means = data.coffee()[:180, :180].reshape(90, 2, 90, 2, 3).mean((1, 3))
-    assert np.abs(tile - means).max() <= 0.5
+    for name, pixels in (
+        ("chelsea/100-100-200", data.chelsea()[100:200, 200:300]),
+        ("chelsea/300-0-150", data.chelsea()[:, 150:450]),
+        ("coffee/400-0-0", data.coffee()[:, :400]),
+    ):
+        content = photos[ids.index(name)].content
+        assert content is not None
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content()))), pixels)
 
 
 @pytest.mark.parametrize(
     ("row", "names"),
     [
-        ("nobody.png,1,96", ["row 1", "nobody.png"]),
-        ("../__init__.py,1,96", ["row 1"]),
-        ("lfw_subset.npy,1,96", ["row 1", "lfw_subset.npy"]),
-        ("chelsea.png,0,96", ["row 1", "reduce"]),
-        ("chelsea.png,1,x", ["row 1", "tile"]),
-        ("chelsea.png,1,5000", ["row 1", "5000"]),
-        ("chelsea.png,1,96\nchelsea.png,2,96", ["row 2", "twice"]),
+        ("nobody.png,96,96", ["row 1", "nobody.png"]),
+        ("../__init__.py,96,96", ["row 1"]),
+        ("lfw_subset.npy,96,96", ["row 1", "lfw_subset.npy"]),
+        ("chelsea.png,0,96", ["row 1", "side"]),
+        ("chelsea.png,96,x", ["row 1", "step"]),
+        ("chelsea.png,5000,1", ["row 1", "5000"]),
+        ("chelsea.png,96,96\nchelsea.png,96,300", ["chelsea/96-0-0", "twice"]),
         ("", ["lists no photograph"]),
-        ("chelsea.png,1,96,2", ["row 1", "4 fields"]),
-        ("chelsea.png,1", ["row 1", "2 fields"]),
+        ("chelsea.png,96,96,2", ["row 1", "4 fields"]),
+        ("chelsea.png,96", ["row 1", "2 fields"]),
     ],
 )
 def test_a_bad_sample_row_is_named(tmp_path: Path, row: str, names: list[str]) -> None:
     """The sentence says which row and what is wrong with it."""
-    (tmp_path / "sample.csv").write_text(f"photo,reduce,tile\n{row}\n")
+    (tmp_path / "sample.csv").write_text(f"photo,side,step\n{row}\n")
     with pytest.raises(InputError) as caught:
         listed("sample", tmp_path / "sample.csv")
     assert all(name in str(caught.value) for name in names)

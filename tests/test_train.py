@@ -139,9 +139,9 @@ def test_changed_data_changes_the_fingerprint(data, make_params, photographs) ->
 
 TUNED = {
     **SMALL,
-    "fine_tuned.cae_tuned": {
+    "models.cae_tuned": {
         "arch": "cae",
-        "start": "cae",
+        "init_from": "cae",
         "network": {"channels": [4, 8]},
         "train": {"epochs": 0, "batch": 4},
     },
@@ -157,7 +157,7 @@ def test_a_fine_tuned_model_starts_from_those_very_weights(data, make_params) ->
     assert all(torch.equal(start[name], tuned[name]) for name in start)
     about = load_description(Path("tuned"))
     assert about["epochs"] == 0 and about["notes"][0] == "starts from the weights of cae"
-    train.train(make_params({**TUNED, "fine_tuned.cae_tuned.train.epochs": 1}), "cae_tuned", Path("tuned"))
+    train.train(make_params({**TUNED, "models.cae_tuned.train.epochs": 1}), "cae_tuned", Path("tuned"))
     assert not torch.equal(start["net.2.weight"], load_model(Path("tuned")).state_dict()["net.2.weight"])
 
 

@@ -25,7 +25,7 @@ from colorize.settings import HeadRule, ModelBlock, PriorRule, Recipe, TrainRule
 from colorize.training import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, rate_of, scale_of
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").blocks
+BLOCKS = load(ROOT / "params.yaml").models
 SMALL = {
     "cae": {"channels": (4, 8)},
     "vae": {"latent": 2},

@@ -15,7 +15,7 @@ from colorize.models._base import parameter_count
 from colorize.settings import PriorRule
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").blocks
+BLOCKS = load(ROOT / "params.yaml").models
 FULL, SIMPLIFIED = 32_235_385, 15_387_513
 
 
@@ -44,9 +44,9 @@ def test_a_final_model_is_its_experimental_one_but_for_the_training() -> None:
     """Same architecture, network and head; 190 epochs, and 500 more than the 100 before."""
     for name, epochs in (("zhang_rebalanced_ours", 190), ("zhang_simplified", 500)):
         block = BLOCKS[f"{name}_final"]
-        assert replace(block, start="", train=replace(block.train, epochs=100)) == BLOCKS[name]
+        assert replace(block, init_from="", train=replace(block.train, epochs=100)) == BLOCKS[name]
         assert block.train.epochs == epochs
-    assert BLOCKS["zhang_simplified_final"].start == "zhang_simplified"
+    assert BLOCKS["zhang_simplified_final"].init_from == "zhang_simplified"
 
 
 def test_batch_norm_without_affine_learns_nothing() -> None:

@@ -24,7 +24,6 @@ from starlette.routing import Route
 from colorize import photographs
 from colorize.coloring import System
 from colorize.files import InputError
-from colorize.heads import Classification
 from colorize.images import SENTENCES, Refused
 from colorize.settings import CropRule
 
@@ -33,6 +32,8 @@ PREVIEW = 1280
 LOADED = 3
 """Models that are kept in memory at a time."""
 WITHOUT_MODEL = ("original", "grey")
+KNOBS = {"temperature": 1.0, "saturation": 4.0}
+"""How a model may be asked to decode, from 0 to this."""
 TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".avif": "image/avif"}
 POLICY = (
     "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
@@ -88,7 +89,7 @@ def create_app(
     def system(name: str) -> System:
         return System.load(folders[name], device)
 
-    def paint(content: bytes, name: str, temperature: float | None, full: bool) -> tuple[bytes, str]:
+    def paint(content: bytes, name: str, decoding: Mapping[str, float], full: bool) -> tuple[bytes, str]:
         with turn:
             photograph = photographs.read(content, max_megapixels)
             whole = photograph
@@ -102,15 +103,15 @@ def create_app(
             else:
                 found = system(name)
                 light = photographs.small_light(whole, found.model, found.size)
-                asked = temperature if isinstance(found.model.head, Classification) else None
-                ab = photographs.colorings(found.model, light, temperature=asked)[0]
+                found.decode(**{knob: decoding.get(knob, own) for knob, own in own_decoding(folders[name]).items()})
+                ab = photographs.colorings(found.model, light)[0]
             return photographs.encode(photograph, photographs.paint(photograph, light, ab)), photograph.suffix
 
     async def page(request: Request) -> Response:
         return HTMLResponse(Path(__file__).with_name("app.html").read_text(encoding="utf-8"))
 
     async def models(request: Request) -> Response:
-        names = [{"name": name, "temperature": has_temperature(folder)} for name, folder in folders.items()]
+        names = [{"name": name, "decoding": own_decoding(folder)} for name, folder in folders.items()]
         return JSONResponse({"models": names, "megabytes": max_megabytes})
 
     async def color(request: Request) -> Response:
@@ -118,14 +119,15 @@ def create_app(
             name = request.query_params.get("model", "")
             if name not in folders and name not in WITHOUT_MODEL:
                 raise Refusal(404, f"There is no model {name}.")
-            try:
-                asked = request.query_params.get("temperature")
-                temperature = None if asked is None else min(1.0, max(0.0, float(asked)))
-            except ValueError as error:
-                raise Refusal(400, "The temperature is a number from 0 to 1.") from error
+            decoding = {}
+            for knob in KNOBS.keys() & request.query_params.keys():
+                try:
+                    decoding[knob] = min(KNOBS[knob], max(0.0, float(request.query_params[knob])))
+                except ValueError as error:
+                    raise Refusal(400, f"The {knob} is a number from 0 to {KNOBS[knob]:g}.") from error
             content = await body(request, max_megabytes * 1_000_000)
             full = request.query_params.get("full") == "1"
-            picture, suffix = await run_in_threadpool(paint, content, name, temperature, full)
+            picture, suffix = await run_in_threadpool(paint, content, name, decoding, full)
             return Response(picture, media_type=TYPES[suffix], headers={"x-suffix": suffix})
         except Refusal as refusal:
             return JSONResponse({"error": str(refusal)}, refusal.status)
@@ -155,8 +157,10 @@ def create_app(
     return Starlette(routes=routes, middleware=[hosts])
 
 
-def has_temperature(folder: Path) -> bool:
-    """Whether a trained model classifies, and so has a temperature."""
+def own_decoding(folder: Path) -> dict[str, float]:
+    """How a trained model decodes unless asked: the temperature of a classifier, the saturation of a regression."""
     from colorize.models import load_description
 
-    return load_description(folder)["block"]["head"]["kind"] == "classification"
+    head = load_description(folder)["block"]["head"]
+    knob = {"classification": "temperature", "regression": "saturation"}.get(head["kind"])
+    return {knob: head[knob]} if knob else {}

@@ -21,8 +21,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from colorize.files import InputError, one_sentence, text_of
-from colorize.project import find_model, list_models, other_versions, required_project, trained, verify_outs
-from colorize.settings import CropRule
+from colorize.project import find_model, list_models, other_versions, project, required_project, trained, verify_outs
+from colorize.settings import SHIPPED, CropRule
 
 if TYPE_CHECKING:  # torch takes a second to import, which `colorize --help` should not
     import torch
@@ -39,10 +39,11 @@ app = typer.Typer(
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="A model of this project, a folder with a trained one, or an experiment or Git revision that holds one.",
-    show_default=False,
+    help="A model of this project, a folder with a trained one, an experiment or Git revision that holds one, or the one "
+    "that comes with the program, called shipped.",
+    show_default="shipped",
 )
-Models = Annotated[list[str], MODEL]
+Models = Annotated[list[str] | None, MODEL]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Threads = Annotated[
     int, typer.Option(min=0, help="Threads that compute; 0: OMP_NUM_THREADS, else every core that this process may use.")
@@ -56,6 +57,14 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+Temperature = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="Classifiers: 0 paints the likeliest color, 1 the mean."),
+]
+Saturation = Annotated[
+    float | None,
+    typer.Option(min=0, max=4, callback=finite, help="Regressions: 1 is closest to the truth, more is bolder, less paler."),
+]
 MaxMegapixels = Annotated[
     float, typer.Option(min=1, callback=finite, help="Refuse larger photographs before they are decoded.")
 ]
@@ -70,20 +79,22 @@ def set_up(device: Literal["auto", "cpu", "cuda"], threads: int) -> "torch.devic
     return select_device(TrainRule(device=device, threads=threads or usable_threads()))
 
 
-def load_all(names: list[str], device: "torch.device") -> "list[System]":
-    """Trained models by name, on a device.
+def load_all(names: list[str] | None, device: "torch.device", **decoding: float | None) -> "list[System]":
+    """Trained models by name, on a device, that decode as is asked (see `System.decode`).
 
     Raises:
-        InputError: one is not there, or two have one name.
+        InputError: one is not there or cannot decode so, or two have one name.
     """
     from colorize.coloring import System
 
     with tempfile.TemporaryDirectory() as temporary:
-        folders = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(names)]
+        folders = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(names or [SHIPPED])]
         systems = [System.load(folder, device.type) for folder in folders]
     known = [system.name for system in systems]
     if len(set(known)) < len(known):
         raise InputError(f"two models are called {max(known, key=known.count)}; name each model once")
+    for system in systems:
+        system.decode(**decoding)
     return systems
 
 
@@ -114,12 +125,10 @@ def passed_over(reasons: "Counter[str]") -> str:
 @app.command()
 def apply(
     photographs: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)],
-    model: Models,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)],
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, callback=finite, help="Classifiers: 0 paints the likeliest color, 1 the mean."),
-    ] = None,
+    model: Models = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("colored"),
+    temperature: Temperature = None,
+    saturation: Saturation = None,
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Colorings of each photograph, of models that have several.")
     ] = 1,
@@ -135,7 +144,9 @@ def apply(
     kept. What is done is skipped when the command is repeated; `colorize.csv` in the output folder tells what became of
     every photograph. Nothing is overwritten but results that nobody changed.
 
-    `colorize apply grandma.jpg --model vae --output colored`
+    `colorize apply grandma.jpg`
+
+    `colorize apply album/ --saturation 1.6 --output vivid`
 
     `colorize apply album/ -m vae -m zhang_simplified --compare -o compared`
 
@@ -145,9 +156,9 @@ def apply(
     from colorize.album import ACCOUNT
 
     items = coloring.find(photographs, output)
-    systems = load_all(model, set_up(device, threads))
+    systems = load_all(model, set_up(device, threads), temperature=temperature, saturation=saturation)
     rows = []
-    work = coloring.color_all(items, systems, output, samples, temperature, compare, max_megapixels)
+    work = coloring.color_all(items, systems, output, samples, compare, max_megapixels)
     for row in tqdm(work, total=sum(item.status != "ignored" for item in items), unit="photo", disable=None):
         rows.append(row)
         if row.status == "failed":
@@ -167,10 +178,12 @@ def apply(
 @app.command()
 def score(
     photographs: Annotated[list[Path], typer.Argument(help="Color photographs, or folders of them.", show_default=False)],
-    model: Models,
+    model: Models = None,
     size: Annotated[
         int, typer.Option(min=0, max=4096, help="Side of the crops in pixels; 0: the largest of the models'.")
     ] = 0,
+    temperature: Temperature = None,
+    saturation: Saturation = None,
     max_megapixels: MaxMegapixels = CropRule.max_megapixels,
     device: Device = "auto",
     threads: Threads = 0,
@@ -180,7 +193,7 @@ def score(
 
     Photographs are cropped to squares and scored as in the pipeline; `over` columns are paired differences.
 
-    `colorize score holiday/ --model vae`
+    `colorize score holiday/`
 
     `colorize score holiday/ -m vae -m cgan --json > scores.json`
     """
@@ -189,7 +202,7 @@ def score(
     from colorize.settings import EvaluateRule
 
     chosen = set_up(device, threads)
-    systems = load_all(model, chosen)
+    systems = load_all(model, chosen, temperature=temperature, saturation=saturation)
     found = scoring.score(photographs, systems, EvaluateRule(), size, chosen, max_megapixels)
     if as_json:
         content = {key: value for key, value in asdict(found).items() if key != "table"}
@@ -221,7 +234,7 @@ def models(as_json: AsJson = False) -> None:
 
     `colorize models`
     """
-    rows = list_models(required_project())
+    rows = list_models(project())
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -265,8 +278,8 @@ def verify(as_json: AsJson = False) -> None:
 
 @app.command()
 def export(
-    model: Annotated[str, MODEL],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the three files.", show_default=False)],
+    model: Annotated[str, MODEL] = SHIPPED,
 ) -> None:
     """Write a trained model for other programs: safetensors with its description, and ONNX.
 
@@ -293,7 +306,8 @@ def serve(
 ) -> None:
     """Serve a local page on which one drops a photograph and compares models.
 
-    Without --model it offers every trained model of this project. It listens on this computer only and keeps nothing.
+    Without --model it offers the one that comes with the program and every trained one of this project. It listens on
+    this computer only and keeps nothing.
     Needs `pip install 'colorize[app]'`.
 
     `colorize app`
@@ -315,9 +329,7 @@ def serve(
             found = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)]
             folders = {load_description(folder)["name"]: folder for folder in found}
         else:
-            folders = trained(required_project())
-        if not folders:
-            raise InputError("no model is trained here; run `dvc repro` first, or give --model")
+            folders = trained(project())
         served = create_app(folders, max_megabytes, set_up(device, threads).type, max_megapixels)
         with socket.socket() as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -52,6 +52,24 @@ class System:
         sha256 = files.sha256(folder / WEIGHTS)
         return System(description["name"], model, description["size"], sha256, description["mean_ab"])
 
+    def decode(self, **asked: float | None) -> None:
+        """Set how the model decodes: a classifier's `temperature`, a regression's `saturation`; None keeps its own.
+
+        Raises:
+            InputError: it has none such.
+        """
+        for name, value in asked.items():
+            if value is not None and not hasattr(self.model.head, name):
+                raise InputError(f"{self.name} has no {name}; leave --{name} out")
+            if value is not None:
+                setattr(self.model.head, name, value)
+
+    @property
+    def asked(self) -> tuple[str, float | None, float | None]:
+        """What its colors depend on: the weights, and how they are decoded."""
+        head = self.model.head
+        return self.sha256, getattr(head, "temperature", None), getattr(head, "saturation", None)
+
 
 def find(given: Sequence[Path], output: Path | None = None) -> list[Item]:
     """What there is among files and in folders, in the order given: photographs, and what is none, with the reason.
@@ -93,7 +111,6 @@ def color_all(
     systems: Sequence[System],
     output: Path,
     samples: int = 1,
-    temperature: float | None = None,
     compare: bool = False,
     max_megapixels: float = CropRule.max_megapixels,
 ) -> Iterator[Row]:
@@ -110,7 +127,7 @@ def color_all(
     Raises:
         InputError: a model cannot do what is asked, a file that is not ours would be overwritten, or the account is damaged.
     """
-    asked = {"samples": samples, "temperature": temperature, "compare": compare, "models": [s.sha256 for s in systems]}
+    asked = {"samples": samples, "compare": compare, "models": [system.asked for system in systems]}
     made_by = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     account = read_account(output)
     items = [item for item in items if item.status != "ignored"]
@@ -127,7 +144,7 @@ def color_all(
             known = account.get(row.photo)
             if not row.status:
                 try:
-                    made = _color(item, row, systems, samples, temperature, compare, max_megapixels)
+                    made = _color(item, row, systems, samples, compare, max_megapixels)
                     _refuse_foreign(row, known, output)  # which may be there by now
                     account[row.photo] = row
                     _write(made, row, known, output)
@@ -253,7 +270,6 @@ def _color(
     row: Row,
     systems: Sequence[System],
     samples: int,
-    temperature: float | None,
     compare: bool,
     max_megapixels: float,
 ) -> list[bytes]:
@@ -276,7 +292,7 @@ def _color(
         shown["grey"] = photographs.paint(photograph, light, torch.zeros(2, *light.shape[2:]))
     for system in systems:
         light = photographs.small_light(photograph, system.model, system.size)
-        for number, ab in enumerate(photographs.colorings(system.model, light, samples, temperature), start=1):
+        for number, ab in enumerate(photographs.colorings(system.model, light, samples), start=1):
             label = system.name if samples == 1 else f"{system.name} {number}"
             shown[label] = photographs.paint(photograph, light, ab)
     if compare:

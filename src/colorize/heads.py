@@ -62,9 +62,9 @@ class Regression(Head):
 
     channels = 2
 
-    def __init__(self, scale: float, loss: Literal["squared", "charbonnier"] = "squared") -> None:
+    def __init__(self, scale: float, loss: Literal["squared", "charbonnier"] = "squared", saturation: float = 1) -> None:
         super().__init__()
-        self.scale, self.loss = scale, loss
+        self.scale, self.loss, self.saturation = scale, loss, saturation
 
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
         difference = torch.tanh(out.float()) - average_to(ab, out) / self.scale
@@ -73,7 +73,7 @@ class Regression(Head):
         return {"loss": (difference.square().sum(1) + 1e-4).sqrt().mean()}
 
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
-        return scale_to(torch.tanh(out.float()) * self.scale, light)
+        return scale_to(torch.tanh(out.float()) * (self.scale * self.saturation), light)
 
 
 class Euclidean(Head):
@@ -221,7 +221,7 @@ def build_head(rule: HeadRule, statistics: Statistics | None, centers: Tensor | 
         InputError: the prior that the block asks for was not given to the prior stage.
     """
     if rule.kind == "regression":
-        return Regression(rule.scale, rule.loss)
+        return Regression(rule.scale, rule.loss, rule.saturation)
     if rule.kind == "euclidean":
         return Euclidean()
     if rule.kind == "rgb":

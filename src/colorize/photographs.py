@@ -27,10 +27,8 @@ from torch.nn import functional as F
 
 from colorize.color import lab_to_rgb, rgb_to_lab
 from colorize.files import InputError
-from colorize.heads import Classification
 from colorize.images import NO_PROFILE, SRGB, TURNED_ASIDE, UPRIGHT, Refused, decode, opened
 from colorize.models import Colorizer
-from colorize.models._base import Colors
 from colorize.settings import CropRule
 
 RADIUS = 1
@@ -190,35 +188,22 @@ def small_light(photograph: Photograph, model: Colorizer, side: int) -> Tensor:
 
 
 @torch.inference_mode()
-def colorings(model: Colorizer, light: Tensor, samples: int = 1, temperature: float | None = None) -> Tensor:
+def colorings(model: Colorizer, light: Tensor, samples: int = 1) -> Tensor:
     """What a model makes of a lightness [1, 1, h, w]: ab, [samples, 2, h, w] in Lab units.
 
     Args:
         samples: colorings of the photograph; more than one only of models that have several.
-        temperature: of a classifier's annealed mean, 0 to 1; None keeps its own.
 
     Raises:
-        InputError: the model has no temperature or only one coloring, or predicts something not finite.
+        InputError: the model has only one coloring, or predicts something not finite.
     """
-    colors = _ask(model, light, samples, temperature)
+    colors = model.predict(light, samples)
     if samples > 1 and colors.samples is None:
         raise InputError("this model has one coloring of a photograph; leave --samples out")
     ab = colors.ab if colors.samples is None else colors.samples[0]
     if not torch.isfinite(ab).all():
         raise InputError("this model predicts NaN or infinity; train it again, with a lower learning rate")
     return ab
-
-
-def _ask(model: Colorizer, light: Tensor, samples: int, temperature: float | None) -> Colors:
-    if temperature is None:
-        return model.predict(light, samples)
-    if not isinstance(model.head, Classification):
-        raise InputError("this model has no temperature; leave --temperature out or choose one that classifies")
-    own, model.head.temperature = model.head.temperature, temperature
-    try:
-        return _ask(model, light, samples, None)
-    finally:
-        model.head.temperature = own
 
 
 def paint(photograph: Photograph, light: Tensor, ab: Tensor) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from colorize import files
 from colorize.files import InputError
-from colorize.settings import CropRule, ModelBlock, checked
+from colorize.settings import SHIPPED, CropRule, ModelBlock, checked
 
 SHOWN = ("psnr", "ssim", "rmse")
 """Metrics in the list of models."""
@@ -27,7 +27,6 @@ class Listed:
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # as pipeline/params.py has it
     crop: CropRule
     models: dict[str, ModelBlock]
-    fine_tuned: dict[str, ModelBlock]
 
 
 def project() -> Path | None:
@@ -44,16 +43,18 @@ def required_project() -> Path:
     return root
 
 
-def trained(root: Path) -> dict[str, Path]:
-    """Every trained model of a project: name to folder; the chosen one's own folder before the zoo's.
+def trained(root: Path | None) -> dict[str, Path]:
+    """The trained model that comes with the library, and every one of a project: name to folder.
+
+    The chosen model's own folder comes before the zoo's.
 
     Raises:
         InputError: a model.json does not describe a trained model.
     """
-    from colorize.models import load_description
+    from colorize.models import SHIPPED_FOLDER, load_description
 
-    found: dict[str, Path] = {}
-    for folder in (root / "data/model", *sorted((root / "data/zoo").glob("*"))):
+    found = {SHIPPED: SHIPPED_FOLDER}
+    for folder in (root / "data/model", *sorted((root / "data/zoo").glob("*"))) if root else ():
         if (folder / "model.json").exists():
             found.setdefault(load_description(folder)["name"], folder)
     return found
@@ -68,7 +69,10 @@ def find_model(name: str, temporary: Path) -> Path:
     Raises:
         InputError: there is none of that name.
     """
-    from colorize.models import load_description
+    from colorize.models import SHIPPED_FOLDER, load_description
+
+    if name == SHIPPED:
+        return SHIPPED_FOLDER
 
     def holds_model(folder: str) -> bool:  # unlike Path.exists, of names that are too long as well
         return os.path.exists(os.path.join(folder, "model.json"))
@@ -79,8 +83,7 @@ def find_model(name: str, temporary: Path) -> Path:
     for folder in (f"{root}/data/model", f"{root}/data/zoo/{name}") if root else ():
         if holds_model(folder) and load_description(Path(folder))["name"] == name:
             return Path(folder)
-    here = trained(root) if root else {}
-    known = f"trained here: {', '.join(here)}" if here else "no model is trained here; `dvc repro` trains one"
+    known = f"there are {', '.join(trained(root))}"
     if root:
         try:
             from dvc.api import DVCFileSystem
@@ -118,26 +121,33 @@ def parameters_of(block: ModelBlock, crop: int) -> int | None:
         return parameter_count(build_model(replace(block, network=network), min(block.size or crop, crop)))
 
 
-def list_models(root: Path) -> list[dict[str, Any]]:
-    """Every block of params.yaml: model, document, parameters, trained (the folder), psnr, ssim, rmse, None where
-    unknown; and the problem, if it cannot be built.
+def list_models(root: Path | None) -> list[dict[str, Any]]:
+    """The model that comes with the library, then every block of params.yaml.
+
+    Returns:
+        Rows of model, document, parameters, trained (the folder), psnr, ssim, rmse, None where unknown; and the problem,
+        if it cannot be built.
 
     Raises:
         InputError: params.yaml, a trained model or its scores are damaged.
     """
     from colorize.models import architectures, load_description
 
+    folders = trained(root)
+    empty = dict.fromkeys(("model", "document", "parameters", "trained", *SHOWN, "problem"))
+    parameters = load_description(folders[SHIPPED])["parameters"]
+    rows: list[dict[str, Any]] = [empty | {"model": SHIPPED, "parameters": parameters, "trained": "with the library"}]
+    if root is None:
+        return rows
     path = root / "params.yaml"
     content = files.read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
     part = {name: content[name] for name in get_type_hints(Listed) if name in content}
     params = checked(Listed, part, path)
-    folders, rows = trained(root), []
-    for name, block in (params.models | params.fine_tuned).items():
+    for name, block in params.models.items():
         document = document_of(block.arch) if block.arch in architectures() else ""
-        row: dict[str, Any] = {"model": name, "document": document, "parameters": None, "trained": None}
-        row |= dict.fromkeys(SHOWN) | {"problem": None}
+        row: dict[str, Any] = empty | {"model": name, "document": document}
         if folder := folders.get(name):
             row["parameters"] = load_description(folder).get("parameters")
             row["trained"] = folder.relative_to(root).as_posix()

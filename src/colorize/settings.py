@@ -25,6 +25,8 @@ Threads = Annotated[int, Gt(0), Le(4096)]
 Share = Annotated[float, Ge(0), Le(1)]
 Argument = bool | int | float | str | None
 Bins = Literal["gamut", "grid"]
+SHIPPED = "shipped"
+"""The name of the trained model that comes with the library."""
 Prior = Literal["none", "empirical", "smoothed", "released", "released_smoothed"]
 
 
@@ -267,6 +269,8 @@ class HeadRule:
     """regression: the ab value that an output of 1 stands for, in Lab units."""
     loss: Literal["squared", "charbonnier"] = "squared"
     """regression: squared error, or the distance in ab with a rounded tip (Charbonnier), which far-off colors pull less."""
+    saturation: Annotated[float, Ge(0), Le(4)] = 1
+    """regression: what is predicted times this is painted; 1 comes closest to the truth, above it colors are bolder."""
     bins: Bins = "gamut"
     """classification: the 313 bins around the gamut, or the cells of 10 x 10 that the training photographs occupy."""
     neighbors: Annotated[int, Ge(1), Le(313)] = 5
@@ -293,8 +297,9 @@ class ModelBlock:
     """Keyword arguments of the file's Model."""
     head: HeadRule = HeadRule()
     train: Recipe = Recipe()
-    start: str = ""
-    """Blocks of `fine_tuned`: the block of `models` whose trained weights it starts from."""
+    init_from: str = ""
+    """What its weights start from: another model of params.yaml, a folder with a trained one, or `shipped`, the one that
+    comes with the library; empty: from fresh or pretrained ones."""
 
 
 @dataclass(frozen=True)

@@ -195,27 +195,29 @@ class Reader:
 
 
 def _sample(path: Path) -> list[Photo]:
+    """Square windows of scikit-image's photographs: `side` pixels wide and high, every `step` pixels down and across."""
     # Late, because the workers that only read need not wait for it.
     import skimage
 
     shipped = Path(skimage.__file__).parent / "data"
     photos: list[Photo] = []
-    for where, row in _table(_content(path), str(path), ["photo", "reduce", "tile"]):
+    for where, row in _table(_content(path), str(path), ["photo", "side", "step"]):
         name = row["photo"]
         if name not in os.listdir(shipped) or Path(name).suffix not in IMAGE_SUFFIXES:
             raise InputError(f"{where}: scikit-image ships no photograph {name!r}; choose one from {shipped.name}/")
-        if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", f"{row['reduce']},{row['tile']}"):
-            raise InputError(f"{where}: reduce and tile must be whole numbers above 0")
-        side, group = int(row["tile"]), Path(name).stem
-        if any(photo.group == group for photo in photos):
-            raise InputError(f"{where}: {group} is listed twice; remove one of the rows")
+        if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", f"{row['side']},{row['step']}"):
+            raise InputError(f"{where}: side and step must be whole numbers above 0")
+        side, step, group = int(row["side"]), int(row["step"]), Path(name).stem
         with Image.open(shipped / name) as image:
-            pixels = np.asarray(image.convert("RGB").reduce(int(row["reduce"])))
-        if min(pixels.shape[:2]) < side:
-            raise InputError(f"{where}: {name} is smaller than one tile of {side} pixels; lower reduce or tile")
-        for r, c in np.ndindex(pixels.shape[0] // side, pixels.shape[1] // side):
-            tile = pixels[r * side : (r + 1) * side, c * side : (c + 1) * side]
-            photos.append(Photo(f"{group}/r{r}c{c}", group, content=partial(_png, tile)))
+            pixels = np.asarray(image.convert("RGB"))
+        height, width = pixels.shape[:2]
+        if min(height, width) < side:
+            raise InputError(f"{where}: {name} is smaller than a window of {side} pixels; lower side")
+        for top, left in itertools.product(range(0, height - side + 1, step), range(0, width - side + 1, step)):
+            window = pixels[top : top + side, left : left + side]
+            photos.append(Photo(f"{group}/{side}-{top}-{left}", group, content=partial(_png, window)))
+    if twice := [photo for photo, count in Counter(photo.photo for photo in photos).items() if count > 1]:
+        raise InputError(f"{path}: {twice[0]} is listed twice; remove one of the rows")
     return _sorted(photos, f"{path} lists no photograph; restore it")
 
 

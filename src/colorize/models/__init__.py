@@ -15,10 +15,12 @@ from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import build_head
 from colorize.models._base import Colorizer, Setup
-from colorize.settings import Count, ModelBlock, is_name
+from colorize.settings import SHIPPED, Count, ModelBlock, is_name
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
+SHIPPED_FOLDER = Path(__file__).parents[1] / SHIPPED
+"""Holds the trained model that comes with the library."""
 HISTORY = "history.csv"
 
 
@@ -65,6 +67,8 @@ def build_model(
 ) -> Colorizer:
     """Build the model that a params block describes, with fresh or pretrained weights.
 
+    Where the block starts from a trained model, the pretrained weights are not read: `start_from` replaces them.
+
     Args:
         size: side in pixels at which it will work.
         statistics: the training split's colors; None where saved weights will be loaded over them, and then no
@@ -78,7 +82,7 @@ def build_model(
     model = model_class(block)
     pretrained = None
     weights, digits = pretrained_file(block)
-    if weights and statistics is not None:
+    if weights and statistics is not None and not block.init_from:
         content = fetch.read_pinned("network.weights", weights, digits, downloads)
         pretrained = files.parse_tensors(f"network.weights: {weights}", content)
     try:
@@ -171,6 +175,11 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
     return model.to(device).eval()
 
 
+def initial_folder(init_from: str) -> Path:
+    """The folder of the trained model that a block's `init_from` names, where it names none of params.yaml."""
+    return SHIPPED_FOLDER if init_from == SHIPPED else Path(init_from)
+
+
 def start_from(model: Colorizer, trained: Colorizer) -> None:
     """Take over the weights of a trained model; what the head knows of colors and of their weights stays the model's own.
 
@@ -182,7 +191,7 @@ def start_from(model: Colorizer, trained: Colorizer) -> None:
         model.load_state_dict(trained.state_dict() | own)
     except RuntimeError as error:
         raise InputError(
-            "a fine-tuned model and the one it starts from differ in shape; give both blocks the same arch, network and head"
+            "a model and the one of its init_from differ in shape; give both blocks the same arch, network and head"
         ) from error
 
 

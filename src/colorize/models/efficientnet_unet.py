@@ -81,7 +81,8 @@ class Model(Colorizer):
         if setup.pretrained is not None:
             load_lite0_(trunk, setup.pretrained, weights)
             self.pretrained = ("net.encoder",)
-        self.net.to(memory_format=torch.channels_last)  # a CPU's steps take a fifth less time
+        # A CPU's steps take a quarter less time; torch's types do not know the argument.
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def out(self, light: Tensor) -> Tensor:
         height, width = light.shape[-2:]
