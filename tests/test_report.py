@@ -129,7 +129,7 @@ def test_the_page_holds_the_numbers(page: Page) -> None:
     """Means, intervals, splits, reasons, parameters and the mean color, as a reader sees them."""
     text = " ".join(page.text.split())
     for expected in (
-        "On 12 photographs at 64 × 64 pixels it reaches 20.12 dB PSNR, 95 % interval 19.50 to 21.50",
+        "On 12 photographs at 128 × 128 pixels it reaches 20.12 dB PSNR, 95 % interval 19.50 to 21.50",
         "better than that of grey (+1.00 dB, +0.50 to +1.50)",
         "not distinguishable from that of mean_color (+0.10 dB, −0.20 to +0.40)",
         "left out of the PSNR rows: 0",
@@ -219,7 +219,7 @@ def test_the_stage_ends_with_the_scores_and_where_the_pictures_are(
     assert lines[0].split() == ["psnr", "dB", "ssim", "rmse"]
     assert [line.split()[0] for line in lines[1:4]] == ["some_model", "grey", "mean_color"]
     assert "20.12 [19.50, 21.50]" in lines[1]
-    assert lines[4].startswith("Means at 64 × 64 pixels over 12 photographs, with 95 % intervals from 1000 bootstrap")
+    assert lines[4].startswith("Means at 128 × 128 pixels over 12 photographs, with 95 % intervals from 1000 bootstrap")
     assert lines[5] == "pictures: metrics/samples.png, metrics/report.html"
 
 
@@ -236,7 +236,7 @@ def test_tiles_of_one_photograph_are_called_that_and_have_no_interval(
     html = (paths.METRICS / "report.html").read_text(encoding="utf-8")
     text = " ".join(Page(html).text.split())
     said = capsys.readouterr().out
-    assert "On 12 tiles of 1 photograph at 64 × 64 pixels it reaches 20.12 dB PSNR. Its PSNR differs" in text
+    assert "On 12 tiles of 1 photograph at 128 × 128 pixels it reaches 20.12 dB PSNR. Its PSNR differs" in text
     assert "from that of grey by +1.00 dB and from that of mean_color by +0.10 dB" in text
     for words in (text, said):
         assert "12 tiles of 1 photograph: too few for an interval" in words and "nan" not in words.split()

@@ -73,7 +73,8 @@ class Regression(Head):
         return {"loss": (difference.square().sum(1) + 1e-4).sqrt().mean()}
 
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
-        return scale_to(torch.tanh(out.float()) * (self.scale * self.saturation), light)
+        ab = torch.tanh(out.float()) * (self.scale * self.saturation)
+        return scale_to(ab.clamp(-128, 128), light)
 
 
 class Euclidean(Head):

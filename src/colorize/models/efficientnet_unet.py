@@ -78,9 +78,10 @@ class Model(Colorizer):
         super().__init__(head, setup)
         trunk = Trunk(1, fixed=bool(weights), frozen=frozen if weights else 0)
         self.net = Network(head.channels, trunk, channels)
+        if weights:
+            self.pretrained = ("net.encoder",)
         if setup.pretrained is not None:
             load_lite0_(trunk, setup.pretrained, weights)
-            self.pretrained = ("net.encoder",)
         # A CPU's steps take a quarter less time; torch's types do not know the argument.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
