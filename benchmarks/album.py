@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from colorize import coloring, figures, files
+from colorize import coloring, files, sheets
 from colorize.files import InputError
 from colorize.project import find_model
 
@@ -25,13 +25,13 @@ LABEL = 22
 
 def row(label: str, pictures: list[Image.Image]) -> Image.Image:
     """Pictures side by side under a label."""
-    top = LABEL + 2 * figures.GAP
-    sheet = Image.new("RGB", (WIDTH, top + HEIGHT + figures.GAP), "white")
+    top = LABEL + 2 * sheets.GAP
+    sheet = Image.new("RGB", (WIDTH, top + HEIGHT + sheets.GAP), "white")
     ImageDraw.Draw(sheet).text((0, 0), label, fill="black", font=ImageFont.load_default(LABEL))
     left = 0
     for picture in pictures:
         sheet.paste(picture, (left, top))
-        left += picture.width + figures.GAP
+        left += picture.width + sheets.GAP
     return sheet
 
 
@@ -49,7 +49,7 @@ def bands(widths: list[int]) -> Iterator[slice]:
         if used + width > WIDTH:
             yield slice(start, number)
             start, used = number, 0
-        used += width + figures.GAP
+        used += width + sheets.GAP
     yield slice(start, len(widths))
 
 
@@ -71,7 +71,7 @@ def draw(album: Path, target: Path, names: list[str]) -> None:
     for each in rows:
         sheet.paste(each, (0, top))
         top += each.height
-    files.write_bytes(target, figures.encode(sheet, "jpeg"))
+    files.write_bytes(target, sheets.encode(sheet, "jpeg"))
 
 
 if __name__ == "__main__":

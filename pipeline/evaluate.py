@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colorize import evaluation, figures, files, metrics
+from colorize import evaluation, files, metrics, sheets
 from colorize.bins import Statistics
 from colorize.device import select_device
 from colorize.files import InputError
@@ -74,7 +74,7 @@ def main(params: Params, name: str | None = None) -> None:
     listed = pd.concat([table.assign(system=system) for system, table in tables.items()])
     files.write_text(out / "per_image.csv", significant(listed))
 
-    shown = figures.spread(len(test), rule.gallery)
+    shown = sheets.spread(len(test), rule.gallery)
     positions = evaluation.notable(tables["model"], shown)
     painted = {"index": test["index"].to_numpy()[positions]}
     for system, (model, size) in systems.items():
@@ -86,10 +86,10 @@ def main(params: Params, name: str | None = None) -> None:
     files.write_arrays(paths.PICTURES, painted)
     files.write_text(out / "comparison.csv", significant(comparison))
     files.write_bytes(out / "loss.csv", (folder / HISTORY).read_bytes())
-    sampled = np.searchsorted(positions, shown[figures.spread(len(shown), rule.samples)])
+    sampled = np.searchsorted(positions, shown[sheets.spread(len(shown), rule.samples)])
     columns = {"grey input": "grey", "truth": "truth", description["name"]: "model"}
-    sheet = figures.sheet({title: painted[system][sampled] for title, system in columns.items()})
-    files.write_bytes(out / "samples.png", figures.encode(sheet, "png"))
+    sheet = sheets.sheet({title: painted[system][sampled] for title, system in columns.items()})
+    files.write_bytes(out / "samples.png", sheets.encode(sheet, "png"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colorize import ceilings, figures, files, metrics
+from colorize import ceilings, files, metrics, sheets
 from colorize.files import InputError
 from colorize.images import Crops
 from colorize.models import HISTORY
@@ -149,11 +149,11 @@ def draw(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], truths:
         painted: pictures by system and index.
         truths: photographs of which there is a picture of every system, by their indices.
     """
-    shown = [list(truths)[place] for place in figures.spread(len(truths), SHOWN)]
+    shown = [list(truths)[place] for place in sheets.spread(len(truths), SHOWN)]
     strips = {"truth": np.stack([truths[index] for index in shown])}
     for name, psnr in zip(board["model"], board["psnr"], strict=True):
         strips[f"{name}  {psnr:.2f} dB"] = np.stack([painted[name][index] for index in shown])
-    return figures.encode(figures.strips(strips), "jpeg")
+    return sheets.encode(sheets.strips(strips), "jpeg")
 
 
 def build(
@@ -213,7 +213,7 @@ def main(params: Params, cost: bool = False) -> None:
         seconds = {name: training_seconds(name, descriptions[name]["fingerprint"]) for name in names}
         print(markdown(board, seconds), end="")
         return
-    gallery = figures.spread(len(photos), params.evaluate.gallery)
+    gallery = sheets.spread(len(photos), params.evaluate.gallery)
     common = photos["index"].to_numpy()[gallery].tolist()
     painted, truths = read_pictures(names, common), crops[gallery]
     for name in ceilings.CEILINGS:

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from colorize import figures, files
+from colorize import files, sheets
 from colorize.metrics import BASELINES, METRICS, TOO_FEW, scored
 
 BUDGET = 6_000_000
@@ -84,7 +84,7 @@ def strip(photos: Sequence[np.ndarray | None], side: int) -> bytes:
     for place, pixels in enumerate(photos):
         if pixels is not None:
             sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (place * side, 0))
-    return figures.encode(sheet, "webp")
+    return sheets.encode(sheet, "webp")
 
 
 def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from colorize import figures, files
+from colorize import figures, files, sheets
 from colorize.files import InputError
 from colorize.metrics import BASELINES, METRICS, Metric
 from pipeline import page, paths
@@ -81,7 +81,7 @@ def inline_sheet(path: Path) -> dict[str, Any]:
     with Image.open(path) as image:
         image.thumbnail((WIDEST, 10 * WIDEST))
         return {
-            "address": inline(figures.encode(image, "webp"), "webp"),
+            "address": inline(sheets.encode(image, "webp"), "webp"),
             "width": image.width,
             "height": image.height,
         }

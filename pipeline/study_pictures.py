@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colorize import evaluation, figures
+from colorize import evaluation, figures, sheets
 from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import Classification
@@ -47,7 +47,7 @@ def _photographs(figure: Figure, commit: str, below: Path, folders: Mapping[str,
     if figure.photographs in ("train", "test"):
         splits = pd.read_csv(_fetch(commit, paths.SPLITS_CSV, below), dtype=str, keep_default_na=False)
         indices = splits.loc[splits["split"] == figure.photographs, "index"].astype(int).to_numpy()
-        return Crops(crops, indices[figures.spread(len(indices), figure.count)])[:]
+        return Crops(crops, indices[sheets.spread(len(indices), figure.count)])[:]
     if figure.photographs not in folders:
         raise InputError(f"figure {figure.name} needs --path {figure.photographs}=FOLDER")
     rule = CropRule(size=Crops(crops)[:1].shape[1])
@@ -90,5 +90,5 @@ def draw(figure: Figure, commits: Mapping[str, str], folders: Mapping[str, Path]
                     model.head.temperature = temperature
                 label = run if temperature is None else f"T = {temperature:g}"
                 columns[label] = evaluation.predict(model, size, photographs).image
-        picture = figures.strips(columns) if figure.kind == "strips" else figures.sheet(columns)
-        return figures.encode(picture, "webp")
+        picture = sheets.strips(columns) if figure.kind == "strips" else sheets.sheet(columns)
+        return sheets.encode(picture, "webp")

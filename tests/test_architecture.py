@@ -24,7 +24,7 @@ from pipeline.params import Params, load
 LAYERS = [
     {"files", "formats", "color"},
     {"settings"},
-    {"album", "compute", "degrade", "device", "distributed", "bins", "images", "palette", "fetch"},
+    {"album", "sheets", "compute", "degrade", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
     {"models"},

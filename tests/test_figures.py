@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut, chelsea, coffee, rocket
 
-from colorize import figures
+from colorize import figures, sheets
 from colorize.bins import centers
 
 
@@ -31,17 +31,17 @@ def pixels(png: bytes) -> np.ndarray:
 
 def test_shown_photographs_are_spread_from_the_first_to_the_last() -> None:
     """Four of ten; all of three where eight are asked for."""
-    assert figures.spread(10, 4).tolist() == [0, 3, 6, 9]
-    assert figures.spread(3, 8).tolist() == [0, 1, 2]
+    assert sheets.spread(10, 4).tolist() == [0, 3, 6, 9]
+    assert sheets.spread(3, 8).tolist() == [0, 1, 2]
 
 
 def test_a_sheet_shows_each_photograph_in_its_column_and_row() -> None:
     """Flat photographs are found again by their colors in the middle of their cells."""
     colors = np.array([[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [100, 110, 120]]], np.uint8)
     columns = {name: np.broadcast_to(c[:, None, None], (2, 128, 128, 3)) for name, c in zip("ab", colors, strict=True)}
-    picture = np.asarray(figures.sheet(columns))
-    step = 128 + figures.GAP
-    top = picture.shape[0] - 2 * step + figures.GAP
+    picture = np.asarray(sheets.sheet(columns))
+    step = 128 + sheets.GAP
+    top = picture.shape[0] - 2 * step + sheets.GAP
     for column in range(2):
         for row in range(2):
             found = picture[top + row * step + 64, column * step + 64]
@@ -51,7 +51,7 @@ def test_a_sheet_shows_each_photograph_in_its_column_and_row() -> None:
 @pytest.mark.parametrize(("side", "cell"), [(32, 96), (128, 128), (512, 160)])
 def test_a_sheets_cells_are_neither_tiny_nor_huge(side: int, cell: int) -> None:
     """Small photographs are enlarged and large ones reduced."""
-    picture = figures.sheet({"a": np.zeros((1, side, side, 3), np.uint8)})
+    picture = sheets.sheet({"a": np.zeros((1, side, side, 3), np.uint8)})
     assert picture.width == cell
 
 
@@ -59,20 +59,20 @@ def test_strips_show_each_systems_photographs_side_by_side() -> None:
     """Five systems of two photographs, three strips in a row: flat photographs are found again by their colors."""
     colors = np.arange(1, 31).reshape(5, 2, 3) * 8
     flat = np.broadcast_to(colors[:, :, None, None], (5, 2, 32, 32, 3)).astype(np.uint8)
-    picture = np.asarray(figures.strips({f"system {i}": images for i, images in enumerate(flat)}))
+    picture = np.asarray(sheets.strips({f"system {i}": images for i, images in enumerate(flat)}))
     wide, high = picture.shape[1] // 3, picture.shape[0] // 2
     for system in range(5):
         for photo in range(2):
-            left = system % 3 * wide + figures.GAP + photo * (figures.STRIP + 2)
-            bottom = (system // 3 + 1) * high - figures.GAP
-            assert picture[bottom - figures.STRIP // 2, left + figures.STRIP // 2].tolist() == colors[system, photo].tolist()
+            left = system % 3 * wide + sheets.GAP + photo * (sheets.STRIP + 2)
+            bottom = (system // 3 + 1) * high - sheets.GAP
+            assert picture[bottom - sheets.STRIP // 2, left + sheets.STRIP // 2].tolist() == colors[system, photo].tolist()
 
 
 @pytest.mark.parametrize("side", [64, 256])
 def test_strips_of_35_systems_stay_below_700_kb(side: int) -> None:
     """A picture of the whole zoo is kept in git."""
     pieces = [photo[20 : 20 + side, 150 : 150 + side] for photo in (astronaut(), coffee(), chelsea(), rocket())]
-    content = figures.encode(figures.strips({f"system {i}": np.stack(pieces) for i in range(35)}), "jpeg")
+    content = sheets.encode(sheets.strips({f"system {i}": np.stack(pieces) for i in range(35)}), "jpeg")
     assert len(content) < 700_000
     assert Image.open(io.BytesIO(content)).width <= 1020
 
@@ -80,8 +80,8 @@ def test_strips_of_35_systems_stay_below_700_kb(side: int) -> None:
 def test_long_model_names_break_at_underscores_and_stay_in_their_column() -> None:
     """The label of the first column leaves the second column's strip of labels empty."""
     black = np.zeros((1, 96, 96, 3), np.uint8)
-    picture = figures.sheet({"zhang_rebalanced_smoothed_final": black, " ": black})
-    labels = np.asarray(picture)[: picture.height - 96 - figures.GAP, :, 3]
+    picture = sheets.sheet({"zhang_rebalanced_smoothed_final": black, " ": black})
+    labels = np.asarray(picture)[: picture.height - 96 - sheets.GAP, :, 3]
     assert labels[:, :96].any() and not labels[:, 96:].any()
 
 
@@ -91,8 +91,8 @@ def test_long_model_names_break_at_underscores_and_stay_in_their_column() -> Non
         lambda: figures.curves({"a": {"val_loss": losses(40)}}, "epoch"),
         lambda: figures.prior(arrays("empirical", "smoothed")),
         lambda: figures.prior_panels(arrays("empirical"))["Empirical"],
-        lambda: figures.encode(figures.sheet({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "webp"),
-        lambda: figures.encode(figures.strips({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "jpeg"),
+        lambda: sheets.encode(sheets.sheet({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "webp"),
+        lambda: sheets.encode(sheets.strips({"a": np.zeros((2, 96, 96, 3), np.uint8)}), "jpeg"),
     ],
 )
 def test_pictures_have_the_same_bytes_twice(draw: Callable[[], bytes]) -> None:

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import ConvexHull
 from skimage.color import rgb2lab
 
 from colorize import files
@@ -37,6 +36,8 @@ TILE = 5
 @cache
 def centers() -> np.ndarray:
     """The bins' centers: int64 [313, 2] in ab units, ordered by a, then b."""
+    from scipy.spatial import ConvexHull  # late: who colors has no use for it
+
     ramp = np.linspace(0, 1, 65)
     faces = [np.stack(np.meshgrid(ramp, ramp, [end], indexing="ij"), -1).reshape(-1, 3) for end in (0.0, 1.0)]
     cube = np.concatenate([np.roll(face, axis, axis=1) for face in faces for axis in range(3)])

@@ -62,6 +62,14 @@ def bytes_to_lab(images: Tensor) -> Tensor:
     return lab
 
 
+def bytes_to_light(images: Tensor) -> Tensor:
+    """The L* alone of uint8 [..., 3, H, W], 0 to 255: float32 [..., 1, H, W]."""
+    linear = _linear_bytes(images.device).index_select(0, images.int().flatten()).view(images.shape)
+    red, green, blue = _TO_XYZ[1].tolist()
+    y = red * linear[..., :1, :, :] + green * linear[..., 1:2, :, :] + blue * linear[..., 2:, :, :]
+    return 116 * _compressed(y) - 16
+
+
 @cache
 def _linear_bytes(device: torch.device) -> Tensor:
     """Each of the 256 levels as linear light [256]."""
@@ -74,11 +82,15 @@ def _to_linear(rgb: Tensor) -> Tensor:
 
 def _linear_to_lab(linear: Tensor) -> Tensor:
     xyz = _mix(_matrices(linear.device, linear.dtype)[0], linear)
-    # A cube root that below the knee goes on as a line: as a sum, half the time of choosing, and log2 and exp2 that of pow.
-    root = (xyz.clamp_min(KNEE).log2() / 3).exp2()
-    f = root + (7.787 * xyz + (16 / 116 - KNEE ** (1 / 3))).clamp_max(0)
-    x, y, z = f.unbind(-3)
+    x, y, z = _compressed(xyz).unbind(-3)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=-3)
+
+
+def _compressed(xyz: Tensor) -> Tensor:
+    """The cube root that L*a*b* is made of, which below the knee goes on as a line."""
+    # As a sum it takes half the time of choosing, and log2 and exp2 take half that of pow.
+    root = (xyz.clamp_min(KNEE).log2() / 3).exp2()
+    return root + (7.787 * xyz + (16 / 116 - KNEE ** (1 / 3))).clamp_max(0)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
@@ -90,14 +102,21 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     Returns:
         [..., 3, H, W], gamma-encoded, 0 to 1.
     """
+    return lab_to_clipped_rgb(lab)[0]
+
+
+def lab_to_clipped_rgb(lab: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and which pixels were clipped: bool [..., H, W]."""
     lightness, a, b = lab.unbind(-3)
     y = (lightness + 16) / 116
+    z = y - b / 200
     # A blue beyond the gamut would need negative Z; scikit-image clips it too.
-    f = torch.stack((y + a / 500, y, (y - b / 200).clamp_min(0)), dim=-3)
+    f = torch.stack((y + a / 500, y, z.clamp_min(0)), dim=-3)
     xyz = torch.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
     linear = _mix(_matrices(lab.device, lab.dtype)[1], xyz)
-    rgb = torch.where(linear > 0.0031308, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear)
-    return rgb.clamp(0, 1)
+    rgb = torch.where(linear > 0.0031308, 1.055 * (linear.clamp_min(0.0031308).log2() / 2.4).exp2() - 0.055, 12.92 * linear)
+    least, most = linear.aminmax(dim=-3)
+    return rgb.clamp(0, 1), (least < 0) | (most > 1) | (z < 0)
 
 
 def grey_rgb(light: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from colorize import figures, files, photographs
+from colorize import files, photographs, sheets
 from colorize.album import ACCOUNT, Item, Row, append_account, counts, look, read_account, walk, write_account
 from colorize.files import InputError, NameRefused, name_of, text_of
 from colorize.formats import SUFFIXES
@@ -296,7 +296,7 @@ def _color(
             label = system.name if samples == 1 else f"{system.name} {number}"
             shown[label] = photographs.paint(photograph, light, ab)
     if compare:
-        return [figures.encode(side_by_side(photograph, shown), "jpeg")]
+        return [sheets.encode(side_by_side(photograph, shown), "jpeg")]
     return [photographs.encode(photograph, picture) for picture in shown.values()]
 
 
@@ -319,14 +319,14 @@ def _write(made: Sequence[bytes], row: Row, known: Row | None, output: Path) -> 
 def side_by_side(photograph: photographs.Photograph, pictures: Mapping[str, Image.Image]) -> Image.Image:
     """Labelled pictures of one photograph in a row, upright, each at most `COMPARED` pixels high."""
     width, height = photograph.size
-    scale = min(1, COMPARED / height, (WIDEST / len(pictures) - figures.GAP) / width)
+    scale = min(1, COMPARED / height, (WIDEST / len(pictures) - sheets.GAP) / width)
     across, down = max(1, round(width * scale)), max(1, round(height * scale))
-    font = ImageFont.load_default(figures.LABEL_SIZE)
-    top = figures.LABEL_SIZE + figures.GAP
-    sheet = Image.new("RGB", (len(pictures) * (across + figures.GAP) - figures.GAP, top + down), "white")
+    font = ImageFont.load_default(sheets.LABEL_SIZE)
+    top = sheets.LABEL_SIZE + sheets.GAP
+    sheet = Image.new("RGB", (len(pictures) * (across + sheets.GAP) - sheets.GAP, top + down), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (label, picture) in enumerate(pictures.items()):
-        left = column * (across + figures.GAP)
+        left = column * (across + sheets.GAP)
         draw.text((left, 0), label, fill="black", font=font)
         sheet.paste(photographs.upright(photograph, picture).resize((across, down), Image.Resampling.BICUBIC), (left, top))
     return sheet

@@ -25,7 +25,7 @@ from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 from torch.nn import functional as F
 
-from colorize.color import lab_to_rgb, rgb_to_lab
+from colorize.color import bytes_to_light, lab_to_clipped_rgb, lab_to_rgb, rgb_to_lab
 from colorize.files import InputError
 from colorize.images import NO_PROFILE, SRGB, TURNED_ASIDE, UPRIGHT, Refused, decode, opened
 from colorize.models import Colorizer
@@ -265,17 +265,20 @@ def slope(light: Tensor, ab: Tensor) -> Tensor:
 
 def shown(lab: Tensor) -> Tensor:
     """L*a*b* [1, 3, H, W] as sRGB in 0 to 1; a color out of the gamut gets the largest share of its ab that is in it."""
-    rgb = lab_to_rgb(lab)
-    outside = (rgb_to_lab(rgb) - lab).abs().amax(1)[0] > TOLERANCE
-    if not outside.any():
+    rgb, clipped = lab_to_clipped_rgb(lab)
+    down, across = clipped[0].nonzero().unbind(1)
+    off = rgb_to_lab(rgb[:, :, down, across][:, :, None]) - lab[:, :, down, across][:, :, None]
+    outside = (off.abs().amax((0, 1, 2)) > TOLERANCE).nonzero()[:, 0]
+    if not len(outside):
         return rgb
-    out = lab[:, :, outside][:, :, None]
+    down, across = down[outside], across[outside]
+    out = lab[:, :, down, across][:, :, None]
     share, step = torch.zeros_like(out[:, :1]), 0.5
     for _ in range(PALER_STEPS):
         tried = torch.cat((out[:, :1], out[:, 1:] * (share + step)), dim=1)
         inside = (rgb_to_lab(lab_to_rgb(tried)) - tried).abs().amax(1, keepdim=True) <= TOLERANCE
         share, step = share + step * inside, step / 2
-    rgb[:, :, outside] = lab_to_rgb(torch.cat((out[:, :1], out[:, 1:] * share), dim=1))[:, :, 0]
+    rgb[:, :, down, across] = lab_to_rgb(torch.cat((out[:, :1], out[:, 1:] * share), dim=1))[:, :, 0]
     return rgb
 
 
@@ -290,4 +293,4 @@ def _rows(maps: Tensor, top: int, count: int, height: int) -> Tensor:
 
 def _lightness(pixels: np.ndarray) -> Tensor:
     """uint8 [h, w, 3] to L*, [1, 1, h, w]."""
-    return rgb_to_lab(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255)[:, :1]
+    return bytes_to_light(torch.tensor(pixels).permute(2, 0, 1)[None])
