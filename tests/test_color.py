@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from skimage.color import lab2rgb, rgb2lab
 
-from colorize.color import bytes_to_lab, grey_rgb, lab_to_rgb, rgb_to_lab
+from colorize.color import bytes_to_lab, bytes_to_light, grey_rgb, lab_to_clipped_rgb, lab_to_rgb, rgb_to_lab
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
@@ -33,6 +33,7 @@ def test_lab_of_a_batch_of_bytes_is_scikit_images_to_a_ten_thousandth() -> None:
     images = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(86, 43, 172, 3)
     for batch in (torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()):
         assert np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max() < 1e-4
+        assert np.abs(bytes_to_light(batch)[:, 0].numpy() - rgb2lab(images)[..., 0]).max() < 1e-4
 
 
 def test_the_way_back_is_exact_in_uint8() -> None:
@@ -40,6 +41,15 @@ def test_the_way_back_is_exact_in_uint8() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3))
     back = lab_to_rgb(rgb_to_lab(channels_first(rgb / 255)))
     assert torch.equal((back * 255).round(), channels_first(rgb))
+
+
+def test_clipped_are_the_colors_that_do_not_come_back() -> None:
+    """Of random L*, a and b: what is not clipped is the same color again, what is clipped is another one."""
+    lab = torch.from_numpy(np.random.default_rng(2).uniform([1, -120, -120], [99, 120, 120], (64, 64, 3))).float()
+    lab = lab.permute(2, 0, 1)
+    rgb, clipped = lab_to_clipped_rgb(lab)
+    off = (rgb_to_lab(rgb) - lab).abs().amax(0)
+    assert off[~clipped].max() < 0.01 < 0.5 < off[clipped].median() and 0.2 < clipped.float().mean() < 0.9
 
 
 def test_colors_outside_the_gamut_are_clipped_as_scikit_image_clips_them() -> None:
