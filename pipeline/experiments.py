@@ -80,6 +80,11 @@ def tasks() -> dict[str, str]:
     return _queue()[0]
 
 
+def override(setting: str) -> str:
+    """A setting as DVC takes it: a model's may be one that its block inherits, and so does not hold yet."""
+    return f"++{setting}" if setting.startswith("models.") else setting
+
+
 def submit(name: str, settings: Sequence[str]) -> None:
     """Queue an experiment: params.yaml with `settings`, each "parameter=value", changed. It replaces one of the same name.
 
@@ -88,7 +93,7 @@ def submit(name: str, settings: Sequence[str]) -> None:
     """
     if revision(name) is not None:  # with --force, DVC would replace it too, and run every stage anew
         _dvc("exp", "remove", name)
-    changes = [part for setting in settings for part in ("-S", setting)]
+    changes = [part for setting in settings for part in ("-S", override(setting))]
     _dvc("exp", "run", "--quiet", "--queue", "--name", name, *changes)
 
 

@@ -31,6 +31,7 @@ from colorize.settings import (
     Source,
     TrainRule,
     count_of,
+    inherited,
     is_name,
     suggest,
 )
@@ -93,7 +94,7 @@ def checked(content: Any, path: Path = paths.PARAMS) -> Params:
     """
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
-    params = settings.checked(Params, content, path)
+    params = settings.checked(Params, content | {"models": inherited(content.get("models"), path)}, path)
     for name in ("dark", "bright", "train", "val", "test"):
         amount = getattr(params.filter, name)
         try:

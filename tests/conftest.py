@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from colorize.device import _round_alike
 from colorize.models import _resnet, deshpande, koalarization, zhang
 from colorize.settings import ModelBlock
-from pipeline.params import Params
+from pipeline.params import Params, checked
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,9 +70,9 @@ def make_params() -> Callable[..., Params]:
             *path, last = name.split(".")
             block = content
             for part in path:
-                block = block[part]
+                block = block.setdefault(part, {})
             block[last] = deepcopy(value)
-        return Params.model_validate(content)
+        return checked(content)
 
     return make
 

@@ -61,7 +61,7 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
         ({"models.cae.network": {"chanels": [8]}}, "models.cae: architecture 'cae'.*chanels"),
         ({"models.cae.arch": "cea"}, "models.cae: there is no architecture 'cea'"),
         (
-            {"model": "zhang_simplified_final", "models.zhang_simplified.network.variant": "full"},
+            {"model": "zhang_simplified_final", "models.zhang_simplified_final.network.variant": "full"},
             "models.zhang_simplified_final: .*differ in shape",
         ),
         ({"model": "tuned", "models.tuned.network.channels": [8, 8, 8, 8]}, "models.tuned: .*differ in shape"),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
             "  zhang_simplified:\n    arch: zhang\n    init_from: zhang_simplified_final\n",
             "models.zhang_simplified.init_from leads back to zhang_simplified",
         ),
+        (
+            "    base: deshpande\n",
+            "    base: deshpand\n",
+            "vae.base: there is no model 'deshpand'; did you",
+        ),
+        ("    base: deshpande\n", "    base: vae\n", "models.vae.base leads back to vae; name another model"),
+        ("    arch: deshpande\n    base", "    base", "models.vae.arch is missing"),
         ("\n  vae:\n", "\n  shipped:\n", "models.shipped: the model that comes with the library has that name"),
         ("\n  vae:\n", "\n  ../vae:\n", "models: '../vae' cannot be a folder's name everywhere; use letters, digits"),
         ("\n  vae:\n", "\n  aux:\n", "models: 'aux' cannot be a folder's name"),
@@ -98,7 +106,7 @@ def test_scientific_notation_is_a_number() -> None:
     "override",
     [
         "model=vae",
-        "models.zhang_simplified_final.train.share=0.25",
+        "models.zhang_simplified_final.train.epochs=200",
         "crop.size=256",
         "models.cae.train.lr=0.5",
         "data.path=../my photos",
@@ -115,6 +123,25 @@ def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: s
     before, after = TEXT.splitlines(), path.read_text().splitlines()
     changes = [new for old, new in zip(before, after, strict=True) if old != new]
     assert len(changes) == 1 and override.split("=")[1] in changes[0]
+
+
+def test_what_a_block_inherits_can_be_changed_too(tmp_path: Path) -> None:
+    """With ++ the value is added to the block; all else stays inherited."""
+    from dvc.utils.hydra import apply_overrides
+
+    (tmp_path / "params.yaml").write_text(TEXT)
+    apply_overrides(tmp_path / "params.yaml", ["++models.vae.train.lr=0.5"])
+    found, before = (load(path / "params.yaml").models["vae"] for path in (tmp_path, ROOT))
+    assert found == replace(before, train=replace(before.train, lr=0.5))
+
+
+def test_a_block_is_its_base_with_what_it_states(tmp_path: Path) -> None:
+    """vae is deshpande with 64 latent dimensions, no L1 and another divergence; zhang_simplified_grid has three above it."""
+    models = load(ROOT / "params.yaml").models
+    network = models["deshpande"].network | {"latent": 64, "l1": 0, "kl": 1e-5}
+    assert models["vae"] == replace(models["deshpande"], network=network)
+    grid = models["zhang_simplified_grid"]
+    assert (grid.size, grid.train.lr, grid.head.kind, grid.head.weights) == (256, 3.16e-5, "classification", "empirical")
 
 
 @pytest.mark.parametrize(

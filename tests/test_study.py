@@ -151,7 +151,7 @@ def test_every_run_of_a_study_is_a_valid_change_of_params(path: Path, device: st
         settings = study.settings_of(found, run, 1, device)
         assert {each.partition("=@")[2] for each in settings if "=@" in each} <= set(found.paths)
         shutil.copy(ROOT / "params.yaml", params)
-        apply_overrides(params, [each.replace("=@", "=") for each in settings])
+        apply_overrides(params, [experiments.override(each.replace("=@", "=")) for each in settings])
         checked = load(params)
         checked.block(checked.model)
     for figure in found.figures:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from colorize import files
 from colorize.files import InputError
-from colorize.settings import SHIPPED, CropRule, ModelBlock, checked
+from colorize.settings import SHIPPED, CropRule, ModelBlock, checked, inherited
 
 SHOWN = ("psnr", "ssim", "rmse")
 """Metrics in the list of models."""
@@ -144,7 +144,7 @@ def list_models(root: Path | None) -> list[dict[str, Any]]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
     part = {name: content[name] for name in get_type_hints(Listed) if name in content}
-    params = checked(Listed, part, path)
+    params = checked(Listed, part | {"models": inherited(part.get("models"), path)}, path)
     for name, block in params.models.items():
         document = document_of(block.arch) if block.arch in architectures() else ""
         row: dict[str, Any] = empty | {"model": name, "document": document}

@@ -58,6 +58,43 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}? Or {listed}" if near else listed
 
 
+def inherited(models: object, where: object) -> object:
+    """The blocks of models as YAML holds them, each with what it inherits from its `base`, of which it states what differs.
+
+    `arch` is not inherited: the zoo's stages read it in each block.
+
+    Raises:
+        InputError: a base is not there, or a model is its own; the sentence names `where`, the file, and the model.
+    """
+    if not isinstance(models, dict):
+        return models
+
+    def whole(name: str, below: tuple[str, ...] = ()) -> object:
+        block = models[name]
+        if not isinstance(block, dict) or "base" not in block:
+            return block
+        base = block["base"]
+        if not isinstance(base, str) or base not in models:
+            raise InputError(f"{where}: models.{name}.base: there is no model {base!r}; {suggest(str(base), list(models))}")
+        if base in (name, *below):
+            raise InputError(f"{where}: models.{name}.base leads back to {base}; name another model")
+        found = whole(base, (name, *below))
+        own = {key: value for key, value in block.items() if key != "base"}
+        return _merged({k: v for k, v in found.items() if k != "arch"}, own) if isinstance(found, dict) else found
+
+    return {name: whole(name) for name in models}
+
+
+def _merged(base: dict, own: dict) -> dict:
+    """Two nested dictionaries as one; where both hold a value, `own` wins."""
+    both = {key: _merged(base[key], own[key]) for key in base.keys() & own.keys() if _are_dicts(base[key], own[key])}
+    return base | own | both
+
+
+def _are_dicts(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
 def checked(kind: type[Kind], content: object, where: object) -> Kind:
     """What a file holds as an instance of `kind`, a dataclass or a pydantic model.
 
