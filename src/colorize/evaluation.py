@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from colorize import metrics
+from colorize import metrics, plausibility
 from colorize.batches import area_resize, to_light_ab
 from colorize.color import lab_to_rgb
 from colorize.files import InputError
 from colorize.heads import scale_to
 from colorize.images import Crops
 from colorize.models import Colorizer
+from colorize.plausibility import Critic
 
 Truths = np.ndarray | Crops
 """Photographs uint8 [n, S, S, 3], in memory or read when they are asked for."""
@@ -106,6 +107,7 @@ def score(
     colorings: int = 1,
     device: torch.device | str = "cpu",
     threads: int = 1,
+    critic: Critic | None = None,
 ) -> pd.DataFrame:
     """Score one system on photographs.
 
@@ -115,6 +117,7 @@ def score(
         names: of the photographs, for errors.
         batch: photographs at a time.
         colorings: of each photograph, from a model that has several, beside its prediction; 1 asks for none.
+        critic: of these photographs, for `kid`; without one it is NaN.
 
     Returns:
         One row per photograph with every metric (see `metrics.compare`) and whether it is grey in truth.
@@ -125,7 +128,7 @@ def score(
     if not len(truths):
         raise InputError("there is no test photograph to score on; raise filter.test or give more photographs")
     model = model.to(device)
-    tables = []
+    tables, seen = [], []
     for start in tqdm(range(0, len(truths), batch), desc=f"score {name}", file=sys.stderr, disable=None):
         truth = truths[start : start + batch]
         try:
@@ -137,7 +140,10 @@ def score(
             ) from error
         scores = metrics.per_image(truth, prediction.image, prediction.ab, threads)
         tables.append(scores.assign(**prediction.scores))
-    return pd.concat(tables, ignore_index=True)
+        if critic is not None:
+            seen.append(critic.features(prediction.image))
+    kid = np.nan if critic is None else plausibility.given_away(np.concatenate(seen), critic.truth)
+    return pd.concat(tables, ignore_index=True).assign(kid=kid)
 
 
 def pictures(

