@@ -3,6 +3,11 @@ BIN = .venv/bin
 UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_(best|pooled|over_grey_)|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 
+help:                    ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
+
+install: .venv/ready     ## set up .venv from requirements.txt; every other target does so as well
+
 repro: unlock            ## the whole pipeline for the chosen model
 	@$(DVC) repro
 
@@ -33,4 +38,4 @@ unlock: .venv/ready      ## remove what a killed DVC left of its locks
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
 
-.PHONY: repro zoo unlock experiments test faults bench gpu check
+.PHONY: help install repro zoo unlock experiments test faults bench gpu check

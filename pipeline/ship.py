@@ -1,8 +1,11 @@
 """Make the trained model the one that comes with the library: data/model -> src/colorize/shipped.
 
 No stage: run it by hand after a training that is worth it, and measure what docs/model-card.md tells. Weights are kept in
-half precision. How the model decodes is what params.yaml says now, since that takes no training.
+half precision. How the model decodes is what params.yaml says now, and --size the side in pixels at which it will see
+photographs: neither takes a training.
 """
+
+import argparse
 
 from colorize.models import HISTORY, SHIPPED_FOLDER, WEIGHTS, load_description, load_model, save_model
 from colorize.settings import SHIPPED
@@ -11,11 +14,14 @@ from pipeline.params import Params, stage
 
 
 def main(params: Params) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, help="side in pixels; without it the one at which it was trained")
     description = load_description(paths.MODEL)
     head = params.block(description["name"]).head
     description["block"]["head"] |= {"temperature": head.temperature, "saturation": head.saturation}
+    about = description | {"name": SHIPPED, "size": parser.parse_args().size or description["size"]}
     history = (paths.MODEL / HISTORY).read_text(encoding="utf-8")
-    save_model(SHIPPED_FOLDER, load_model(paths.MODEL).half(), description | {"name": SHIPPED}, history)
+    save_model(SHIPPED_FOLDER, load_model(paths.MODEL).half(), about, history)
     print(f"{description['name']}: {(SHIPPED_FOLDER / WEIGHTS).stat().st_size / 1e6:.1f} MB in {SHIPPED_FOLDER}")
 
 

@@ -88,13 +88,16 @@ def test_pretrained_stages_stay_as_they_are_and_the_rest_learns(published, stati
 
 
 @pytest.mark.parametrize("sides", [(64, 64), (72, 40), (8, 8)])
-def test_it_takes_sides_that_divide_by_8(statistics: Statistics, sides: tuple[int, int]) -> None:
-    """The encoder wants 32: the photograph is continued at its edge, and the answer cut to its quarter."""
-    untrained = replace(BLOCK, network={"channels": [32, 16, 16, 8]})
+@pytest.mark.parametrize(("channels", "share"), [([32, 16, 16, 8], 4), ([32, 16, 16, 8, 8], 2)])
+def test_it_takes_sides_that_divide_by_8(
+    statistics: Statistics, sides: tuple[int, int], channels: list[int], share: int
+) -> None:
+    """The encoder wants 32: the photograph is continued at its edge, and the answer cut to its quarter, or half."""
+    untrained = replace(BLOCK, network={"channels": channels})
     model = build_model(untrained, 64, statistics).eval()
     light = torch.rand(1, 1, *sides) * 100
     with torch.no_grad():
-        assert model.out(light).shape == (1, 2, sides[0] // 4, sides[1] // 4)
+        assert model.out(light).shape == (1, 2, sides[0] // share, sides[1] // share)
         assert model.colorize(light).shape == (1, 2, *sides)
 
 

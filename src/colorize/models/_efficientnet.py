@@ -20,7 +20,7 @@ STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)
 """Blocks, kernel, stride of the first block, expansion, channels (Tan and Le, Table 1)."""
 STEM, FEATURES, CLASSES = 32, 1280, 1000
 """Channels of the first convolution, length of the pooled feature vector, classes of ImageNet."""
-SKIPS = (2, 4, 10, 15)
+SKIPS = (0, 2, 4, 10, 15)
 """The last blocks before each halving of the maps, and the last one of all."""
 MEAN, STD = 127 / 255, 128 / 255
 """What the network was trained with: (level - 127) / 128, for every channel."""
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """sRGB [B, inputs, H, W] in 0..1 to maps at strides 4, 8, 16 and 32, of 24, 40, 112 and 320 channels.
+    """sRGB [B, inputs, H, W] in 0..1 to maps at strides 2, 4, 8, 16 and 32, of 16, 24, 40, 112 and 320 channels.
 
     Args:
         inputs: 3, or 1 for grey photographs.

@@ -2,7 +2,7 @@
 
 No document describes it; document 000 asks for its two ideas, a feature extractor and more data. The encoder
 (Tan and Le 2019, see `_efficientnet.py`) knows from ImageNet what a photograph shows, and that decides its
-colors. The decoder is a light U-Net (Ronneberger et al. 2015) up to a quarter of the size: 1x1 convolutions
+colors. The decoder is a light U-Net (Ronneberger et al. 2015) up to a quarter of the size, or a half: 1x1 convolutions
 before each bilinear upsampling, one residual 3x3 convolution after it; the mean of the last maps tells every
 place what the whole photograph is. The encoder reads the grey photograph of the lightness. With pretrained
 `weights` its batch norms keep their statistics and its first `frozen` stages are not trained, since small
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from colorize.color import grey_rgb
+from colorize.files import InputError
 from colorize.heads import Head
 from colorize.models._base import Colorizer, Setup
 from colorize.models._blocks import kaiming_
 from colorize.models._efficientnet import STAGES, STRIDE, Trunk, load_lite0_
 
-SKIPPED = (112, 40, 24)
-"""Channels of the encoder's maps at strides 16, 8 and 4."""
+SKIPPED = (112, 40, 24, 16)
+"""Channels of the encoder's maps at strides 16, 8, 4 and 2."""
 
 
 class Up(nn.Module):
@@ -42,14 +43,17 @@ class Up(nn.Module):
 
 
 class Network(nn.Module):
-    """Grey photographs [B, 1, H, W] in 0..1, sides that divide by 32, to maps [B, outputs, H/4, W/4]."""
+    """Grey photographs [B, 1, H, W] in 0..1, sides that divide by 32, to maps [B, outputs, h, w].
+
+    h and w are a quarter of the size with four numbers of `channels`, a half with five.
+    """
 
     def __init__(self, outputs: int, trunk: Trunk, channels: Sequence[int]) -> None:
         super().__init__()
         self.encoder = trunk
         widest = STAGES[-1][-1]
         self.bottom, self.whole = nn.Conv2d(widest, channels[0], 1), nn.Linear(widest, channels[0])
-        widths = zip(channels[:-1], SKIPPED, channels[1:], strict=True)
+        widths = zip(channels[:-1], SKIPPED, channels[1:], strict=False)
         self.decoder = nn.ModuleList(Up(below, beside, above) for below, beside, above in widths)
         self.last = nn.Conv2d(channels[-1], outputs, 1)
         kaiming_(self)
@@ -58,7 +62,7 @@ class Network(nn.Module):
     def forward(self, grey: Tensor) -> Tensor:
         *skips, top = self.encoder(grey)
         maps = F.relu(self.bottom(top) + self.whole(top.mean((2, 3)))[:, :, None, None])
-        for up, skip in zip(self.decoder, reversed(skips), strict=True):
+        for up, skip in zip(self.decoder, reversed(skips), strict=False):
             maps = up(maps, skip)
         return self.last(maps)
 
@@ -76,6 +80,8 @@ class Model(Colorizer):
         sha256: str = "",
     ) -> None:
         super().__init__(head, setup)
+        if len(channels) not in (4, 5):
+            raise InputError(f"network.channels holds {len(channels)} numbers; give 4 (a quarter of the size) or 5 (a half)")
         trunk = Trunk(1, fixed=bool(weights), frozen=frozen if weights else 0)
         self.net = Network(head.channels, trunk, channels)
         if weights:
@@ -88,4 +94,5 @@ class Model(Colorizer):
     def out(self, light: Tensor) -> Tensor:
         height, width = light.shape[-2:]
         grey = F.pad(grey_rgb(light)[:, :1], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        return self.net(grey)[..., : height // 4, : width // 4]
+        stride = STRIDE >> len(self.net.decoder)
+        return self.net(grey)[..., : height // stride, : width // stride]
