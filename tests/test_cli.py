@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,7 @@ def make_model(folder: Path, name: str, **network: object) -> Path:
     """A model folder as the train stage writes it, with the weights that it starts with."""
     torch.manual_seed(0)
     statistics = Statistics.measure(_photographs(2, 32), PriorRule())
-    block = BLOCKS[name]
-    block.network.update(network)
+    block = replace(BLOCKS[name], network=BLOCKS[name].network | network)
     model = build_model(block, 32, statistics)
     description = {"name": name, "block": describe_block(block), "size": 32, "parameters": 7, "mean_ab": [3.0, 9.0]}
     save_model(folder, model, description, "epoch\n")
