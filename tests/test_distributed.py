@@ -31,7 +31,7 @@ from colorize.settings import PriorRule, TrainRule
 from pipeline import paths
 from pipeline.train import own_gpus
 
-pytestmark = pytest.mark.xdist_group("distributed")  # what two ranks do is measured once for all
+pytestmark = pytest.mark.xdist_group("ranks")  # what two ranks do is measured once for all
 
 PROGRAM = """
 import sys
