@@ -247,8 +247,8 @@ importlib.import_module(sys.argv[1])
 
 @pytest.mark.parametrize("given", [None, "ACTIVE"])
 @pytest.mark.parametrize("module", ["colorize.coloring", "pipeline.crop", "pipeline.train"])
-def test_how_threads_wait_is_settled_before_numpy_and_torch_are_imported(module: str, given: str | None) -> None:
-    """They read it when they are loaded. One that waits sleeps, unless the environment says otherwise."""
+def test_how_threads_wait_is_settled_before_torch_is_imported(module: str, given: str | None) -> None:
+    """And before NumPy; both read it when they are loaded. A thread that waits sleeps, unless told otherwise."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"} | ({"OMP_WAIT_POLICY": given} if given else {})
     command = [sys.executable, "-c", FIRST, module]

@@ -118,7 +118,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, str], 
     """A function of (rank, ranks, name) that reads what each of one and of `RANKS` processes wrote."""
     folder = tmp_path_factory.mktemp("ranks")
     program = PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT))
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet, as torchrun has it
+    # Where they meet, as torchrun has it.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(RANKS)}
     command = [sys.executable, "-c", program, str(folder)]
@@ -175,13 +176,15 @@ def test_batch_norm_over_ranks_is_that_of_the_whole_batch(runs) -> None:
     torch.testing.assert_close(parts[1]["state"], dict(layer.state_dict()))
 
 
+Told = tuple[Path, str]
+"""A project, and what was said in it."""
 EPOCHS = 60
 """Of the stage's trainings here: one that is killed has to be at work still."""
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function of (name, batch, train's parameters) that makes a folder in which `python -m pipeline.train` runs."""
+    """A function of (name, batch, train's parameters) that makes a folder for `python -m pipeline.train`."""
     images = _photographs(27, 16)
 
     def make(name: str, batch: int = 8, **rule: object) -> Path:
@@ -213,7 +216,7 @@ def alone(project) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(project) -> tuple[Path, str]:
+def together(project) -> Told:
     """Trained by two processes, and what they said."""
     folder = project("together", nproc=2)
     return folder, train(folder)
@@ -246,7 +249,7 @@ def curve(folder: Path) -> np.ndarray:
     return history(folder).to_numpy()[:3]
 
 
-def test_the_stage_trains_with_as_many_processes_as_it_is_told(project, alone: Path, together: tuple[Path, str]) -> None:
+def test_the_stage_trains_with_as_many_processes_as_it_is_told(project, alone: Path, together: Told) -> None:
     """`train.nproc` as well as `torchrun` by hand: one line an epoch after one of notes; a second run trains nothing."""
     (told, said), by_hand = together, project("by hand")
     losses = history(told)["val_loss"]
@@ -279,7 +282,7 @@ def test_two_machines_meet_and_train(project, alone: Path) -> None:
 
 @fault(47, "one of the processes that train a model together dies")
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_all_with_a_sentence(project, together: tuple[Path, str], victim: int) -> None:
+def test_a_process_that_dies_ends_all_with_a_sentence(project, together: Told, victim: int) -> None:
     """Nobody waits for it for ever, none is left; the same command continues and ends with the bytes of one go."""
     folder = project(f"killed {victim}", nproc=2, checkpoint_seconds=0)
     process = start(folder)

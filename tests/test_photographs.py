@@ -45,11 +45,12 @@ def test_the_size_and_the_lightness_stay(size: tuple[int, int]) -> None:
 
 
 def test_any_number_of_threads_paints_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each paints bands of its own, in which it waits for no other; torch's number of threads is as before."""
+    """Each paints bands of its own and waits for no other; torch's number of threads is as before."""
     generator = torch.Generator().manual_seed(1)
     light = torch.rand(1, 1, 48, 64, generator=generator) * 100
     ab = torch.randn(2, 48, 64, generator=generator) * 60  # much of it is out of the gamut
-    photograph = photographs.read(encoded(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)))
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    photograph = photographs.read(encoded(noise))
     shown, seen = photographs.shown, []
 
     def look(lab: torch.Tensor) -> torch.Tensor:
