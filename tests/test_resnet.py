@@ -151,7 +151,8 @@ def test_pretrained_weights_see_grey_as_the_rgb_network_does(
     exact = {entry: tensor.double() for entry, tensor in fake.items()}
     with torch.no_grad():
         expected = reference(exact, rgb, 2 if name == "resnet18" else 4)
-        torch.testing.assert_close(trunk(light / 50 - 1), expected)  # to 1e-7: both are float64
+        # The sums of kernels are rounded to float32 once; all the rest is float64, alike on every processor.
+        torch.testing.assert_close(trunk(light / 50 - 1), expected, rtol=1e-5, atol=1e-5)
     channels = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     assert channels.mean(1).tolist() == pytest.approx([MEAN, STD], abs=1e-6)
     for grey in (0, 1):
