@@ -37,6 +37,15 @@ os.fsync = lambda descriptor: None
 os.environ.pop("DVC_ROOT", None)
 
 
+LONGEST = ("test_pipeline", "test_distributed")
+"""One group of tests each; whoever runs it is busy for minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: what is left at the end are many short tests, so that no core waits for another."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """One worker per core: two threads of each would wait for the other's. What a test sets ends with it."""

@@ -29,26 +29,20 @@ def snapshot(project: Path) -> dict[str, str]:
     return {Path(p).relative_to(project).as_posix(): h for p, h in files.sha256_of([project / p for p in COMPARED]).items()}
 
 
-def torture(root: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill `make repro` so often, in a project of its own below `root`, and let it get through at the end.
+def torture(project: Path, whole: Path, seconds: float, kills: int, seed: int) -> dict[str, Any]:
+    """Kill `make repro` so often in `project`, a fresh clone, and let it get through at the end.
+
+    Args:
+        whole: another clone with the same photographs, in which the pipeline ran in one go.
+        seconds: how long it ran there.
 
     Returns:
         What happened: kills, runs that were compared, whether all were identical, leftovers, seconds of a run in one go.
     """
-    from conftest import _photographs
-    from test_pipeline import clone, environment, run
+    from test_pipeline import environment, run
 
-    photos = root / "photos"
-    photos.mkdir(parents=True)
-    for number, pixels in enumerate(_photographs(30, 40)):
-        Image.fromarray(pixels).save(photos / f"{number:02}.png")
-    whole, project = clone(root / "whole" / "project", photos), clone(root / "killed" / "project", photos)
-    started = time.monotonic()
-    run(whole, *REPRO)
-    seconds = time.monotonic() - started
     expected = snapshot(whole)
-
-    log = root / "log"
+    log = project.parent / "log"
     moments, struck, compared, identical = random.Random(seed), 0, 0, True
 
     def judge() -> None:
@@ -97,6 +91,16 @@ if __name__ == "__main__":
     from benchmarks.machine import machine
 
     with tempfile.TemporaryDirectory() as temporary:
-        found = torture(Path(temporary), kills, seed=1)
+        from conftest import _photographs
+        from test_pipeline import clone, run
+
+        photos = Path(temporary) / "photos"
+        photos.mkdir()
+        for number, pixels in enumerate(_photographs(30, 40)):
+            Image.fromarray(pixels).save(photos / f"{number:02}.png")
+        whole, project = (clone(Path(temporary) / name / "project", photos) for name in ("whole", "killed"))
+        started = time.monotonic()
+        run(whole, *REPRO)
+        found = torture(project, whole, time.monotonic() - started, kills, seed=1)
     print(json.dumps(found | {"machine": machine()}, indent=2))
     sys.exit(not found["identical lock, weights and metrics, nothing left over"])

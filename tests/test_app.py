@@ -16,6 +16,7 @@ from test_cli import make_model
 
 pytest.importorskip("starlette", reason="the page is an extra: pip install -e '.[app]'")
 pytest.importorskip("uvicorn", reason="the page is an extra: pip install -e '.[app]'")
+pytestmark = pytest.mark.xdist_group("app")  # one server for all of these tests
 
 
 @pytest.fixture(scope="module")

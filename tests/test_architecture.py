@@ -231,6 +231,31 @@ def test_model_files_are_imported_only_when_asked_for() -> None:
     assert eval(result.stdout) == ["colorize.models._base"]
 
 
+FIRST = """
+import importlib, os, sys
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name in ("numpy", "torch"):
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.exit()
+
+sys.meta_path.insert(0, Watch())
+importlib.import_module(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+@pytest.mark.parametrize("module", ["colorize.coloring", "pipeline.crop", "pipeline.train"])
+def test_how_threads_wait_is_settled_before_torch_is_imported(module: str, given: str | None) -> None:
+    """And before NumPy; both read it when they are loaded. A thread that waits sleeps, unless told otherwise."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"} | ({"OMP_WAIT_POLICY": given} if given else {})
+    command = [sys.executable, "-c", FIRST, module]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == f"{given or 'PASSIVE'}\n"
+
+
 def test_every_model_is_a_stage_of_the_zoo() -> None:
     """The zoo loops over params.yaml; a new block needs no edit there."""
     assert ZOO["score"]["foreach"] == "${models}"

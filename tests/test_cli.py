@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, _photographs
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -29,8 +32,7 @@ def make_model(folder: Path, name: str, **network: object) -> Path:
     """A model folder as the train stage writes it, with the weights that it starts with."""
     torch.manual_seed(0)
     statistics = Statistics.measure(_photographs(2, 32), PriorRule())
-    block = BLOCKS[name]
-    block.network.update(network)
+    block = replace(BLOCKS[name], network=BLOCKS[name].network | network)
     model = build_model(block, 32, statistics)
     description = {"name": name, "block": describe_block(block), "size": 32, "parameters": 7, "mean_ab": [3.0, 9.0]}
     save_model(folder, model, description, "epoch\n")
@@ -177,6 +179,45 @@ def test_scores_are_those_of_the_pipeline(models: Path, tmp_path: Path, monkeypa
     empty = [line.split() for line in said.splitlines() if line.startswith("kid  ")]
     assert empty == [["kid", name] for name in ("cae", "grey", "mean_color")]
     assert "\n9 photographs at 32x32 pixels: too few for an interval\n" in said
+
+
+def test_workers_that_crop_for_scores_import_no_more_than_they_need(models: Path, tmp_path: Path) -> None:
+    """Of two real processes each one's modules: torch alone would take seconds and 200 MB in each of them."""
+    for index, pixels in enumerate(_photographs(4, 32)):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    get_reusable_executor(2).shutdown()  # workers of an earlier test may have imported anything
+    assert "4 photographs" in call("score", tmp_path, "-m", models / "cae", "--threads", 2)
+    look = "__import__('os').getpid(), [*__import__('sys').modules]"
+    asked = Parallel(2)(delayed(eval)(look) for _ in range(4))
+    assert os.getpid() not in [process for process, _ in asked]
+    for _, modules in asked:
+        assert "colorize.images" in modules, "these are not the workers that cropped"
+        assert not {"torch", "matplotlib", "pandas"} & set(modules)
+
+
+THREADS = """
+import sys, torch
+from colorize import cli, scoring
+from colorize.files import InputError
+
+def tell(*_):
+    raise InputError(f"threads: {torch.get_num_threads()}")
+
+scoring.score = tell
+for more in ([], ["--threads", "3"]):
+    try:
+        cli.app(["score", ".", "-m", sys.argv[1], *more], standalone_mode=False)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_as_many_threads_compute_as_one_asks_for(models: Path) -> None:
+    """By OMP_NUM_THREADS, or by --threads."""
+    command = [sys.executable, "-c", THREADS, str(models / "cae")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout
+    assert said.splitlines() == ["threads: 1", "threads: 3"]
 
 
 def test_models_are_listed_with_what_is_known_of_them(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

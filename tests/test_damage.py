@@ -67,6 +67,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 OF_TEXT = ("a ragged row", "other numbers", "NUL")
+pytestmark = pytest.mark.xdist_group("damage")  # one project for all of these tests
 
 
 @pytest.fixture(scope="module")

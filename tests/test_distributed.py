@@ -1,6 +1,5 @@
 """Several processes that train one model: the same loss curve, the same files, one sentence if one of them dies."""
 
-import io
 import math
 import os
 import signal
@@ -17,13 +16,14 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+import torch.distributed as dist
+from conftest import ROOT, _photographs
 from faults import fault
 from filelock import FileLock
 from ruamel.yaml import YAML
 from torch import nn
 
-from colorize import files
+from colorize import files, training
 from colorize.bins import Statistics
 from colorize.device import held_bytes, memory_bytes, processes
 from colorize.files import InputError
@@ -31,7 +31,7 @@ from colorize.settings import PriorRule, TrainRule
 from pipeline import paths
 from pipeline.train import own_gpus
 
-pytestmark = pytest.mark.xdist_group("distributed")  # what two ranks do is measured once for all
+pytestmark = pytest.mark.xdist_group("ranks")  # what two ranks do is measured once for all
 
 PROGRAM = """
 import sys
@@ -60,10 +60,9 @@ def trained_by_every_rank(folder: str) -> None:
     """What each rank of the test's training runs; one process runs it alone as well."""
     from dataclasses import replace
 
-    from conftest import _photographs
     from test_training import Stop, watch
 
-    from colorize import distributed, training
+    from colorize import distributed
     from colorize.batches import Photos
     from colorize.models import build_model
     from pipeline.params import load
@@ -118,12 +117,22 @@ def batch_norm_case() -> tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, str], dict]:
     """A function of (rank, ranks, name) that reads what each of one and of `RANKS` processes wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    program = folder / "program.py"
-    program.write_text(PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT)))
-    alone = [sys.executable, str(program), str(folder)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), str(program), str(folder)]
-    for command in (alone, torchrun):
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    program = PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT))
+    # Where they meet, as torchrun has it.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(RANKS)}
+    command = [sys.executable, "-c", program, str(folder)]
+    started = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(RANKS)]
+    try:
+        with pytest.MonkeyPatch.context() as patch:  # this process goes on with what these were
+            for name in ("EVALUATION_BATCH", "SAVING_COST"):
+                patch.setattr(training, name, getattr(training, name))
+            trained_by_every_rank(str(folder))
+        assert [process.wait(120) for process in started] == [0] * RANKS
+    finally:
+        for process in started:
+            process.kill()
     return lambda rank, ranks, name: files.read_state(folder / f"{rank} of {ranks}" / name)
 
 
@@ -167,13 +176,19 @@ def test_batch_norm_over_ranks_is_that_of_the_whole_batch(runs) -> None:
     torch.testing.assert_close(parts[1]["state"], dict(layer.state_dict()))
 
 
-@pytest.fixture
-def project(tmp_path: Path, photographs) -> Callable[..., Path]:
-    """A function of (name, train's parameters) that makes a folder in which `python -m pipeline.train` runs."""
-    images = photographs(27, 16)
+Told = tuple[Path, str]
+"""A project, and what was said in it."""
+EPOCHS = 60
+"""Of the stage's trainings here: one that is killed has to be at work still."""
 
-    def make(name: str, **rule: object) -> Path:
-        folder = tmp_path / name
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function of (name, batch, train's parameters) that makes a folder for `python -m pipeline.train`."""
+    images = _photographs(27, 16)
+
+    def make(name: str, batch: int = 8, **rule: object) -> Path:
+        folder = tmp_path_factory.mktemp(name)
         files.write_array(folder / paths.CROPS / "crops-00000.npy", images)
         splits = pd.DataFrame({"index": range(27), "photo": range(27), "split": ["train"] * 20 + ["val"] * 7})
         files.write_text(folder / paths.SPLITS_CSV, splits.to_csv(index=False))
@@ -183,13 +198,28 @@ def project(tmp_path: Path, photographs) -> Callable[..., Path]:
         params["model"] = "cae"
         params["crop"]["size"] = 16
         params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
-        params["models"]["cae"]["train"]["batch"] = 8
-        params["train"].update({"max_epochs": 3, "threads": 1, "device": "cpu"} | rule)
+        params["models"]["cae"]["train"]["batch"] = batch
+        params["train"].update({"max_epochs": EPOCHS, "threads": 1, "device": "cpu"} | rule)
         with (folder / "params.yaml").open("w") as file:
             yaml.dump(params, file)
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def alone(project) -> Path:
+    """Trained by one process."""
+    folder = project("alone")
+    train(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(project) -> Told:
+    """Trained by two processes, and what they said."""
+    folder = project("together", nproc=2)
+    return folder, train(folder)
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen:
@@ -210,27 +240,32 @@ def train(folder: Path, *command: str, status: int = 0) -> str:
     return said
 
 
+def history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / paths.MODEL / "history.csv")
+
+
 def curve(folder: Path) -> np.ndarray:
-    return pd.read_csv(io.StringIO((folder / paths.MODEL / "history.csv").read_text())).to_numpy()
+    """Of the first three epochs: rounding grows."""
+    return history(folder).to_numpy()[:3]
 
 
-def test_the_stage_trains_with_as_many_processes_as_it_is_told(project) -> None:
+def test_the_stage_trains_with_as_many_processes_as_it_is_told(project, alone: Path, together: Told) -> None:
     """`train.nproc` as well as `torchrun` by hand: one line an epoch after one of notes; a second run trains nothing."""
-    alone, told, by_hand = project("alone"), project("told", nproc=2), project("by hand")
-    train(alone)
-    said = train(told)
+    (told, said), by_hand = together, project("by hand")
+    losses = history(told)["val_loss"]
     assert [line.split("train")[0].split() for line in said.splitlines()[1:-1]] == [
-        ["cae", "epoch", str(e)] for e in (1, 2, 3)
+        ["cae", "epoch", str(epoch)] for epoch in range(1, len(losses) + 1)
     ]
     train(by_hand, "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline.train")
     for folder in (told, by_hand):
         assert curve(folder) == pytest.approx(curve(alone), rel=1e-5)
     same = files.sha256_of([told / paths.MODEL]), files.sha256_of([by_hand / paths.MODEL])
     assert list(same[0].values()) == list(same[1].values())
-    assert train(told).splitlines()[1:] == ["cae: 3 epochs, weights of epoch 3"]
+    ended = f"cae: {len(losses)} epochs, weights of epoch {losses.idxmin() + 1}"
+    assert said.splitlines()[-1] == ended and train(told).splitlines()[1:] == [ended]
 
 
-def test_two_machines_meet_and_train(project) -> None:
+def test_two_machines_meet_and_train(project, alone: Path) -> None:
     """Here both are this one. Each ends with the model, the same bytes; one of them has its state."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -242,16 +277,14 @@ def test_two_machines_meet_and_train(project) -> None:
     first, second = (files.sha256_of([folder / paths.MODEL]) for folder in machines)
     assert list(first.values()) == list(second.values())
     assert sum(len(list((folder / "runs").glob("*/state.pt"))) for folder in machines) == 1
-    train(alone := project("alone"))
     assert curve(machines[0]) == pytest.approx(curve(alone), rel=1e-5)
 
 
 @fault(47, "one of the processes that train a model together dies")
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_all_with_a_sentence(project, victim: int) -> None:
+def test_a_process_that_dies_ends_all_with_a_sentence(project, together: Told, victim: int) -> None:
     """Nobody waits for it for ever, none is left; the same command continues and ends with the bytes of one go."""
-    folder, whole = project("killed", nproc=2, max_epochs=60, checkpoint_seconds=0), project("whole", nproc=2, max_epochs=60)
-    train(whole)
+    folder = project(f"killed {victim}", nproc=2, checkpoint_seconds=0)
     process = start(folder)
     deadline = time.monotonic() + 60
     while not list((folder / "runs").glob("*/state.pt")) and time.monotonic() < deadline:
@@ -264,16 +297,15 @@ def test_a_process_that_dies_ends_all_with_a_sentence(project, victim: int) -> N
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks.values())
     assert not (folder / paths.MODEL).exists()
     train(folder)
-    assert files.sha256(folder / paths.MODEL / "weights.safetensors") == files.sha256(
-        whole / paths.MODEL / "weights.safetensors"
-    )
+    weights = paths.MODEL / "weights.safetensors"
+    assert files.sha256(folder / weights) == files.sha256(together[0] / weights)
 
 
 def test_what_ranks_refuse_is_one_sentence(project) -> None:
     """Once, though each of them refuses it."""
-    said = train(project("many", nproc=8), status=1)
+    said = train(project("many", batch=2, nproc=3), status=1)
     assert said.count("error: ") == 1
-    assert "8 processes cannot share batches of 6 photographs; lower train.nproc" in said
+    assert "3 processes cannot share batches of 2 photographs; lower train.nproc" in said
 
 
 def test_several_machines_need_a_place_to_meet() -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,12 +74,20 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): files.sha256(p) for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
     for number, pixels in enumerate(_photographs(30, 40)):
         Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A project in which all stages before an endless training have run."""
+    folder = project(tmp_path_factory.mktemp("prepared") / "project", photos, train__max_epochs=100_000)
+    for stage in STAGES:
+        run(stage, folder)
     return folder
 
 
@@ -107,12 +116,11 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, photos: Path) -> None:
 
 
 @fault(34, "Ctrl-C, SIGTERM, the death of the DVC that waits")
+@pytest.mark.xdist_group("prepared")
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "orphan"])
-def test_a_training_that_is_stopped_stops(tmp_path: Path, photos: Path, how: str) -> None:
+def test_a_training_that_is_stopped_stops(tmp_path: Path, prepared: Path, how: str) -> None:
     """Ends within seconds with status 130 and a sentence, leaves no process, and goes on from its last state."""
-    folder = project(tmp_path / "project", photos, train__max_epochs=100_000)
-    for stage in STAGES:
-        run(stage, folder)
+    folder = Path(shutil.copytree(prepared, tmp_path / "project"))
     shell = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"] if how == "orphan" else []
     process = start("train", folder, *shell, **({"DVC_ROOT": str(folder)} if shell else {}))
     deadline = time.monotonic() + 60
@@ -258,18 +266,16 @@ runpy.run_module(f"pipeline.{stage}", run_name="__main__")
 
 
 @fault(44, "1, 2 or 4 workers, another locale, time zone and hash seed, folders listed in another order")
-def test_the_same_photographs_give_the_same_bytes(tmp_path: Path, photos: Path) -> None:
+@pytest.mark.xdist_group("prepared")
+def test_the_same_photographs_give_the_same_bytes(tmp_path: Path, prepared: Path, photos: Path) -> None:
     """Everything from the download to the prior is the same, byte for byte, also in a folder with spaces and umlauts."""
-    expected = project(tmp_path / "plain", photos)
-    for stage in STAGES:
-        run(stage, expected)
     other = {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "99"}
     for workers in (2, 4):
         folder = project(tmp_path / f"ein anderer Weg für {workers}", photos, crop__workers=workers)
         for stage in STAGES:
             command = [sys.executable, "-c", SHUFFLED, str(workers), stage]
             subprocess.run(command, cwd=folder, env=ENVIRONMENT | other, check=True, capture_output=True)
-        assert snapshot(folder / "data") == snapshot(expected / "data")
+        assert snapshot(folder / "data") == snapshot(prepared / "data")
 
 
 @fault(45, "packages of other versions than those pinned")

@@ -1,6 +1,7 @@
 """Coloring at full size: the lightness, the size and the metadata stay; color follows edges and orientation."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -41,6 +42,33 @@ def test_the_size_and_the_lightness_stay(size: tuple[int, int]) -> None:
     assert out.shape == source.shape
     error = np.abs(rgb2lab(out)[..., 0] - rgb2lab(source)[..., 0])
     assert error.mean() < 0.3 and error.max() < 1.5
+
+
+def test_any_number_of_threads_paints_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each paints bands of its own and waits for no other; torch's number of threads is as before."""
+    generator = torch.Generator().manual_seed(1)
+    light = torch.rand(1, 1, 48, 64, generator=generator) * 100
+    ab = torch.randn(2, 48, 64, generator=generator) * 60  # much of it is out of the gamut
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    photograph = photographs.read(encoded(noise))
+    shown, seen = photographs.shown, []
+
+    def look(lab: torch.Tensor) -> torch.Tensor:
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        if len(seen) <= threads:
+            all_paint.wait(30)
+        return shown(lab)
+
+    monkeypatch.setattr(photographs, "shown", look)
+    painted = {}
+    for threads in (1, 2):
+        seen.clear()
+        all_paint = threading.Barrier(threads)
+        torch.set_num_threads(threads)
+        painted[threads] = photographs.paint(photograph, light, ab).tobytes()
+        assert torch.get_num_threads() == threads
+        assert len({painter for painter, _ in seen}) == threads and {inner for _, inner in seen} == {1}
+    assert painted[1] == painted[2]
 
 
 def test_a_color_stays_the_one_predicted_where_the_display_can_show_it() -> None:
