@@ -1,7 +1,7 @@
 """First stage: everything that can be refused is refused here, before any later stage deletes what it will replace.
 
 params.yaml is read through its types, the arguments of every block are held against its architecture, the chosen model is
-built, the source, the device and the package of compute.backend are looked for. checked.txt never changes, so that it makes
+built, the source, the device and the package of crop.cluster are looked for. checked.txt never changes, so that it makes
 no later stage run; blocks/NAME.json holds each model's block and those of the models that it starts from, so that its
 training depends on these and no others.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from colorize import compute, files
+from colorize import cluster, files
 from colorize.device import processes, select_device
 from colorize.files import InputError
 from colorize.models import WEIGHTS, build_model, describe_block, initial_folder, load_model, model_class, start_from
@@ -24,7 +24,7 @@ def main(params: Params) -> None:
     params.block(params.model)
     select_device(params.train)
     processes(params.train)
-    compute.check(params.compute)
+    cluster.check(params.crop.cluster)
     check_path(params.data)
     for name, block in params.models.items():
         try:

@@ -21,7 +21,6 @@ from colorize import files, settings
 from colorize.files import InputError
 from colorize.settings import (
     SHIPPED,
-    Compute,
     CropRule,
     EvaluateRule,
     FilterRule,
@@ -47,7 +46,6 @@ class Params(BaseModel):
     model: str
     data: Source
     crop: CropRule
-    compute: Compute
     filter: FilterRule
     prior: PriorRule
     train: TrainRule

@@ -1,4 +1,4 @@
-"""Real Dask and Ray clusters of several worker processes on this machine, and photographs that kill or hold them.
+"""Real Dask clusters of several worker processes on this machine, and photographs that kill or hold them.
 
 Workers import this file, so it imports little.
 """
@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-
-from colorize.settings import Compute
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -78,23 +76,12 @@ def _running(port: int, *commands: list[str], **changes: str) -> Iterator[list[s
 
 
 @contextmanager
-def dask(workers: int = WORKERS, threads: int = 1) -> Iterator[tuple[Compute, subprocess.Popen[bytes]]]:
-    """As README starts them: the setting to use it by, and the scheduler."""
+def dask(workers: int = WORKERS, threads: int = 1) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """As docs/several-machines.md starts them: the scheduler's address, and its process."""
     port = free_port()
     address, command = f"tcp://{HOST}:{port}", [sys.executable, "-m", "dask"]
     scheduler = [*command, "scheduler", "--host", address, "--no-dashboard"]
     worker = [*command, "worker", address, "--nworkers", str(workers), "--nthreads", str(threads), "--no-dashboard"]
     # Two deaths instead of four: new workers take a while to start.
     with _running(port, scheduler, worker, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1") as (process, _):
-        yield Compute("dask", address), process
-
-
-@contextmanager
-def ray() -> Iterator[tuple[Compute, subprocess.Popen[bytes]]]:
-    """As README starts it: the setting to use it by, and the head."""
-    port = free_port()
-    head = [str(BIN / "ray"), "start", "--head", "--block", "--include-dashboard=false"]
-    head += [f"--node-ip-address={HOST}", f"--port={free_port()}", f"--ray-client-server-port={port}"]
-    head += [f"--num-cpus={WORKERS}", "--object-store-memory=100000000", "--disable-usage-stats"]
-    with _running(port, head) as (process,):
-        yield Compute("ray", f"ray://{HOST}:{port}"), process
+        yield address, process

@@ -22,7 +22,7 @@ from webserver import Answer, Server, content, jpegs
 from colorize import files
 from colorize.images import Crops
 from pipeline import crop, download, paths
-from pipeline.params import Params
+from pipeline.params import Params, checked
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs/faults.md"
@@ -88,7 +88,7 @@ class Album:
         block["data"] |= {"source": "urls", "path": "list.csv", "allow_private": True, "threads": 4, "attempts": 2}
         block["data"] |= {"max_failed": 1.0, "timeout_seconds": 20} | data
         block["crop"] |= {"size": 16, "workers": 1} | rule
-        return Params.model_validate(block)
+        return checked(block)
 
     def run(self, folder: Path, rows: list[str], params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Both stages in a folder of their own; photos.csv and crops.csv by photo."""

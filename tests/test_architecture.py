@@ -23,8 +23,8 @@ from pipeline.params import Params, load
 
 LAYERS = [
     {"files", "formats", "color"},
-    {"settings"},
-    {"album", "sheets", "compute", "degrade", "device", "distributed", "bins", "images", "palette", "fetch"},
+    {"settings", "cluster"},
+    {"album", "sheets", "degrade", "device", "distributed", "bins", "images", "palette", "fetch"},
     {"batches", "metrics", "sources", "selection"},
     {"heads"},
     {"models"},
@@ -118,7 +118,7 @@ def noting(params: Params, read: set[str]) -> Params:
 
 
 READ_ONLY = {
-    "crop": {"crop.workers", "compute", "data.path"},  # who crops, and where photographs lie: the same bytes
+    "crop": {"crop.workers", "crop.cluster", "data.path"},  # who crops, and where photographs lie: the same bytes
     "train": {"models"},  # data/blocks/NAME.json holds the chosen block
     "score": {"models"},
 }
@@ -128,7 +128,6 @@ LISTED_ONLY = {
         "seed",
         "data",
         "crop",
-        "compute",
         "filter",
         "prior",
         "train",

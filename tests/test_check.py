@@ -74,7 +74,7 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
             {"model": "cae", "models.cae.network": {"channels": "abc"}},
             "models.cae: architecture 'cae' cannot be built with channels abc",
         ),
-        ({"compute.backend": "dask"}, "compute.address: dask needs the address of its scheduler"),
+        ({"crop.cluster": "host"}, "crop.cluster: give the address of a Dask scheduler, say tcp://host:8786"),
         ({"model": "cgan", "crop.size": 40}, "models.cgan: .*divides by 16"),
     ],
 )

@@ -16,7 +16,7 @@ from colorize import fetch
 from colorize.files import InputError
 from colorize.sources import Reader
 from pipeline import download, paths
-from pipeline.params import Params
+from pipeline.params import checked
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., pd.DataFrame]
@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def stage(**changes: Any) -> pd.DataFrame:
         block = YAML(typ="safe").load(ROOT / "params.yaml")
         block["data"] |= {"allow_private": True, "threads": 4, "attempts": 2} | changes
-        download.main(Params.model_validate(block))
+        download.main(checked(block))
         return pd.read_csv("data/photos/photos.csv", dtype=str, keep_default_na=False)
 
     return stage

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from joblib import Parallel, ParallelBackendBase, cpu_count, delayed
+from joblib import Parallel, cpu_count, delayed
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImagePalette
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -38,9 +38,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import COMPRESSION_INFO, II, MM, OPEN_INFO, ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from colorize import cluster
 from colorize.files import InputError, write_array
 from colorize.formats import HEAD_BYTES, UNREAD, image_kind, why_no_image
 from colorize.settings import CropRule
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "jpg": JpegImageFile,  # a camera's JPEG with a second picture (MPO) too: its first one is the photograph
@@ -513,7 +517,7 @@ def _crop_shard(
 
 
 def crop_shards(
-    rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule, backend: str | ParallelBackendBase = "loky"
+    rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule, client: "Client | None" = None
 ) -> Iterator[list[Record]]:
     """Crop photographs into `folder`/crops-00000.npy and following, on every core, in the order of `rows`.
 
@@ -522,8 +526,8 @@ def crop_shards(
     says crash (with one worker there is no other process to die in its place).
 
     Args:
-        backend: joblib's loky, `rule.workers` processes of this machine; or a cluster, see `colorize.compute.connected`,
-            whose workers read the photographs and write `folder` under the same paths as this process.
+        client: of a cluster, see `colorize.cluster`, whose workers read the photographs and write `folder` under the same
+            paths as this process; None: `rule.workers` processes of this machine.
 
     Yields:
         The records of one shard after the other.
@@ -538,12 +542,15 @@ def crop_shards(
         for start in range(0, len(rows), per_shard)
     ]
     workers = min(rule.workers or cpu_count(), len(jobs))
-    alone = backend == "loky" and workers == 1
     done = 0
     while done < len(jobs):
         try:
-            pool = Parallel(workers, backend=backend, return_as="generator", timeout=None if alone else HANG_SECONDS)
-            for records in pool(delayed(_crop_shard)(*job) for job in jobs[done:]):
+            if client:
+                shards = cluster.results(client, _crop_shard, jobs[done:], HANG_SECONDS)
+            else:
+                pool = Parallel(workers, return_as="generator", timeout=HANG_SECONDS if workers > 1 else None)
+                shards = pool(delayed(_crop_shard)(*job) for job in jobs[done:])
+            for records in shards:
                 done += 1
                 # A cluster gives None for a shard of which a photograph kills the workers.
                 yield records or _crop_shard(*jobs[done - 1], crop_row=_crop_row_apart)
@@ -551,7 +558,7 @@ def crop_shards(
             first, last = jobs[done][0][0]["photo"], jobs[done][0][-1]["photo"]
             raise InputError(
                 f"one of the photographs {first} to {last} keeps a worker busy for over {HANG_SECONDS:g} seconds; find it "
-                "with compute.backend=loky and crop.workers=1, and remove it"
+                "on this machine with crop.workers=1, and remove it"
             ) from error
         except BrokenProcessPool:  # by some photograph of the shards in flight: this one is taken apart
             done += 1

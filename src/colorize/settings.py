@@ -174,6 +174,8 @@ class CropRule:
     """A larger photograph is refused before it is decoded: a small file may unpack to more than the memory holds."""
     workers: Workers = 0
     """Processes of this machine; 0 takes every core."""
+    cluster: str = ""
+    """Address of a Dask scheduler whose workers crop instead; the results are the same bytes."""
 
 
 @dataclass(frozen=True)

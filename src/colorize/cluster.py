@@ -1,0 +1,95 @@
+"""A Dask cluster, whose workers can do what the cores of this machine do: the same functions, the same results.
+
+What a worker that died had to do the cluster gives to another one, a few times in all.
+"""
+
+import re
+import socket
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from colorize.files import InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Result = TypeVar("Result")
+CONNECT_SECONDS = 10
+"""Longest wait for a scheduler, and then for its first worker."""
+
+
+def check(address: str) -> None:
+    """Look, without connecting, whether a cluster could be used; an empty address means none.
+
+    Raises:
+        InputError: Dask is not installed, or the address is none.
+    """
+    if not address:
+        return
+    if find_spec("distributed") is None:
+        raise InputError("crop.cluster: Dask is not installed; pip install -e '.[dask]', or leave it empty")
+    if not re.fullmatch(r"(tcp|tls)://.+:\d+", address):
+        raise InputError(
+            f"crop.cluster: give the address of a Dask scheduler, say tcp://host:8786, or leave it empty; it is {address!r}"
+        )
+
+
+@contextmanager
+def connected(address: str) -> "Iterator[Client | None]":
+    """A client of the cluster, None without an address; the cluster is left as it was found.
+
+    Raises:
+        InputError: what `check` raises; the scheduler cannot be reached, has no worker or one of several threads, or goes
+            away meanwhile.
+    """
+    check(address)
+    if not address:
+        yield None
+        return
+    from distributed import CancelledError, Client
+
+    where, remedy = f"crop.cluster: Dask's scheduler at {address}", "start it and its workers, or leave crop.cluster empty"
+    try:
+        place = urlsplit(address)  # first, because Dask would print tracebacks
+        socket.create_connection((place.hostname or "", place.port or 0), CONNECT_SECONDS).close()
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where} cannot be used ({error}); {remedy}") from error
+    with client:
+        try:
+            client.wait_for_workers(1, CONNECT_SECONDS)
+        except OSError as error:
+            raise InputError(f"{where} cannot be used ({error}); {remedy}") from error
+        if max(client.nthreads().values()) > 1:  # how Pillow's warnings are taken is a matter of the whole process
+            raise InputError(f"{where} has a worker of several threads; start all with --nthreads 1")
+        try:
+            yield client
+        except (CancelledError, ConnectionError) as error:
+            raise InputError(f"{where} went away; {remedy}, and repeat the command") from error
+
+
+def results(
+    client: "Client", function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], seconds: float
+) -> Generator[Result | None]:
+    """Call a function with the arguments of each job on the cluster.
+
+    Yields:
+        Its results in the order of the jobs; None for a job whose workers die whenever it runs.
+
+    Raises:
+        TimeoutError: the next result is not there after so many seconds.
+    """
+    from distributed import KilledWorker
+
+    futures = client.map(lambda job: function(*job), jobs, pure=False)
+    try:
+        for future in futures:
+            try:
+                yield future.result(seconds)
+            except KilledWorker:
+                yield None
+    finally:
+        client.cancel(futures)
