@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from colorize.cluster import connected
+from colorize import cluster
 from colorize.files import InputError, read_table, remove_partial, write_text
 from colorize.images import SENTENCES, crop_shards
 from colorize.sources import Reader
@@ -36,10 +36,10 @@ def main(params: Params) -> None:
     reader = Reader(paths.PHOTOS.resolve(), Path(params.data.path).resolve())
     records = []
     with (
-        connected(params.crop.cluster) as client,
+        cluster.connected(params.crop.cluster) as run,
         tqdm(total=len(fetched), desc="crop", unit="photo", file=sys.stderr, disable=None) as bar,
     ):
-        for shard in crop_shards(fetched, reader.read, paths.CROPS.resolve(), params.crop, client):
+        for shard in crop_shards(fetched, reader.read, paths.CROPS.resolve(), params.crop, run):
             records += shard
             bar.update(len(shard))
     remove_partial(paths.CROPS)

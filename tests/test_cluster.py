@@ -27,8 +27,8 @@ def address() -> Iterator[str]:
 
 
 def crop_all(folder: Path, store: Store, address: str = "") -> list[Record]:
-    with cluster.connected(address) as client:
-        shards = crop_shards(rows_of(store.contents), store.read, folder, CropRule(size=16, workers=1), client)
+    with cluster.connected(address) as run:
+        shards = crop_shards(rows_of(store.contents), store.read, folder, CropRule(size=16, workers=1), run)
         return [record for shard in shards for record in shard]
 
 
@@ -87,10 +87,10 @@ def test_a_scheduler_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
     with (
         clusters.dask() as (address, process),
         pytest.raises(InputError, match=rf"{address} went away; start it"),
-        cluster.connected(address) as client,
+        cluster.connected(address) as run,
     ):
         store = Store(tiles(), tmp_path / "notes", endless="80")
-        shards = crop_shards(rows_of(tiles()), store.read, tmp_path / "crops", CropRule(size=16), client)
+        shards = crop_shards(rows_of(tiles()), store.read, tmp_path / "crops", CropRule(size=16), run)
         next(shards)
         process.kill()
         list(shards)

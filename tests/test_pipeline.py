@@ -24,6 +24,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from colorize import files
+from colorize.settings import inherited
 from pipeline import leaderboard
 from pipeline.params import load
 
@@ -73,7 +74,8 @@ def clone(folder: Path, photos: Path) -> Path:
     params["crop"].update(size=16, workers=1)
     params["train"].update(max_epochs=2, threads=1)
     params["evaluate"].update(samples=3, bootstrap=50)
-    params["models"] = {name: params["models"][name] for name in ("grey", "mean_color", "cae", "vae")}
+    models = inherited(params["models"], "params.yaml")
+    params["models"] = {name: models[name] for name in ("grey", "mean_color", "cae", "vae")}
     params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
     params["models"]["cae_tuned"] = deepcopy(params["models"]["cae"]) | {"init_from": "cae"}
     with (folder / "params.yaml").open("w") as file:

@@ -5,10 +5,11 @@ What a worker that died had to do the cluster gives to another one, a few times 
 
 import re
 import socket
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from colorize.files import InputError
@@ -16,7 +17,6 @@ from colorize.files import InputError
 if TYPE_CHECKING:
     from distributed import Client
 
-Result = TypeVar("Result")
 CONNECT_SECONDS = 10
 """Longest wait for a scheduler, and then for its first worker."""
 
@@ -38,8 +38,8 @@ def check(address: str) -> None:
 
 
 @contextmanager
-def connected(address: str) -> "Iterator[Client | None]":
-    """A client of the cluster, None without an address; the cluster is left as it was found.
+def connected(address: str) -> Iterator[Callable[..., Iterator[Any]] | None]:
+    """What does jobs on the cluster, see `results`; None without an address. The cluster is left as it was found.
 
     Raises:
         InputError: what `check` raises; the scheduler cannot be reached, has no worker or one of several threads, or goes
@@ -50,6 +50,7 @@ def connected(address: str) -> "Iterator[Client | None]":
         yield None
         return
     from distributed import CancelledError, Client
+    from distributed.comm import CommClosedError
 
     where, remedy = f"crop.cluster: Dask's scheduler at {address}", "start it and its workers, or leave crop.cluster empty"
     try:
@@ -66,14 +67,14 @@ def connected(address: str) -> "Iterator[Client | None]":
         if max(client.nthreads().values()) > 1:  # how Pillow's warnings are taken is a matter of the whole process
             raise InputError(f"{where} has a worker of several threads; start all with --nthreads 1")
         try:
-            yield client
-        except (CancelledError, ConnectionError) as error:
+            yield partial(results, client)
+        except (CancelledError, CommClosedError, ConnectionError) as error:
             raise InputError(f"{where} went away; {remedy}, and repeat the command") from error
 
 
 def results(
-    client: "Client", function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], seconds: float
-) -> Generator[Result | None]:
+    client: "Client", function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], seconds: float
+) -> Iterator[Any]:
     """Call a function with the arguments of each job on the cluster.
 
     Yields:
@@ -82,7 +83,7 @@ def results(
     Raises:
         TimeoutError: the next result is not there after so many seconds.
     """
-    from distributed import KilledWorker
+    from distributed import CancelledError, KilledWorker
 
     futures = client.map(lambda job: function(*job), jobs, pure=False)
     try:
@@ -92,4 +93,5 @@ def results(
             except KilledWorker:
                 yield None
     finally:
-        client.cancel(futures)
+        with suppress(CancelledError, OSError):  # the scheduler is gone, and they with it
+            client.cancel(futures)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -38,13 +38,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import COMPRESSION_INFO, II, MM, OPEN_INFO, ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from colorize import cluster
 from colorize.files import InputError, write_array
 from colorize.formats import HEAD_BYTES, UNREAD, image_kind, why_no_image
 from colorize.settings import CropRule
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "jpg": JpegImageFile,  # a camera's JPEG with a second picture (MPO) too: its first one is the photograph
@@ -516,8 +512,13 @@ def _crop_shard(
     return records
 
 
+Run = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]], float], Iterator[Any]]
+"""Calls a function with the arguments of each job, gives up after so many seconds: its results in order, None for a job
+whose workers died."""
+
+
 def crop_shards(
-    rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule, client: "Client | None" = None
+    rows: Sequence[Mapping[Any, str]], read: Read, folder: Path, rule: CropRule, run: Run | None = None
 ) -> Iterator[list[Record]]:
     """Crop photographs into `folder`/crops-00000.npy and following, on every core, in the order of `rows`.
 
@@ -526,8 +527,8 @@ def crop_shards(
     says crash (with one worker there is no other process to die in its place).
 
     Args:
-        client: of a cluster, see `colorize.cluster`, whose workers read the photographs and write `folder` under the same
-            paths as this process; None: `rule.workers` processes of this machine.
+        run: what a cluster does the work with, `colorize.cluster.results` of a client; its workers read the photographs and
+            write `folder` under the same paths as this process. None: `rule.workers` processes of this machine.
 
     Yields:
         The records of one shard after the other.
@@ -545,8 +546,8 @@ def crop_shards(
     done = 0
     while done < len(jobs):
         try:
-            if client:
-                shards = cluster.results(client, _crop_shard, jobs[done:], HANG_SECONDS)
+            if run:
+                shards = run(_crop_shard, jobs[done:], HANG_SECONDS)
             else:
                 pool = Parallel(workers, return_as="generator", timeout=HANG_SECONDS if workers > 1 else None)
                 shards = pool(delayed(_crop_shard)(*job) for job in jobs[done:])
