@@ -97,6 +97,7 @@ class Trunk(nn.Module):
                 block = Block(width, channels, kernel, 1 if number else stride, expansion)
                 self._blocks.append(block.requires_grad_(stage >= frozen))
                 width = channels
+        self._conv_head, self._bn1 = Conv(STAGES[-1][-1], FEATURES), batch_norm(FEATURES)
         if frozen:
             self._conv_stem.requires_grad_(False)
             self._bn0.requires_grad_(False)
@@ -114,17 +115,20 @@ class Trunk(nn.Module):
                 scales.append(maps)
         return scales
 
+    def pooled(self, top: Tensor) -> Tensor:
+        """What the whole photograph is, [B, 1280], from its maps at stride 32."""
+        return F.relu6(normalized(self._conv_head, self._bn1, top)).mean((2, 3))
+
 
 class Classifier(Trunk):
     """The whole network: pooled features [B, 1280], or logits [B, 1000] of ImageNet's classes, of RGB [B, 3, H, W]."""
 
     def __init__(self, inputs: int = 3) -> None:
         super().__init__(inputs)
-        self._conv_head, self._bn1 = Conv(STAGES[-1][-1], FEATURES), batch_norm(FEATURES)
         self._fc = nn.Linear(FEATURES, CLASSES)
 
     def features(self, rgb: Tensor) -> Tensor:
-        return F.relu6(normalized(self._conv_head, self._bn1, super().forward(rgb)[-1])).mean((2, 3))
+        return self.pooled(self(rgb)[-1])
 
     def logits(self, rgb: Tensor) -> Tensor:
         return self._fc(self.features(rgb))

@@ -3,8 +3,8 @@
 No document describes it; document 000 asks for its two ideas, a feature extractor and more data. The encoder
 (Tan and Le 2019, see `_efficientnet.py`) knows from ImageNet what a photograph shows, and that decides its
 colors. The decoder is a light U-Net (Ronneberger et al. 2015) up to a quarter of the size, or a half: 1x1 convolutions
-before each bilinear upsampling, one residual 3x3 convolution after it; the mean of the last maps tells every
-place what the whole photograph is. The encoder reads the grey photograph of the lightness. With pretrained
+before each bilinear upsampling, one residual 3x3 convolution after it; the features that ImageNet's classes are told
+by tell every place what the whole photograph shows. The encoder reads the grey photograph of the lightness. With pretrained
 `weights` its batch norms keep their statistics and its first `frozen` stages are not trained, since small
 batches would only spoil both; without weights all of it is trained from Kaiming initialization.
 """
@@ -20,7 +20,7 @@ from colorize.files import InputError
 from colorize.heads import Head
 from colorize.models._base import Colorizer, Setup
 from colorize.models._blocks import kaiming_
-from colorize.models._efficientnet import STAGES, STRIDE, Trunk, load_lite0_
+from colorize.models._efficientnet import FEATURES, STAGES, STRIDE, Trunk, load_lite0_
 
 SKIPPED = (112, 40, 24, 16)
 """Channels of the encoder's maps at strides 16, 8, 4 and 2."""
@@ -52,7 +52,7 @@ class Network(nn.Module):
         super().__init__()
         self.encoder = trunk
         widest = STAGES[-1][-1]
-        self.bottom, self.whole = nn.Conv2d(widest, channels[0], 1), nn.Linear(widest, channels[0])
+        self.bottom, self.whole = nn.Conv2d(widest, channels[0], 1), nn.Linear(FEATURES, channels[0])
         widths = zip(channels[:-1], SKIPPED, channels[1:], strict=False)
         self.decoder = nn.ModuleList(Up(below, beside, above) for below, beside, above in widths)
         self.last = nn.Conv2d(channels[-1], outputs, 1)
@@ -61,7 +61,7 @@ class Network(nn.Module):
 
     def forward(self, grey: Tensor) -> Tensor:
         *skips, top = self.encoder(grey)
-        maps = F.relu(self.bottom(top) + self.whole(top.mean((2, 3)))[:, :, None, None])
+        maps = F.relu(self.bottom(top) + self.whole(self.encoder.pooled(top))[:, :, None, None])
         for up, skip in zip(self.decoder, reversed(skips), strict=False):
             maps = up(maps, skip)
         return self.last(maps)
