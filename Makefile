@@ -9,7 +9,9 @@ help:                    ## this list
 install: .venv/ready     ## set up .venv from requirements.txt; every other target does so as well
 
 repro: unlock            ## the whole pipeline for the chosen model
+	@echo "The pipeline of params.yaml: on the sample it takes about a minute on two cores."
 	@$(DVC) repro
+	@echo "Open metrics/report.html. Next: source .venv/bin/activate, then dvc exp run -S model=vae, or colorize apply PHOTO"
 
 zoo: unlock              ## every model of params.yaml, then the leaderboard
 	@$(DVC) repro pipeline/zoo/dvc.yaml
