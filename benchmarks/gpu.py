@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from skimage.color import rgb2lab  # noqa: E402
 
 from benchmarks.race import Row, crops, jpeg, losses, race, seconds, train_ours, train_theirs  # noqa: E402
-from colorize import evaluation, files, metrics  # noqa: E402
+from colorize import evaluation, files, metrics, plausibility  # noqa: E402
 from colorize.batches import Photos, Streamed  # noqa: E402
 from colorize.bins import Statistics  # noqa: E402
 from colorize.color import bytes_to_lab  # noqa: E402
@@ -243,14 +243,15 @@ def document(run: Run, number: str) -> Row:
         baselines = {key: build_baseline(key, statistics) for key in metrics.BASELINES}
         found[name] = {"size": side, "photographs": [len(train), len(val), len(test)], "epochs": progress.epoch}
         photos = [str(number) for number in range(len(test))]
+        critic = plausibility.critic(test, 16, run.device, THREADS)
         tables = {
-            system: evaluation.score(system, each, side, photos, test, 16, device=run.device, threads=THREADS).assign(
-                group=photos
-            )
+            system: evaluation.score(
+                system, each, side, photos, test, 16, device=run.device, threads=THREADS, critic=critic
+            ).assign(group=photos)
             for system, each in ({"model": model} | baselines).items()
         }
         means = metrics.compare(tables, 1).pivot(index="metric", columns="system", values="mean").round(4)
-        found[name] |= {system: means[system].to_dict() for system in tables}
+        found[name] |= {system: means[system].dropna().to_dict() for system in tables}
     return found
 
 
