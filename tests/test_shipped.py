@@ -11,14 +11,16 @@ import pytest
 import torch
 from conftest import ROOT, _photographs
 from PIL import Image
+from safetensors.torch import load_file
 from skimage import color, data
 from skimage.metrics import peak_signal_noise_ratio
-from test_cli import call
+from test_cli import call, make_model
 
 from colorize import fetch
 from colorize.bins import Statistics
-from colorize.models import SHIPPED_FOLDER, build_model, load_description, load_model, start_from
+from colorize.models import SHIPPED_FOLDER, WEIGHTS, build_model, load_description, load_model, start_from
 from colorize.settings import PriorRule
+from pipeline import paths, ship
 from pipeline.params import load
 
 PHOTOGRAPHS = {"astronaut": data.astronaut, "chelsea": data.chelsea, "coffee": data.coffee, "rocket": data.rocket}
@@ -88,3 +90,19 @@ def test_the_wheel_holds_it_in_less_than_10_megabytes(tmp_path: Path) -> None:
     shipped = {name: size for name, size in sizes.items() if name.startswith("colorize/shipped/")}
     assert {Path(name).name for name in shipped} == {path.name for path in SHIPPED_FOLDER.iterdir()}
     assert sum(shipped.values()) < 10_000_000 and "colorize/app.html" in sizes
+
+
+def test_a_trained_model_becomes_the_one_that_ships(make_params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision, under the name, the size and the saturation that it is to have; the colors stay."""
+    monkeypatch.chdir(tmp_path)
+    make_model(paths.MODEL, "cae", channels=[4, 8])
+    monkeypatch.setattr(ship, "SHIPPED_FOLDER", tmp_path / "shipped")
+    monkeypatch.setattr(sys, "argv", ["ship", "--size", "64"])
+    ship.main(make_params({"models.cae.head": {"saturation": 1.5}}))
+    about = load_description(tmp_path / "shipped")
+    assert (about["name"], about["size"], about["block"]["head"]["saturation"]) == ("shipped", 64, 1.5)
+    tensors = load_file(tmp_path / "shipped" / WEIGHTS).values()
+    assert all(tensor.dtype == torch.float16 for tensor in tensors)
+    light = torch.rand(1, 1, 32, 32) * 100
+    before, after = (load_model(folder).colorize(light) for folder in (paths.MODEL, tmp_path / "shipped"))
+    assert (after - (1.5 * before).clamp(-128, 128)).abs().max() < 0.5 < 10 < before.abs().max()
