@@ -117,7 +117,7 @@ def _value(record: Record, selector: str) -> float:
     if name in ("parameters", "epochs"):
         return record["model"][name]
     if name == "minutes":
-        return record["curves"]["seconds"][-1] / 60
+        return [0, *record["curves"]["seconds"]][-1] / 60
     if name in record["metrics"]["model"]:
         return record["metrics"]["model"][name][0]
     epochs = len(record["curves"]["epoch"])
@@ -211,7 +211,7 @@ def table_lines(table: Table, records: Sequence[Record]) -> list[str]:
             over = " over " in selector
             cells.append(gain(own, selector, table.decimals) if over else cell([value(r, selector) for r in own], table))
         lines.append("| " + " | ".join(cells) + " |")
-    first = of_run(records, records[0]["run"])
+    first = of_run(records, table.rows[0].run)
     for baseline in BASELINES:
         cells = [f"*{baseline}*"]
         for column, selector in enumerate(selectors):
