@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from skimage.color import rgb2lab
 
 from colorize import files
 from colorize.settings import Bins, PriorRule
@@ -36,7 +35,8 @@ TILE = 5
 @cache
 def centers() -> np.ndarray:
     """The bins' centers: int64 [313, 2] in ab units, ordered by a, then b."""
-    from scipy.spatial import ConvexHull  # late: who colors has no use for it
+    from scipy.spatial import ConvexHull  # late, as who colors has no use for it
+    from skimage.color import rgb2lab
 
     ramp = np.linspace(0, 1, 65)
     faces = [np.stack(np.meshgrid(ramp, ramp, [end], indexing="ij"), -1).reshape(-1, 3) for end in (0.0, 1.0)]
@@ -111,6 +111,8 @@ def color_counts(chunks: Iterable[np.ndarray]) -> np.ndarray:
 def count_bins(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fold color counts [16777216] into int64 counts of the bins [313] and of the grid's cells [25, 25], indexed by
     floor(a / 10) + 12 and floor(b / 10) + 12, and into the mean color float64 [2] in ab units."""
+    from skimage.color import rgb2lab  # late, as above
+
     colors = np.flatnonzero(counts)
     bins, cells = np.zeros(Q, np.int64), np.zeros((CELLS, CELLS), np.int64)
     total = np.zeros(2)

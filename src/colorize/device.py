@@ -34,7 +34,8 @@ def select_device(rule: TrainRule, gpu: int = 0) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if device.type == "cpu" and not use_bf16(rule, device):
             _round_alike()
-    torch.use_deterministic_algorithms(deterministic)
+    # What use_deterministic_algorithms does, without the two seconds in which that imports PyTorch's compiler.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.backends.cudnn.benchmark = not deterministic
     return device
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Predicate
 from torch import Tensor
 
-from colorize import fetch, files
+from colorize import files
 from colorize.bins import Statistics
 from colorize.files import InputError
 from colorize.heads import build_head
@@ -83,6 +83,8 @@ def build_model(
     pretrained = None
     weights, digits = pretrained_file(block)
     if weights and statistics is not None and not block.init_from:
+        from colorize import fetch  # late: it takes a while, and who colors has no use for it
+
         content = fetch.read_pinned("network.weights", weights, digits, downloads)
         pretrained = files.parse_tensors(f"network.weights: {weights}", content)
     try:
