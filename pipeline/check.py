@@ -15,7 +15,7 @@ from colorize import cluster, files
 from colorize.device import processes, select_device
 from colorize.files import InputError
 from colorize.models import WEIGHTS, build_model, describe_block, initial_folder, load_model, model_class, start_from
-from colorize.settings import Source
+from colorize.settings import SHIPPED, Source, suggest
 from pipeline import paths
 from pipeline.params import Params, stage
 
@@ -30,6 +30,9 @@ def main(params: Params) -> None:
         try:
             model_class(block)
             starts = block.init_from
+            if starts and starts not in params.models and not (initial_folder(starts) / WEIGHTS).exists():
+                names = [SHIPPED, *params.models]
+                raise InputError(f"init_from: {starts} is no folder with a trained model; {suggest(starts, names)}")
             trained = starts and starts not in params.models and load_model(initial_folder(starts), "meta")
             if name == params.model:
                 with torch.device("meta"):  # no memory for its weights

@@ -65,7 +65,11 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
             "models.zhang_simplified_final: .*differ in shape",
         ),
         ({"model": "tuned", "models.tuned.network.channels": [8, 8, 8, 8]}, "models.tuned: .*differ in shape"),
-        ({"models.tuned.init_from": "no/where"}, "models.tuned: there is no trained model in no/where"),
+        ({"models.tuned.init_from": "shiped"}, "models.tuned: init_from: shiped is no .*did you mean 'shipped'"),
+        (
+            {"models.tuned.init_from": "no/where"},
+            "models.tuned: init_from: no/where is no folder .*choose among shipped, grey",
+        ),
         (
             {"data.path": "photos", "data.source": "folder"},
             "photos does not exist in /.*; give the whole path .*queued experiment",
