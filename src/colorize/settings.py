@@ -306,7 +306,7 @@ class HeadRule:
     kind: Literal["regression", "euclidean", "classification", "rgb"] = "regression"
     scale: Annotated[float, Gt(0)] = 128
     """regression: the ab value that an output of 1 stands for, in Lab units."""
-    loss: Literal["squared", "charbonnier"] = "squared"
+    loss: Literal["squared", "charbonnier", "psnr"] = "squared"
     """regression: squared error, or the distance in ab with a rounded tip (Charbonnier), which far-off colors pull less."""
     saturation: Annotated[float, Ge(0), Le(4)] = 1
     """regression: what is predicted times this is painted; 1 comes closest to the truth, above it colors are bolder."""
