@@ -34,10 +34,13 @@ gpu: .venv/ready         ## what only a GPU can show
 check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest
 
+deps: .venv/ready        ## write into dvc.yaml which sources each stage runs
+	@$(BIN)/python -m pipeline.imports
+
 unlock: .venv/ready      ## remove what a killed DVC left of its locks
 	@$(BIN)/python -m pipeline.unlock
 
 .venv/ready: requirements.txt
 	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
 
-.PHONY: help install repro zoo unlock experiments test faults bench gpu check
+.PHONY: help install repro zoo unlock experiments test faults bench gpu check deps unlock

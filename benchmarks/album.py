@@ -11,28 +11,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from colorize import coloring, files, sheets
+from colorize import files
+from colorize.apply import coloring
+from colorize.apply.project import find_model
 from colorize.files import InputError
-from colorize.project import find_model
+from colorize.scoring import sheets
 
 HEIGHT = 160
 WIDTH = 1095
-LABEL = 22
-
-
-def row(label: str, pictures: list[Image.Image]) -> Image.Image:
-    """Pictures side by side under a label."""
-    top = LABEL + 2 * sheets.GAP
-    sheet = Image.new("RGB", (WIDTH, top + HEIGHT + sheets.GAP), "white")
-    ImageDraw.Draw(sheet).text((0, 0), label, fill="black", font=ImageFont.load_default(LABEL))
-    left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, top))
-        left += picture.width + sheets.GAP
-    return sheet
 
 
 def scaled(path: Path) -> Image.Image:
@@ -65,12 +54,9 @@ def draw(album: Path, target: Path, names: list[str]) -> None:
                 raise InputError(f"{failed[0]} cannot be colored; take it out of {album}")
             systems[system.name] = [scaled(out / each.outputs) for each in done]
     places = bands([picture.width for picture in systems["original"]])
-    rows = [row(name, pictures[place]) for place in places for name, pictures in systems.items()]
-    sheet = Image.new("RGB", (WIDTH, sum(each.height for each in rows)), "white")
-    top = 0
-    for each in rows:
-        sheet.paste(each, (0, top))
-        top += each.height
+    rows = [[(label if not column else "", picture) for column, picture in enumerate(pictures[place])]
+            for place in places for label, pictures in systems.items()]  # fmt: skip
+    sheet = sheets.grid(rows)
     files.write_bytes(target, sheets.encode(sheet, "jpeg"))
 
 

@@ -34,15 +34,18 @@ from tqdm import tqdm
 from benchmarks.machine import ROOT, machine
 from benchmarks.race import ROUNDS, Row, crops, jpeg, losses, race, seconds, tiles, train_ours, train_theirs
 from colorize import bins, files
-from colorize.batches import Photos, Streamed
 from colorize.color import bytes_to_lab
+from colorize.data.crops import crop_shards
+from colorize.data.dataset import Photos, Streamed
+from colorize.data.images import CropConfig, crop_square
+from colorize.data.palette import main_colors, weighted_lightness
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.heads import Classification
-from colorize.images import Crops, crop_shards, crop_square
-from colorize.metrics import per_image, psnr
 from colorize.models import build_model
-from colorize.palette import main_colors, weighted_lightness
-from colorize.settings import CropRule, TrainRule
+from colorize.models.heads import Classification
+from colorize.scoring.metrics import per_image, psnr
+from colorize.training.device import TrainConfig
+from pipeline.check import AllParams
 from pipeline.params import load
 
 RESULTS = ROOT / "benchmarks/results/bench.json"
@@ -70,7 +73,7 @@ def lanczos(content: bytes) -> np.ndarray:
 
 
 def _crop(width: int, height: int, count: int) -> Row:
-    content, rule = mosaic(width, height), CropRule(size=256)
+    content, rule = mosaic(width, height), CropConfig(size=256)
     row = race(
         count,
         "photographs, one core",
@@ -119,7 +122,7 @@ def cores() -> Row:
 
     def crop(workers: int) -> list[bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            rule = CropRule(size=256, workers=workers)
+            rule = CropConfig(size=256, workers=workers)
             assert all(r.status == "ok" for part in crop_shards(rows, read, Path(folder), rule) for r in part)
             return [path.read_bytes() for path in sorted(Path(folder).glob("*.npy"))]
 
@@ -219,16 +222,16 @@ def soft_loss() -> Row:
 
 
 def _epochs(name: str, epochs: int = 1, rounds: int = 3) -> Row:
-    params = load(ROOT / "params.yaml")
-    block, side, count = params.block(name), 64, 300
+    params = load(AllParams, ROOT / "params.yaml")
+    block, side, count = params.models[name], 64, 300
     images = crops(count, side)
     size = min(block.size or side, side)
     statistics_ = bins.Statistics.measure(images, params.prior)
     small = Photos(images, size)
-    rule = TrainRule(max_epochs=epochs, lr_at_least=1e-5, threads=os.cpu_count() or 1)
+    rule = TrainConfig(max_epochs=epochs, lr_at_least=1e-5, threads=os.cpu_count() or 1)
     torch.set_num_threads(rule.threads)
 
-    def ours(rule: TrainRule = rule) -> None:
+    def ours(rule: TrainConfig = rule) -> None:
         train_ours(build_model(block, size, statistics_), small, block, rule)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -22,9 +22,9 @@ from pathlib import Path
 import requests
 
 from benchmarks.machine import machine
-from colorize.fetch import fetch_all
-from colorize.formats import why_no_image
-from colorize.settings import Source
+from colorize.data.fetch import fetch_all
+from colorize.data.formats import why_no_image
+from colorize.data.manifest import DataConfig
 
 FAULTS = ("404", "410", "500", "cut", "page", "empty", "loop", "heals", "cut_heals", "slow")
 LOOPED = 400
@@ -108,7 +108,7 @@ def main() -> None:
     process.start()
     base = f"http://127.0.0.1:{ours.recv()}/"
     urls = [f"{base}{number}" for number in range(items)]
-    settings = Source(threads=16, attempts=3, timeout_seconds=30, allow_private=True)
+    settings = DataConfig(threads=16, attempts=3, timeout_seconds=30, allow_private=True)
 
     def fetch(folder: Path) -> tuple[float, Counter[str], int]:
         reasons, early, started = Counter[str](), 0, time.perf_counter()

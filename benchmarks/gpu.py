@@ -31,14 +31,23 @@ import torch  # noqa: E402
 from skimage.color import rgb2lab  # noqa: E402
 
 from benchmarks.race import Row, crops, jpeg, losses, race, seconds, train_ours, train_theirs  # noqa: E402
-from colorize import evaluation, files, metrics, plausibility  # noqa: E402
-from colorize.batches import Photos, Streamed  # noqa: E402
-from colorize.bins import Statistics  # noqa: E402
+from colorize import files
+from colorize.bins import (
+    PriorConfig,
+    Statistics,  # noqa: E402
+)
 from colorize.color import bytes_to_lab  # noqa: E402
-from colorize.device import select_device  # noqa: E402
-from colorize.images import Crops, Refused, crop_square  # noqa: E402
-from colorize.models import Colorizer, build_baseline, build_model  # noqa: E402
-from colorize.settings import CropRule, ModelBlock, PriorRule, TrainRule  # noqa: E402
+from colorize.data.dataset import Photos, Streamed  # noqa: E402
+from colorize.data.images import CropConfig, Refused, crop_square
+from colorize.data.shards import Crops
+from colorize.models import ModelConfig, build_baseline, build_model
+from colorize.models.base import Colorizer
+from colorize.scoring import evaluation, metrics, plausibility  # noqa: E402
+from colorize.training.device import (
+    TrainConfig,
+    select_device,  # noqa: E402
+)
+from pipeline.check import AllParams
 from pipeline.params import load  # noqa: E402
 
 FLOOR = {256: 3153, 176: 6671}
@@ -51,7 +60,7 @@ DOCUMENTS = {
 }
 KINDS = ("cae", "deshpande", "koalarization", "zhang_simplified", "cgan", "resnet18", "mlp1", "fcae2")
 THREADS = os.cpu_count() or 1
-FAST = TrainRule(max_epochs=3, lr_at_least=0, threads=THREADS, precision="bf16", deterministic=False, keep="last")
+FAST = TrainConfig(max_epochs=3, lr_at_least=0, threads=THREADS, precision="bf16", deterministic=False, keep="last")
 
 
 class Run:
@@ -59,12 +68,12 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.params = load(ROOT / "params.yaml")
+        self.params = load(AllParams, ROOT / "params.yaml")
         self.rule = replace(FAST, device=options.device)
         self.device = select_device(self.rule)
-        self.statistics = Statistics.measure(crops(64, 64), PriorRule())
+        self.statistics = Statistics.measure(crops(64, 64), PriorConfig())
 
-    def block(self, name: str) -> ModelBlock:
+    def block(self, name: str) -> ModelConfig:
         block = self.params.models[name]
         own = {"released": "empirical", "released_smoothed": "smoothed"}
         return replace(block, head=replace(block.head, weights=own.get(block.head.weights, block.head.weights)))
@@ -73,19 +82,19 @@ class Run:
         """The models of a slice, or those asked for instead."""
         return self.options.models or names
 
-    def side(self, block: ModelBlock) -> int:
+    def side(self, block: ModelConfig) -> int:
         return min(block.size, self.options.largest)
 
-    def model(self, block: ModelBlock, statistics: Statistics | None = None) -> Colorizer:
+    def model(self, block: ModelConfig, statistics: Statistics | None = None) -> Colorizer:
         torch.manual_seed(1)
         return build_model(block, self.side(block), statistics or self.statistics).to(self.device)
 
-    def speed(self, block: ModelBlock, photos: Photos, rule: TrainRule) -> float:
+    def speed(self, block: ModelConfig, photos: Photos, rule: TrainConfig) -> float:
         """Photographs a second of the quickest epoch after the first."""
         select_device(rule)
         return round(len(photos) / min(train_ours(self.model(block), photos, block, rule).seconds[1:]), 1)
 
-    def photos(self, block: ModelBlock, most: int = sys.maxsize) -> Photos:
+    def photos(self, block: ModelConfig, most: int = sys.maxsize) -> Photos:
         """Crops at the size of a block, on the device."""
         return Photos(crops(min(most, self.options.count), self.side(block)), self.side(block), self.device)
 
@@ -235,7 +244,7 @@ def document(run: Run, number: str) -> Row:
         train, val, test = (images[part] for part in np.split(order, [len(images) * 8 // 10, len(images) * 9 // 10]))
         rule = replace(run.rule, max_epochs=0, max_minutes=minutes, keep="best")
         select_device(rule)
-        statistics = Statistics.measure(train, PriorRule())
+        statistics = Statistics.measure(train, PriorConfig())
         model = run.model(block, statistics)
         with TemporaryDirectory() as folder:
             sets = [Photos(part, side, run.device) for part in (train, val)]
@@ -263,7 +272,7 @@ def photographs(options: argparse.Namespace, side: int) -> np.ndarray:
     for path in sorted(options.photos.rglob("*")):
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") and len(found) < options.count:
             try:
-                found.append(crop_square(path.read_bytes(), CropRule(size=side))[0])
+                found.append(crop_square(path.read_bytes(), CropConfig(size=side))[0])
             except Refused as reason:
                 print(f"{path.name} is left out: {reason}", file=sys.stderr)
     if len(found) < 20:

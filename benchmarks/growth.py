@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import ROOT, machine
 from benchmarks.race import jpeg, tiles
+from pipeline.check import AllParams
 
 STAGES = ("download", "crop", "filter", "prior", "train", "evaluate")
 SIDE = 48
@@ -83,7 +84,7 @@ def measure(count: int) -> dict[str, dict[str, float]]:
         folder = Path(temporary)
         make(folder / "photos", count)
         yaml = YAML()
-        params = yaml.load(ROOT / "params.yaml")
+        params = yaml.load(AllParams, ROOT / "params.yaml")
         params["data"].update(source="folder", path=str(folder / "photos"))
         params["crop"].update(size=32)
         params["model"] = "mean_color"

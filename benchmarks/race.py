@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from colorize import bins
-from colorize.batches import Photos
-from colorize.heads import Classification
-from colorize.models import Colorizer
-from colorize.settings import ModelBlock, TrainRule
-from colorize.training import Progress, fit
+from colorize.data.dataset import Photos
+from colorize.models import ModelConfig
+from colorize.models.base import Colorizer
+from colorize.models.heads import Classification
+from colorize.training.device import TrainConfig
+from colorize.training.loop import Progress, fit
 
 ROUNDS = 5
 Row = dict[str, Any]
@@ -114,7 +115,7 @@ class PerItem(Dataset):
         return converted[:1], converted[1:]
 
 
-def train_theirs(model: Colorizer, folder: Path, block: ModelBlock, workers: int, epochs: int = 1) -> None:
+def train_theirs(model: Colorizer, folder: Path, block: ModelConfig, workers: int, epochs: int = 1) -> None:
     """Epochs of the documents' way: fp32, a loader with workers, no fused optimizer."""
     device = next(model.parameters()).device
     recipe = block.train
@@ -131,8 +132,8 @@ def train_theirs(model: Colorizer, folder: Path, block: ModelBlock, workers: int
 def train_ours(
     model: Colorizer,
     photos: Photos,
-    block: ModelBlock,
-    rule: TrainRule,
+    block: ModelConfig,
+    rule: TrainConfig,
     val: Photos | None = None,
     seed: int = 1,
     **options: Any,

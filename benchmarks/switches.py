@@ -53,28 +53,28 @@ def work(name: str, threads: int) -> tuple[float, float, str]:
     from PIL import Image
 
     from benchmarks.race import crops
-    from colorize import photographs
-    from colorize.batches import Photos
+    from colorize.apply import fullsize
     from colorize.bins import Statistics
-    from colorize.device import select_device
+    from colorize.data.dataset import Photos
     from colorize.models import build_model
-    from colorize.settings import TrainRule
-    from colorize.training import make_optimizer
+    from colorize.training.device import TrainConfig, select_device
+    from colorize.training.loop import make_optimizer
+    from pipeline.check import AllParams
     from pipeline.params import load
 
-    select_device(TrainRule(device="cpu", threads=threads))
+    select_device(TrainConfig(device="cpu", threads=threads))
     torch.manual_seed(1)
     images = crops(32, 64)
     if name == "paint":
         rgb = Image.fromarray(images[0]).resize((858, 644))
-        photograph = photographs.Photograph(rgb, None, 1, ".jpg", b"", b"", None, ())
+        photograph = fullsize.Photograph(rgb, None, 1, ".jpg", b"", b"", None, ())
         light, ab = torch.rand(1, 1, 64, 88) * 100, (torch.rand(2, 64, 88) - 0.5) * 120
 
         def run() -> bytes:
-            return photographs.paint(photograph, light, ab).tobytes()
+            return fullsize.paint(photograph, light, ab).tobytes()
     else:
-        params = load(ROOT / "params.yaml")
-        block = params.block(name)
+        params = load(AllParams, ROOT / "params.yaml")
+        block = params.models[name]
         batch = next(Photos(images, 32).epoch(1, 32))
         model = build_model(block, 32, Statistics.measure(images, params.prior))
         optimizer = make_optimizer(model.parameters(), block.train, 3e-4)

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from colorize.apply.coloring import find
+from colorize.apply.fullsize import slope
 from colorize.color import rgb_to_lab
-from colorize.coloring import find
-from colorize.photographs import slope
 
 SIDES = (64, 128, 256)
 
@@ -36,7 +36,7 @@ def bilinear(light: Tensor, ab: Tensor, full: Tensor) -> Tensor:
 
 
 def ours(light: Tensor, ab: Tensor, full: Tensor) -> Tensor:
-    """colorize.photographs.paint's, all rows at once."""
+    """colorize.apply.fullsize.paint's, all rows at once."""
     return up(ab, full) + up(slope(light, ab), full) * (full - up(light, full))
 
 

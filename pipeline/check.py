@@ -8,20 +8,75 @@ training depends on these and no others.
 
 import os
 from pathlib import Path
+from typing import Self
 
 import torch
+from pydantic import ConfigDict, model_validator
 
-from colorize import cluster, files
-from colorize.device import processes, select_device
+from colorize import files
+from colorize.bins import PriorConfig
+from colorize.data import cluster
+from colorize.data.filtering import FilterConfig
+from colorize.data.images import CropConfig
+from colorize.data.manifest import DataConfig
 from colorize.files import InputError
-from colorize.models import WEIGHTS, build_model, describe_block, initial_folder, load_model, model_class, start_from
-from colorize.settings import SHIPPED, Source, suggest
+from colorize.models import (
+    WEIGHTS,
+    ModelConfig,
+    ancestry,
+    block_of,
+    build_model,
+    describe_block,
+    initial_folder,
+    load_model,
+    model_class,
+    start_from,
+)
+from colorize.scoring.evaluation import EvaluateConfig
+from colorize.settings import SHIPPED, Seed, count_of, is_name, suggest
+from colorize.training.device import TrainConfig, processes, select_device
 from pipeline import paths
 from pipeline.params import Params, stage
 
 
-def main(params: Params) -> None:
-    params.block(params.model)
+class AllParams(Params):
+    """params.yaml, all of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: Seed
+    model: str
+    data: DataConfig
+    crop: CropConfig
+    filter: FilterConfig
+    prior: PriorConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    models: dict[str, ModelConfig]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name in ("dark", "bright", "train", "val", "test"):
+            amount = getattr(self.filter, name)
+            try:
+                count_of(amount, 1)
+            except ValueError as error:
+                raise InputError(f"{paths.PARAMS}: filter.{name}: {error}, but it is {amount!r}") from error
+        for name in self.models:
+            where, starts = f"{paths.PARAMS}: models.{name}", ancestry(self.models, name)
+            if not is_name(name):
+                raise InputError(
+                    f"{paths.PARAMS}: models: {name!r} cannot be a folder's name everywhere; use letters, digits, _ . + -"
+                )
+            if name == SHIPPED:
+                raise InputError(f"{where}: the model that comes with the library has that name; choose another")
+            if (last := list(starts.values())[-1]).init_from in starts:
+                raise InputError(f"{where}.init_from leads back to {last.init_from}; name another model")
+        return self
+
+
+def main(params: AllParams) -> None:
+    block_of(params.models, params.model)
     select_device(params.train)
     processes(params.train)
     cluster.check(params.crop.cluster)
@@ -36,9 +91,10 @@ def main(params: Params) -> None:
             trained = starts and starts not in params.models and load_model(initial_folder(starts), "meta")
             if name == params.model:
                 with torch.device("meta"):  # no memory for its weights
-                    model = build_model(block, params.working_size(name))
+                    model = build_model(block, block.working_size(params.crop.size))
                     if starts:
-                        start_from(model, trained or build_model(params.block(starts), params.working_size(starts)))
+                        origin = params.models.get(starts, block)
+                        start_from(model, trained or build_model(origin, origin.working_size(params.crop.size)))
         except InputError as error:
             raise InputError(f"{paths.PARAMS}: models.{name}: {error}") from error
     for name in params.models:
@@ -46,16 +102,16 @@ def main(params: Params) -> None:
     files.write_text(paths.CHECKED, "params.yaml, the source and the device were found in order.\n")
 
 
-def resolved(params: Params, name: str) -> dict[str, object]:
+def resolved(params: AllParams, name: str) -> dict[str, object]:
     """All that params.yaml says of a model: its block, those of the models that it starts from, the weights that they do."""
-    ancestry = params.ancestry(name)
-    content: dict[str, object] = {each: describe_block(block) for each, block in ancestry.items()}
-    if origin := list(ancestry.values())[-1].init_from:
+    blocks = ancestry(params.models, name)
+    content: dict[str, object] = {each: describe_block(block) for each, block in blocks.items()}
+    if origin := list(blocks.values())[-1].init_from:
         content["weights"] = files.sha256(initial_folder(origin) / WEIGHTS)
     return content
 
 
-def check_path(data: Source) -> None:
+def check_path(data: DataConfig) -> None:
     """Look at what the source reads before DVC hashes it, which waits for pipes and does not name the file it fails at.
 
     Raises:
@@ -77,4 +133,4 @@ def check_path(data: Source) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(AllParams, main)

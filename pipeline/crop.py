@@ -11,15 +11,21 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from colorize import cluster
+from colorize.data import cluster
+from colorize.data.crops import crop_shards
+from colorize.data.images import SENTENCES, CropConfig
+from colorize.data.manifest import DataConfig, Reader
 from colorize.files import InputError, read_table, remove_partial, write_text
-from colorize.images import SENTENCES, crop_shards
-from colorize.sources import Reader
 from pipeline import paths
 from pipeline.params import Params, stage
 
 
-def main(params: Params) -> None:
+class CropParams(Params):
+    data: DataConfig
+    crop: CropConfig
+
+
+def main(params: CropParams) -> None:
     """Crop every fetched photograph.
 
     Raises:
@@ -65,4 +71,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(CropParams, main)

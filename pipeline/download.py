@@ -10,29 +10,33 @@ from contextlib import closing
 
 from tqdm import tqdm
 
-from colorize import files, sources
-from colorize.album import counts
-from colorize.fetch import fetch_all
+from colorize import files
+from colorize.data import manifest, sources
+from colorize.data.album import counts
+from colorize.data.fetch import fetch_all
+from colorize.data.formats import UNREAD, why_no_image
+from colorize.data.manifest import DataConfig, Item
 from colorize.files import InputError
-from colorize.formats import UNREAD, why_no_image
-from colorize.settings import Source
-from colorize.sources import Photo
 from pipeline import paths
 from pipeline.params import Params, stage
 
 
-def main(params: Params) -> None:
+class DownloadParams(Params):
+    data: DataConfig
+
+
+def main(params: DownloadParams) -> None:
     data = params.data
-    photos, colors = sources.list_photos(data, data.seed)
+    photos, colors = sources.list_items(data, data.seed)
     _fetch(photos, data)
     _check(photos, data)
 
     _clear()
-    sources.pack(tqdm(photos, desc="pack", unit="photo", file=sys.stderr, disable=None), paths.PHOTOS)
+    manifest.pack(tqdm(photos, desc="pack", unit="photo", file=sys.stderr, disable=None), paths.PHOTOS)
     if colors is not None:
         kept = colors[colors["photo"].isin([photo.photo for photo in photos if photo.status == "ok"])]
         files.write_text(paths.COLORS_CSV, kept.to_csv(index=False, lineterminator="\n"))
-    sources.write_photos(paths.PHOTOS_CSV, photos)
+    manifest.write_manifest(paths.PHOTOS_CSV, photos)
     print(f"download: {_summary(photos)}")
 
 
@@ -46,7 +50,7 @@ def _clear() -> None:
         raise InputError(f"cannot clear {paths.PHOTOS} ({error.strerror}); make the folder writable") from error
 
 
-def _fetch(photos: list[Photo], data: Source) -> None:
+def _fetch(photos: list[Item], data: DataConfig) -> None:
     """Fetch what has an address; stops early once too much has failed."""
     wanted = {photo.url: photo for photo in photos if photo.url and photo.status == "ok"}
     if not wanted:
@@ -67,7 +71,7 @@ def _fetch(photos: list[Photo], data: Source) -> None:
                 return
 
 
-def _check(photos: list[Photo], data: Source) -> None:
+def _check(photos: list[Item], data: DataConfig) -> None:
     tried = sum(photo.status in ("ok", "failed") for photo in photos)
     failed = Counter(photo.reason for photo in photos if photo.status == "failed")
     unread = sorted({photo.reason for photo in photos} & UNREAD.keys())
@@ -86,7 +90,7 @@ def _check(photos: list[Photo], data: Source) -> None:
         )
 
 
-def _summary(photos: list[Photo]) -> str:
+def _summary(photos: list[Item]) -> str:
     parts = []
     for status in ("ok", "failed", "skipped", "ignored"):
         reasons = [photo.reason for photo in photos if photo.status == status]
@@ -97,4 +101,4 @@ def _summary(photos: list[Photo]) -> str:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(DownloadParams, main)

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colorize import evaluation, files, metrics, plausibility, sheets
+from colorize import files
 from colorize.bins import Statistics
-from colorize.device import select_device
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.images import Crops
-from colorize.models import HISTORY, Colorizer, build_baseline, load_description, load_model
+from colorize.models import HISTORY, build_baseline, load_description, load_model
+from colorize.models.base import Colorizer
+from colorize.scoring import evaluation, metrics, plausibility, sheets
+from colorize.scoring.evaluation import EvaluateConfig
+from colorize.training.device import TrainConfig, select_device
 from pipeline import paths
 from pipeline.params import Params, stage
 
@@ -48,19 +51,22 @@ def describe(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float | int
     return numbers | {"images": len(table), "grey_truths": int(table["grey_truth"].sum())}
 
 
-def main(params: Params, name: str | None = None) -> None:
+class EvaluateParams(Params):
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+def main(params: EvaluateParams, name: str | None = None) -> None:
     rule, test = params.evaluate, read_test()
     device = select_device(params.train)
-    if name is not None:
-        params.block(name)
+    crops, photos = Crops(paths.CROPS, test["index"].to_numpy()), test["photo"].to_list()
     folder = paths.MODEL if name is None else paths.ZOO / name
     description = load_description(folder)
     systems: dict[str, tuple[Colorizer, int]] = {"model": (load_model(folder, device.type), description["size"])}
     if name is None:
-        statistics = Statistics.read(paths.PRIOR)
-        systems |= {baseline: (build_baseline(baseline, statistics), params.crop.size) for baseline in metrics.BASELINES}
+        statistics, side = Statistics.read(paths.PRIOR), crops.side
+        systems |= {baseline: (build_baseline(baseline, statistics), side) for baseline in metrics.BASELINES}
 
-    crops, photos = Crops(paths.CROPS, test["index"].to_numpy()), test["photo"].to_list()
     critic = plausibility.critic(crops, rule.batch, device, params.train.threads)
     tables = {}
     for system, (model, size) in systems.items():
@@ -97,4 +103,4 @@ def main(params: Params, name: str | None = None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", metavar="NAME", help="score this model of the zoo, into data/zoo/NAME/")
-    stage(partial(main, name=parser.parse_args().model))
+    stage(EvaluateParams, partial(main, name=parser.parse_args().model))

@@ -4,7 +4,6 @@ SPEC 2.4 and 2.5, document 000 section 2.2.3; classes as in document 002, table 
 holds numbers into the crops.
 """
 
-import io
 import sys
 
 import numpy as np
@@ -12,13 +11,16 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from colorize.data.filtering import FilterConfig, duplicates, thumbnails, tone_rules
+from colorize.data.manifest import DataConfig
+from colorize.data.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
+from colorize.data.shards import Crops
+from colorize.data.splits import SPLITS, split
 from colorize.files import InputError, read_table, write_bytes, write_text
-from colorize.images import Crops, contact_sheet
-from colorize.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
-from colorize.selection import SPLITS, duplicates, split, thumbnails, tone_rules
-from colorize.settings import FilterRule
+from colorize.scoring import sheets
+from colorize.settings import suggest
 from pipeline import paths
-from pipeline.params import Params, stage, suggest
+from pipeline.params import Params, stage
 
 EXAMPLES = 8
 PIXELS_AT_ONCE = 2**20
@@ -72,7 +74,7 @@ def _remove(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
     return reasons
 
 
-def _draw(table: pd.DataFrame, hints: np.ndarray, small: np.ndarray, rule: FilterRule, seed: int) -> None:
+def _draw(table: pd.DataFrame, hints: np.ndarray, small: np.ndarray, rule: FilterConfig, seed: int) -> None:
     """Fill in the splits of what is kept; near-duplicates across them are removed, or noted if that rule is off."""
     kept = np.flatnonzero(table.reason == "")
     drawn = split(table.group.to_numpy()[kept], hints[kept], rule, seed, table["class"].to_numpy()[kept])
@@ -112,13 +114,15 @@ def _sheet(crops: Crops, reasons: dict[str, np.ndarray]) -> bytes:
         removed = np.flatnonzero(mask)
         examples = removed[np.linspace(0, len(removed) - 1, min(EXAMPLES, len(removed))).astype(int)]
         rows.append((f"{name}: {len(removed)} of {len(crops)}", crops[examples]))
-    buffer = io.BytesIO()
-    sheet = contact_sheet(rows or [("nothing was removed", np.empty(0))], columns=EXAMPLES)
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return sheets.encode(sheets.examples(rows or [("nothing was removed", np.empty(0))]), "png")
 
 
-def main(params: Params) -> None:
+class FilterParams(Params):
+    data: DataConfig
+    filter: FilterConfig
+
+
+def main(params: FilterParams) -> None:
     """Filter and split the crops.
 
     Raises:
@@ -184,4 +188,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(FilterParams, main)

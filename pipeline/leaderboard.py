@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from colorize import ceilings, files, metrics, plausibility, sheets
+from colorize import files
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.images import Crops
-from colorize.models import HISTORY
+from colorize.models import HISTORY, ModelConfig
+from colorize.scoring import metrics, oracles, plausibility, sheets
+from colorize.scoring.evaluation import EvaluateConfig
+from colorize.training.device import TrainConfig
 from pipeline import page, paths
 from pipeline.page import Shown
 from pipeline.params import Params, stage
@@ -74,7 +77,7 @@ def rank(descriptions: dict[str, dict[str, Any]], scores: pd.DataFrame) -> pd.Da
         psnr = own.loc["psnr"]
         row = {
             "model": name,
-            "kind": "ceiling" if name in ceilings.CEILINGS else "baseline" if name in metrics.BASELINES else "model",
+            "kind": "ceiling" if name in oracles.CEILINGS else "baseline" if name in metrics.BASELINES else "model",
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
@@ -157,8 +160,14 @@ def draw(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], truths:
     return sheets.encode(sheets.strips(strips), "jpeg")
 
 
+class LeaderboardParams(Params):
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    models: dict[str, ModelConfig]
+
+
 def build(
-    params: Params,
+    params: LeaderboardParams,
     board: pd.DataFrame,
     tables: dict[str, pd.DataFrame],
     scores: pd.DataFrame,
@@ -185,7 +194,7 @@ def build(
     wanted = sorted({place for system in shown for place in system.pictures})
     truth = dict(zip(wanted, crops[np.array(wanted)], strict=True))
     best = next(system for system in shown if system.kind != "ceiling")
-    side = params.crop.size
+    side = crops.side
     lead = (
         f"On {metrics.scored(tables['grey'])} at {side} × {side} pixels the best PSNR is that of {best.name}. Ceilings are "
         "given the truth: they are no models, but what a kind of model would score if it made no mistake."
@@ -194,21 +203,21 @@ def build(
     return page.render("page.html.j2", "Leaderboard", lead, shown, truth, basis, side, extra={})
 
 
-def main(params: Params, cost: bool = False) -> None:
+def main(params: LeaderboardParams, cost: bool = False) -> None:
     names = list(params.models)
     for baseline in metrics.BASELINES:
         if baseline not in names:
             raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")
-    if taken := sorted(set(names) & set(ceilings.CEILINGS)):
+    if taken := sorted(set(names) & set(oracles.CEILINGS)):
         raise InputError(f"{paths.PARAMS}: models.{taken[0]} has the name of a ceiling; give the model another")
     descriptions, tables = read_zoo(names)
     photos = tables["grey"]
     crops = Crops(paths.CROPS, photos["index"].to_numpy())
     batch, threads = params.evaluate.batch, params.train.threads
     critic = plausibility.critic(crops, batch, threads=threads)
-    for name in ceilings.CEILINGS:
+    for name in oracles.CEILINGS:
         descriptions[name] = {"parameters": 0, "epochs": 0, "notes": []}
-        tables[name] = ceilings.score(name, crops, batch, threads=threads, critic=critic)
+        tables[name] = oracles.score(name, crops, batch, threads=threads, critic=critic)
         tables[name]["group"] = photos["group"]
     scores = metrics.compare(tables, params.evaluate.bootstrap)
     board = rank(descriptions, scores)
@@ -219,8 +228,8 @@ def main(params: Params, cost: bool = False) -> None:
     gallery = sheets.spread(len(photos), params.evaluate.gallery)
     common = photos["index"].to_numpy()[gallery].tolist()
     painted, truths = read_pictures(names, common), crops[gallery]
-    for name in ceilings.CEILINGS:
-        painted[name] = dict(zip(common, ceilings.color(name, truths)[0], strict=True))
+    for name in oracles.CEILINGS:
+        painted[name] = dict(zip(common, oracles.color(name, truths)[0], strict=True))
     board["notes"] = warn(board, painted)
     picture = draw(board, painted, dict(zip(common, truths, strict=True)))
     html = build(params, board, tables, scores, painted, crops)
@@ -228,7 +237,7 @@ def main(params: Params, cost: bool = False) -> None:
     files.write_text(paths.METRICS / "leaderboard.csv", listed.to_csv(index=False, lineterminator="\n"))
     records = [{key: value for key, value in row.items() if value == value} for row in board.to_dict("records")]
     files.write_json(paths.METRICS / "leaderboard.json", records)  # JSON has no NaN
-    basis = page.basis(photos, scores, params.crop.size, params.evaluate.bootstrap)
+    basis = page.basis(photos, scores, crops.side, params.evaluate.bootstrap)
     text = (
         f"{basis}. Photographs that are grey in truth, left out of PSNR: {int(photos['grey_truth'].sum())}. Ceilings are "
         "given the truth: they are no models, but what a kind of model would score if it made no mistake."
@@ -243,4 +252,4 @@ def main(params: Params, cost: bool = False) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m pipeline.leaderboard", description=__doc__.splitlines()[0])
     parser.add_argument("--cost", action="store_true", help="print the table with training seconds; write nothing")
-    stage(partial(main, cost=parser.parse_args().cost))
+    stage(LeaderboardParams, partial(main, cost=parser.parse_args().cost))

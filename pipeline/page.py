@@ -19,8 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from colorize import files, sheets
-from colorize.metrics import BASELINES, METRICS, TOO_FEW, scored
+from colorize import files
+from colorize.scoring import sheets
+from colorize.scoring.metrics import BASELINES, METRICS, TOO_FEW, scored
 
 BUDGET = 6_000_000
 """Bytes of all photographs, before base64 makes them a third larger."""

@@ -6,18 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from colorize import files
-from colorize.bins import Q, Statistics
-from colorize.fetch import read_pinned
+from colorize.bins import PriorConfig, Q, Statistics
+from colorize.data.fetch import read_pinned
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.images import Crops
-from colorize.settings import PriorRule
 from pipeline import paths
 from pipeline.params import Params, stage
 
 PIXELS_AT_ONCE = 2**24
 
 
-def read_released(rule: PriorRule) -> np.ndarray | None:
+def read_released(rule: PriorConfig) -> np.ndarray | None:
     """The released prior [313] from a path or URL; None if the parameter is empty.
 
     Raises:
@@ -33,7 +32,11 @@ def read_released(rule: PriorRule) -> np.ndarray | None:
     return prior
 
 
-def main(params: Params) -> None:
+class PriorParams(Params):
+    prior: PriorConfig
+
+
+def main(params: PriorParams) -> None:
     released = read_released(params.prior)
     splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
     training = splits.loc[splits["split"] == "train", "index"].to_numpy()
@@ -41,7 +44,7 @@ def main(params: Params) -> None:
         raise InputError(f"{paths.SPLITS_CSV} lists no training photograph; raise filter.train")
     # In chunks, so that memory does not grow with the photographs.
     crops = Crops(paths.CROPS, training)
-    step = PIXELS_AT_ONCE // crops[:1].shape[1] ** 2
+    step = PIXELS_AT_ONCE // crops.side**2
     chunks = (crops[start : start + step] for start in range(0, len(crops), step))
     statistics = Statistics.measure(chunks, params.prior, released)
     statistics.write(paths.PRIOR)
@@ -52,4 +55,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(PriorParams, main)

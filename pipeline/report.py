@@ -12,9 +12,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from colorize import figures, files, sheets
+from colorize import files
+from colorize.data.filtering import FilterConfig
+from colorize.data.images import CropConfig
 from colorize.files import InputError
-from colorize.metrics import BASELINES, METRICS, Metric
+from colorize.scoring import figures, sheets
+from colorize.scoring.evaluation import EvaluateConfig
+from colorize.scoring.metrics import BASELINES, METRICS, Metric
+from colorize.training.device import TrainConfig
 from pipeline import page, paths
 from pipeline.page import OF_SEVERAL, Shown, number, numbers
 from pipeline.params import Params, stage
@@ -128,7 +133,14 @@ def systems(
         return found, dict(zip(found[0].pictures, pictures["truth"], strict=True))
 
 
-def build(params: Params) -> tuple[str, bytes, str]:
+class ReportParams(Params):
+    crop: CropConfig
+    filter: FilterConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+def build(params: ReportParams) -> tuple[str, bytes, str]:
     """The report, prior.png, and a summary for the screen.
 
     Raises:
@@ -190,7 +202,7 @@ def summary(rows: list[dict[str, Any]], name: str, basis: str) -> str:
     return "\n".join([*lines, basis, f"pictures: {pictures}"])
 
 
-def main(params: Params) -> None:
+def main(params: ReportParams) -> None:
     html, prior, said = build(params)
     files.write_bytes(paths.METRICS / "prior.png", prior)
     files.write_text(paths.METRICS / "report.html", html)
@@ -198,4 +210,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(ReportParams, main)

@@ -7,17 +7,21 @@ photographs: neither takes a training.
 
 import argparse
 
-from colorize.models import HISTORY, SHIPPED_FOLDER, WEIGHTS, load_description, load_model, save_model
+from colorize.models import HISTORY, SHIPPED_FOLDER, WEIGHTS, ModelConfig, block_of, load_description, load_model, save_model
 from colorize.settings import SHIPPED
 from pipeline import paths
 from pipeline.params import Params, stage
 
 
-def main(params: Params) -> None:
+class ShipParams(Params):
+    models: dict[str, ModelConfig]
+
+
+def main(params: ShipParams) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="side in pixels; without it the one at which it was trained")
     description = load_description(paths.MODEL)
-    head = params.block(description["name"]).head
+    head = block_of(params.models, description["name"]).head
     description["block"]["head"] |= {"temperature": head.temperature, "saturation": head.saturation}
     about = description | {"name": SHIPPED, "size": parser.parse_args().size or description["size"]}
     history = (paths.MODEL / HISTORY).read_text(encoding="utf-8")
@@ -26,4 +30,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(ShipParams, main)

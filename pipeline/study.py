@@ -197,4 +197,4 @@ def main(_: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(Params, main)

@@ -14,10 +14,10 @@ import pandas as pd
 from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from colorize import figures
 from colorize.files import InputError
-from colorize.metrics import BASELINES, with_interval
-from colorize.training import AVERAGED_EPOCHS
+from colorize.scoring import figures
+from colorize.scoring.metrics import BASELINES, with_interval
+from colorize.training.loop import AVERAGED_EPOCHS
 
 Record = dict[str, Any]
 """One run: run, seed, settings, device, hardware, torch, and what `experiments.results` gives."""

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colorize import evaluation, figures, sheets
 from colorize.bins import Statistics
+from colorize.data.images import CropConfig, Refused, crop_square
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.heads import Classification
-from colorize.images import Crops, Refused, crop_square
-from colorize.models import Colorizer, build_baseline, load_description, load_model
-from colorize.settings import CropRule
+from colorize.models import build_baseline, load_description, load_model
+from colorize.models.base import Colorizer
+from colorize.models.heads import Classification
+from colorize.scoring import evaluation, figures, sheets
 from pipeline import experiments, paths
 from pipeline.study_page import Figure
 
@@ -50,7 +51,7 @@ def _photographs(figure: Figure, commit: str, below: Path, folders: Mapping[str,
         return Crops(crops, indices[sheets.spread(len(indices), figure.count)])[:]
     if figure.photographs not in folders:
         raise InputError(f"figure {figure.name} needs --path {figure.photographs}=FOLDER")
-    rule = CropRule(size=Crops(crops)[:1].shape[1])
+    rule = CropConfig(size=Crops(crops)[:1].shape[1])
     found = []
     for path in sorted(p for p in folders[figure.photographs].rglob("*") if p.is_file()):
         try:

@@ -29,15 +29,16 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
-from colorize import distributed, files
-from colorize.batches import Photos, Streamed
+from colorize import files
 from colorize.bins import Statistics
-from colorize.device import gpus, held_bytes, processes, select_device, use_bf16
+from colorize.data.dataset import Photos, Streamed
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.images import Crops
 from colorize.models import (
+    ARCHITECTURES,
     WEIGHTS,
-    Colorizer,
+    ModelConfig,
+    block_of,
     build_model,
     describe_block,
     initial_folder,
@@ -46,9 +47,11 @@ from colorize.models import (
     save_model,
     start_from,
 )
-from colorize.models._base import parameter_count
-from colorize.settings import ModelBlock, Prior
-from colorize.training import Progress, Row, end_of, fit, history_csv, in_force
+from colorize.models.base import Colorizer, parameter_count
+from colorize.settings import Prior, Seed
+from colorize.training import distributed
+from colorize.training.device import TrainConfig, gpus, held_bytes, processes, select_device, use_bf16
+from colorize.training.loop import Progress, Row, end_of, fit, history_csv, in_force
 from pipeline import imports, paths
 from pipeline.params import Params, stage
 
@@ -59,10 +62,17 @@ HARMLESS = ("checkpoint_seconds", "hold_gigabytes", "keep_gigabytes", "nnodes", 
 """Rules that change nothing in the weights; how many ranks there are does, in the last bits."""
 
 
-def fingerprint(params: Params, name: str, device: torch.device) -> str:
+class TrainParams(Params):
+    seed: Seed
+    model: str
+    train: TrainConfig
+    models: dict[str, ModelConfig]
+
+
+def fingerprint(params: TrainParams, name: str, device: torch.device) -> str:
     """Sixty-four hexadecimal digits over everything that the trained weights depend on."""
-    block = params.block(name)
-    architecture = imports.PACKAGES["colorize"] / "models" / f"{block.arch}.py"
+    block = block_of(params.models, name)
+    architecture = ARCHITECTURES / f"{block.arch}.py"
     origin = block.init_from
     if origin in params.models:
         origin = fingerprint(params, origin, device)
@@ -78,7 +88,7 @@ def fingerprint(params: Params, name: str, device: torch.device) -> str:
         "init_from": origin,
         "train": rule,
         "seed": params.seed,
-        "size": params.working_size(name),
+        "size": block.working_size(Crops(paths.CROPS).side),
         "device": device.type,
         "ranks": distributed.ranks(),
         "packages": [torch.__version__, np.__version__],
@@ -118,7 +128,7 @@ def share_of(indices: np.ndarray, share: float) -> np.ndarray:
     return indices[np.sort(order[: round(share * len(indices))])]
 
 
-def trainable(block: ModelBlock, statistics: Statistics) -> tuple[ModelBlock, list[str]]:
+def trainable(block: ModelConfig, statistics: Statistics) -> tuple[ModelConfig, list[str]]:
     """The block as it can be trained here, and one sentence for each thing that differs from what it asks for.
 
     The released prior can neither be distributed with this project nor fetched by it unasked.
@@ -132,7 +142,7 @@ def trainable(block: ModelBlock, statistics: Statistics) -> tuple[ModelBlock, li
 
 
 def recipe_of(
-    params: Params, block: ModelBlock, size: int, photographs: int, device: torch.device
+    params: TrainParams, block: ModelConfig, size: int, photographs: int, device: torch.device
 ) -> tuple[dict[str, Any], list[str]]:
     """The recipe in force, beside what the block asks for; and one sentence for each difference.
 
@@ -161,7 +171,7 @@ def recipe_of(
     epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {asked.epochs:,}"
     lr = f"{used.lr:g}, not {asked.lr:g}"
     sentences = {
-        "size": f"works at {size} pixels, not {block.size}, because crop.size is {params.crop.size}",
+        "size": f"works at {size} pixels, not {block.size}, because crop.size is {size}",
         "epochs": f"trains for {epochs}, because train.max_epochs is {rule.max_epochs}",
         "lr": f"trains with a learning rate of {lr}, because train.lr_at_least is {rule.lr_at_least:g}",
         "batch": f"trains on {batch} photographs at once, not {asked.batch}, because there are no more",
@@ -171,7 +181,7 @@ def recipe_of(
     return recipe, [text for name, text in sentences.items() if pairs[name][0] != pairs[name][1]]
 
 
-def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
+def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
     """A trained model, from its finished state if there is one or will be; what was done; and its description.
 
     All ranks do this; the first one alone reads and writes the state.
@@ -185,8 +195,9 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
     device = select_device(params.train, gpu)
     distributed.join(device)
     first = distributed.rank() == 0
-    size, statistics = params.working_size(name), Statistics.read(paths.PRIOR)
-    block, notes = trainable(params.block(name), statistics)
+    statistics = Statistics.read(paths.PRIOR)
+    block, notes = trainable(block_of(params.models, name), statistics)
+    size = block.working_size(Crops(paths.CROPS).side)
     if block.init_from:
         notes.append(f"starts from the weights of {block.init_from}")
     splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
@@ -250,7 +261,7 @@ def trained(params: Params, name: str, gpu: int = 0) -> tuple[Colorizer, Progres
     return model, progress, description
 
 
-def train(params: Params, name: str, out: Path, gpu: int = 0) -> Progress:
+def train(params: TrainParams, name: str, out: Path, gpu: int = 0) -> Progress:
     """Train a model, or fetch it from its finished state, and write it to `out`; raises what `trained` does."""
     model, progress, description = trained(params, name, gpu)
     if distributed.first_here():  # every machine gets the model: DVC waits for it on any
@@ -274,7 +285,7 @@ def own_gpus(count: int, there: int) -> Iterator[list[int]]:
         yield (own + others)[:count]
 
 
-def main(params: Params) -> None:
+def main(params: TrainParams) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model")
     arguments = parser.parse_args()
@@ -296,4 +307,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(TrainParams, main)

@@ -15,11 +15,12 @@ import torch
 from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
-from colorize import plausibility
-from colorize.device import _round_alike
-from colorize.models import _resnet, deshpande, koalarization, zhang
-from colorize.settings import ModelBlock
-from pipeline.params import Params, checked
+from colorize.models import ModelConfig, resnet
+from colorize.models.architectures import deshpande, koalarization, zhang
+from colorize.scoring import plausibility
+from colorize.training.device import _round_alike
+from pipeline.check import AllParams
+from pipeline.params import checked
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,10 +78,10 @@ def photographs() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def make_params() -> Callable[..., Params]:
+def make_params() -> Callable[..., AllParams]:
     """The project's params.yaml with changes, given as dotted names: make_params({"crop.size": 32})."""
 
-    def make(changes: dict[str, object] | None = None) -> Params:
+    def make(changes: dict[str, object] | None = None) -> AllParams:
         content = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
         for name, value in (changes or {}).items():
             *path, last = name.split(".")
@@ -88,7 +89,7 @@ def make_params() -> Callable[..., Params]:
             for part in path:
                 block = block.setdefault(part, {})
             block[last] = deepcopy(value)
-        return checked(content)
+        return checked(AllParams, content)
 
     return make
 
@@ -107,16 +108,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelBlock], ModelBlock]:
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelConfig], ModelConfig]:
     """A function that gives a block with the same kinds of layers and far fewer channels: quick, and small on the disk."""
     monkeypatch.setattr(deshpande, "ENCODER", [(c // 8, kernel, stride) for c, kernel, stride in deshpande.ENCODER])
     monkeypatch.setattr(koalarization, "ENCODER", [(c // 8, stride) for c, stride in koalarization.ENCODER])
     blocks = {variant: [(c // 8, *rest) for c, *rest in table] for variant, table in zhang.BLOCKS.items()}
     monkeypatch.setattr(zhang, "BLOCKS", blocks)
-    monkeypatch.setattr(koalarization, "Trunk", lambda stages, frozen: _resnet.Trunk(2, frozen))
-    monkeypatch.setattr(koalarization, "WIDTHS", _resnet.WIDTHS[:2])
+    monkeypatch.setattr(koalarization, "Trunk", lambda stages, frozen: resnet.Trunk(2, frozen))
+    monkeypatch.setattr(koalarization, "WIDTHS", resnet.WIDTHS[:2])
 
-    def narrowed(block: ModelBlock) -> ModelBlock:
+    def narrowed(block: ModelConfig) -> ModelConfig:
         network = dict(block.network)
         for key in ("channels", "hidden"):
             if key in network:

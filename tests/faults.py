@@ -20,9 +20,10 @@ from ruamel.yaml import YAML
 from webserver import Answer, Server, content, jpegs
 
 from colorize import files
-from colorize.images import Crops
+from colorize.data.shards import Crops
 from pipeline import crop, download, paths
-from pipeline.params import Params, checked
+from pipeline.check import AllParams
+from pipeline.params import checked
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs/faults.md"
@@ -83,14 +84,14 @@ class Album:
         self.good = {f"/good{number}.jpg": body for number, body in enumerate(jpegs(4))}
         server.answers |= {path: content(body) for path, body in self.good.items()}
 
-    def params(self, data: Mapping[str, Any], rule: Mapping[str, Any]) -> Params:
-        block = YAML(typ="safe").load(ROOT / "params.yaml")
+    def params(self, data: Mapping[str, Any], rule: Mapping[str, Any]) -> AllParams:
+        block = YAML(typ="safe").load(AllParams, ROOT / "params.yaml")
         block["data"] |= {"source": "urls", "path": "list.csv", "allow_private": True, "threads": 4, "attempts": 2}
         block["data"] |= {"max_failed": 1.0, "timeout_seconds": 20} | data
         block["crop"] |= {"size": 16, "workers": 1} | rule
-        return checked(block)
+        return checked(AllParams, block)
 
-    def run(self, folder: Path, rows: list[str], params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def run(self, folder: Path, rows: list[str], params: AllParams) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Both stages in a folder of their own; photos.csv and crops.csv by photo."""
         folder.mkdir(exist_ok=True)
         with chdir(folder):

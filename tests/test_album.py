@@ -9,13 +9,14 @@ from conftest import _photographs
 from PIL import Image
 from test_coloring import apply, one_color, photo
 
-from colorize import scoring
-from colorize.album import walk
-from colorize.coloring import find
+from colorize.apply import score
+from colorize.apply.coloring import find
+from colorize.data.album import walk
+from colorize.data.images import SENTENCES
+from colorize.data.manifest import DataConfig
+from colorize.data.sources import list_items
 from colorize.files import InputError, text_of
-from colorize.images import SENTENCES
-from colorize.settings import EvaluateRule, Source
-from colorize.sources import list_photos
+from colorize.scoring.evaluation import EvaluateConfig
 
 PIXELS = _photographs(1, 24)[0]
 
@@ -82,7 +83,7 @@ def expected() -> dict[str, tuple[str, str]]:
 
 def test_the_pipeline_and_the_command_line_walk_alike(folder: Path) -> None:
     """Every file has a status, and one that is not taken a reason; the same one for both."""
-    of_source = {p.photo: (p.status, p.reason) for p in list_photos(Source(source="folder", path=str(folder)), 1)[0]}
+    of_source = {p.photo: (p.status, p.reason) for p in list_items(DataConfig(source="folder", path=str(folder)), 1)[0]}
     of_command = {text_of(item.name): (item.status or "ok", item.reason) for item in find([folder])}
     assert of_source == of_command == expected()
 
@@ -129,7 +130,7 @@ def test_scores_are_of_the_same_photographs(folder: Path) -> None:
     for name, (status, _) in found.items():
         if status == "ok" and name != "p.jfif":
             (folder / name).unlink()
-    scores = scoring.score([folder], [one_color("brown", 9, 9)], EvaluateRule(bootstrap=2))
+    scores = score.score([folder], [one_color("brown", 9, 9)], EvaluateConfig(bootstrap=2))
     assert scores.images == 1
     assert scores.failed == {name: reason for name, (status, reason) in found.items() if status == "failed"}
     assert scores.passed_over.total() == sum(status in ("skipped", "ignored") for status, _ in found.values())

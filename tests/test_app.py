@@ -28,7 +28,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         make_model(folder / "cae", "cae", channels=[4, 8]),
     ]
     chosen = [part for model in models for part in ("--model", str(model))]
-    command = [sys.executable, "-m", "colorize.cli", "app", *chosen, "--port", "0", "--no-show", "--max-megabytes", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "colorize.apply.cli",
+        "app",
+        *chosen,
+        "--port",
+        "0",
+        "--no-show",
+        "--max-megabytes",
+        "1",
+    ]
     server = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
     assert server.stdout
     found = re.match(r"(http://127\.0\.0\.1:\d+) ", server.stdout.readline())

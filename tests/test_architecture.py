@@ -17,23 +17,13 @@ from conftest import ROOT, _photographs
 from PIL import Image
 from ruamel.yaml import YAML
 
-from colorize.models import architectures
+from colorize.models import architecture_names
 from pipeline import imports, leaderboard, paths
-from pipeline.params import Params, load
+from pipeline.check import AllParams
+from pipeline.params import load
 
-LAYERS = [
-    {"files", "formats", "color"},
-    {"settings", "cluster"},
-    {"album", "sheets", "degrade", "device", "distributed", "bins", "images", "palette", "fetch"},
-    {"batches", "metrics", "sources", "selection"},
-    {"heads"},
-    {"models"},
-    {"plausibility"},
-    {"training", "evaluation", "figures", "photographs"},
-    {"ceilings", "coloring", "export", "project"},
-    {"scoring", "app"},
-    {"cli"},
-]
+ROOMS = ["", "data", "models", "scoring", "training", "apply"]
+"""Of the library, in order: each imports only from itself and from those before it; "" are the files beside them."""
 GRAPH = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ZOO = YAML(typ="safe").load((ROOT / "pipeline/zoo/dvc.yaml").read_text())["stages"]
 
@@ -43,40 +33,18 @@ def imported(path: Path) -> set[Path]:
     return {file.relative_to(ROOT) for file in imports.imported(ROOT / path)}
 
 
-def closure(path: Path) -> set[Path]:
-    """A file and all of the project's files that running it imports, relative to the root."""
-    return {file.relative_to(ROOT) for file in imports.closure([ROOT / path])}
+def test_stages_depend_on_the_sources_that_they_run() -> None:
+    """On all of them, or results would be stale in silence; on no others, or an edit elsewhere would train again."""
+    for path, content in imports.graphs().items():
+        assert path.read_text() == content, f"{path} is out of date; run `make deps`"
 
 
-def uncovered(stage_file: str, deps: list[str]) -> set[str]:
-    """Files that a stage imports, the packages' own ones among them, but does not depend on."""
-    listed = [Path(dep) for dep in deps]
-    return {str(f) for f in closure(Path(stage_file)) if not any(f == dep or dep in f.parents for dep in listed)}
-
-
-@pytest.mark.parametrize("stage", GRAPH)
-def test_a_stage_depends_on_everything_it_imports(stage: str) -> None:
-    """A missing dependency would silently keep stale results."""
-    assert uncovered(f"pipeline/{stage}.py", GRAPH[stage]["deps"]) == set()
-
-
-@pytest.mark.parametrize("stage", GRAPH)
-def test_a_stage_depends_on_no_source_that_it_does_not_import(stage: str) -> None:
-    """A superfluous one would retrain after an edit elsewhere."""
-    needed = closure(Path(f"pipeline/{stage}.py"))
-    for dep in GRAPH[stage]["deps"]:
-        if dep.endswith(".py"):
-            assert Path(dep) in needed, dep
-
-
-def test_the_zoo_depends_on_what_its_stages_import_and_on_one_model_file() -> None:
-    """Editing one model's file trains that model only."""
-    deps = ZOO["score"]["do"]["deps"]
-    assert uncovered("pipeline/train.py", deps) | uncovered("pipeline/evaluate.py", deps) == set()
-    model_files = {dep for dep in deps if dep.startswith("src/colorize/models/")}
-    shared = ("__init__", "_base", "_blocks", "_efficientnet", "_resnet")
-    assert model_files == {f"src/colorize/models/{name}.py" for name in (*shared, "${item.arch}")}
-    assert uncovered("pipeline/leaderboard.py", ZOO["leaderboard"]["deps"]) == set()
+def test_editing_the_reader_of_one_source_does_not_crop_again() -> None:
+    """Nor does a word in the crop stage's settings train again."""
+    assert "src/colorize/data/sources/cifar10.py" in GRAPH["download"]["deps"]
+    assert "src/colorize/data/sources/cifar10.py" not in GRAPH["crop"]["deps"]
+    assert "src/colorize/data/images.py" in GRAPH["crop"]["deps"]
+    assert "src/colorize/data/images.py" not in GRAPH["train"]["deps"] + ZOO["score"]["do"]["deps"]
 
 
 def leaves(value: Any, path: str) -> set[str]:
@@ -106,14 +74,14 @@ def noted(value: Any, path: str, read: set[str]) -> Any:
     return copy
 
 
-def noting(params: Params, read: set[str]) -> Params:
-    class Noted(Params):
+def noting(params: AllParams, read: set[str]) -> AllParams:
+    class Noted(AllParams):
         def __getattribute__(self, name: str) -> Any:
             if name in ("seed", "model"):
                 read.add(name)
             return super().__getattribute__(name)
 
-    blocks = {name: noted(getattr(params, name), name, read) for name in Params.model_fields}
+    blocks = {name: noted(getattr(params, name), name, read) for name in AllParams.model_fields}
     return Noted.model_construct(**blocks)
 
 
@@ -143,7 +111,7 @@ LISTED_ONLY = {
 
 
 def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]
 ) -> None:
     """Every stage is run, and what it looks at compared with `params:`.
 
@@ -167,12 +135,12 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
     def within(leaf: str, blocks: set[str]) -> bool:
         return any(f"{leaf}.".startswith(f"{block}.") for block in blocks)
 
-    def compare(stage: str, listed: list[str], *runs: Callable[[Params], None], model: str = "") -> None:
+    def compare(stage: str, listed: list[str], *runs: Callable[[AllParams], None], model: str = "") -> None:
         monkeypatch.setattr(sys, "argv", ["stage", "--model", model] if model else ["stage"])
         read: set[str] = set()
         for run in runs:
             run(noting(params, read))
-        everything = {leaf for name in Params.model_fields for leaf in leaves(getattr(params, name), name)}
+        everything = {leaf for name in AllParams.model_fields for leaf in leaves(getattr(params, name), name)}
         depends = {leaf for leaf in everything if within(leaf, set(listed))}
         assert {leaf for leaf in read - depends if not within(leaf, READ_ONLY.get(stage, set()))} == set(), (
             f"{stage} reads these"
@@ -188,20 +156,19 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
     compare("leaderboard", ZOO["leaderboard"]["params"], leaderboard.main)
 
 
-def test_layers_import_downwards_only() -> None:
-    """files formats color < settings < bins images ... < heads < models < training figures < ... < cli, pipeline."""
-    level = {name: height for height, names in enumerate(LAYERS) for name in names}
-    for path in (ROOT / "src/colorize").rglob("*.py"):
-        parts = path.relative_to(ROOT / "src/colorize").with_suffix("").parts
-        if parts == ("__init__",):
-            continue
-        for other in imported(path.relative_to(ROOT)):
-            assert other.parts[0] == "src", f"{path.name} imports the pipeline"
-            target = other.relative_to("src/colorize").with_suffix("").parts[0]
-            # training and device know what a model promises, not the models
-            if target in ("__init__", parts[0]) or (parts[0] == "training" and other.name == "_base.py"):
-                continue
-            assert level[target] < level[parts[0]], f"{'/'.join(parts)} imports {target}"
+def test_rooms_import_only_from_those_before_them() -> None:
+    """And no file of the library imports the pipeline."""
+    library = ROOT / "src/colorize"
+
+    def room(path: Path) -> int:
+        inner = path.relative_to("src/colorize")
+        return ROOMS.index(inner.parts[0] if len(inner.parts) > 1 else "")
+
+    for path in library.rglob("*.py"):
+        own = path.relative_to(ROOT)
+        for other in imported(own):
+            assert other.parts[0] == "src", f"{own} imports {other}"
+            assert room(other) <= room(own), f"{own} imports {other}"
 
 
 def test_stages_never_import_each_other() -> None:
@@ -213,21 +180,19 @@ def test_stages_never_import_each_other() -> None:
 
 def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
     """Its docstring opens with what it is; some block of params.yaml uses it."""
-    used = {block.arch for block in load(ROOT / "params.yaml").models.values()}
-    for name in architectures():
-        docstring = ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/{name}.py").read_text())) or ""
+    used = {block.arch for block in load(AllParams, ROOT / "params.yaml").models.values()}
+    for name in architecture_names():
+        docstring = ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/architectures/{name}.py").read_text())) or ""
         assert len(docstring.splitlines()) >= 3 and "document" in docstring, name
         assert name in used, name
 
 
 def test_model_files_are_imported_only_when_asked_for() -> None:
     """One broken model file cannot break the others."""
-    code = (
-        "import sys, colorize.models, colorize.training; print([m for m in sys.modules if m.startswith('colorize.models.')])"
-    )
+    code = "import sys, colorize.models, colorize.training.loop; print([m for m in sys.modules if 'architectures.' in m])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT,
                             capture_output=True, text=True, check=True)  # fmt: skip
-    assert eval(result.stdout) == ["colorize.models._base"]
+    assert eval(result.stdout) == []
 
 
 FIRST = """
@@ -245,7 +210,7 @@ importlib.import_module(sys.argv[1])
 
 
 @pytest.mark.parametrize("given", [None, "ACTIVE"])
-@pytest.mark.parametrize("module", ["colorize.coloring", "pipeline.crop", "pipeline.train"])
+@pytest.mark.parametrize("module", ["colorize.apply.coloring", "pipeline.crop", "pipeline.train"])
 def test_how_threads_wait_is_settled_before_torch_is_imported(module: str, given: str | None) -> None:
     """And before NumPy; both read it when they are loaded. A thread that waits sleeps, unless told otherwise."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

@@ -11,8 +11,8 @@ from skimage.color import rgb2lab
 from skimage.transform import downscale_local_mean, resize
 
 from colorize import files
-from colorize.batches import READ_AHEAD, Photos, Streamed, area_resize, share_of, to_light_ab, zoomed
-from colorize.images import Crops
+from colorize.data.dataset import READ_AHEAD, Photos, Streamed, area_resize, share_of, to_light_ab, zoomed
+from colorize.data.shards import Crops
 
 
 def epoch_images(photos: Photos, **options) -> torch.Tensor:

@@ -9,9 +9,8 @@ from scipy.spatial import cKDTree
 from skimage.color import rgb2lab
 
 from colorize import bins
-from colorize.bins import Statistics
+from colorize.bins import PriorConfig, Statistics
 from colorize.files import InputError
-from colorize.settings import PriorRule
 
 PUBLISHED = Path(__file__).parents[2] / "shared/data/zhang2016"
 
@@ -55,7 +54,7 @@ def test_counts_equal_pixel_by_pixel_counting(photographs) -> None:
     images = photographs(5, 40)
     ab = rgb2lab(images)[..., 1:].reshape(-1, 2)
     expected = np.bincount(cKDTree(bins.centers()).query(ab)[1], minlength=313)
-    found = Statistics.measure(images, PriorRule()).arrays
+    found = Statistics.measure(images, PriorConfig()).arrays
     assert np.array_equal(found["counts"], expected)
     assert np.allclose(found["mean_ab"], ab.mean(axis=0), atol=1e-9)
     assert found["empirical"].sum() == pytest.approx(1)
@@ -90,12 +89,12 @@ def test_weights_of_a_hand_computed_prior() -> None:
 def test_a_prior_that_was_not_given_is_named(photographs) -> None:
     """The sentence says which parameter to set."""
     with pytest.raises(InputError, match=r"'released'.*prior.released"):
-        Statistics.measure(photographs(2, 16), PriorRule()).weights("released")
+        Statistics.measure(photographs(2, 16), PriorConfig()).weights("released")
 
 
 def test_statistics_survive_writing(photographs, tmp_path) -> None:
     """Same arrays after reading, same bytes when written twice."""
-    statistics = Statistics.measure(photographs(2, 16), PriorRule(), released=np.full(313, 1 / 313))
+    statistics = Statistics.measure(photographs(2, 16), PriorConfig(), released=np.full(313, 1 / 313))
     statistics.write(tmp_path / "a.npz")
     statistics.write(tmp_path / "b.npz")
     again = Statistics.read(tmp_path / "a.npz")
@@ -110,7 +109,7 @@ def test_the_grid_counts_the_occupied_cells_of_ten_by_ten() -> None:
     ab = rgb2lab(images)[0, 0, :, 1:]
     assert np.allclose(ab[0], [80.1, 67.2], atol=0.1) and np.allclose(ab[1], [80.0, 67.1], atol=0.2)
     grey = [math.floor(value / 10) * 10 + 5 for value in ab[2]]
-    statistics = Statistics.measure(images, PriorRule())
+    statistics = Statistics.measure(images, PriorConfig())
     found = statistics.arrays
     order = np.lexsort((np.array([grey[1], 65]), np.array([grey[0], 85])))
     assert statistics.centers("grid").tolist() == np.array([grey, [85, 65]])[order].tolist()
@@ -127,7 +126,7 @@ def test_every_srgb_color_lies_in_the_grid_of_25_cells(photographs) -> None:
     """The corners of the cube are the extremes; every pixel is counted once."""
     corners = np.array(np.meshgrid(*[[0, 255]] * 3), np.uint8).T.reshape(1, -1, 1, 3)
     for images in (corners, photographs(3, 20)):
-        found = Statistics.measure(images, PriorRule()).arrays
+        found = Statistics.measure(images, PriorConfig()).arrays
         assert found["grid_counts"].sum() == images.size / 3 and (found["grid_counts"] > 0).all()
         assert len(found["grid_bins"]) == len(
             {tuple(cell) for cell in np.floor(rgb2lab(images)[..., 1:].reshape(-1, 2) / 10)}
@@ -136,7 +135,7 @@ def test_every_srgb_color_lies_in_the_grid_of_25_cells(photographs) -> None:
 
 def test_the_released_prior_is_over_the_313_bins_only(photographs) -> None:
     """Asked for over the grid's cells, the sentence says what to set."""
-    statistics = Statistics.measure(photographs(2, 16), PriorRule(), released=np.full(313, 1 / 313))
+    statistics = Statistics.measure(photographs(2, 16), PriorConfig(), released=np.full(313, 1 / 313))
     assert np.allclose(statistics.weights("released"), 1)
     with pytest.raises(InputError, match=r"'released'.*leave head.bins at gamut"):
         statistics.weights("released", "grid")

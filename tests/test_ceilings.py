@@ -10,9 +10,9 @@ from skimage.color import lab2rgb, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.transform import downscale_local_mean, resize
 
-from colorize import ceilings, metrics
 from colorize.bins import centers
-from colorize.ceilings import CEILINGS
+from colorize.scoring import metrics, oracles
+from colorize.scoring.oracles import CEILINGS
 
 SIDE = 64
 
@@ -30,7 +30,7 @@ TRUTH = photographs()
 
 
 def scores(name: str, batch: int = 2) -> pd.DataFrame:
-    return ceilings.score(name, TRUTH, batch)
+    return oracles.score(name, TRUTH, batch)
 
 
 def reference(photo: np.ndarray, name: str) -> np.ndarray:
@@ -53,7 +53,7 @@ def reference(photo: np.ndarray, name: str) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore:.*negative Z")
 def test_a_ceiling_equals_the_chain_written_anew(name: str) -> None:
     """Averaging, encoding, decoding, scaling, sRGB: within two levels, but for ties between bins; PSNR to 0.02 dB."""
-    image, _ = ceilings.color(name, TRUTH)
+    image, _ = oracles.color(name, TRUTH)
     table = scores(name)
     for i, photo in enumerate(TRUTH):
         expected = reference(photo, name)
@@ -90,7 +90,7 @@ def test_a_color_that_is_a_bin_comes_back_exactly() -> None:
 @pytest.mark.parametrize(("side", "quarter"), [(64, 16), (32, 8), (30, 8)])
 def test_bins_are_at_a_quarter_of_the_size(side: int, quarter: int) -> None:
     """Rounded up."""
-    assert ceilings.binned(torch.zeros(1, 2, side, side), 5).shape == (1, 2, quarter, quarter)
+    assert oracles.binned(torch.zeros(1, 2, side, side), 5).shape == (1, 2, quarter, quarter)
 
 
 def test_the_batch_changes_nothing() -> None:

@@ -19,19 +19,20 @@ from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from typer.testing import CliRunner
 
-from colorize import cli, plausibility
-from colorize.bins import Statistics
+from colorize.apply import cli
+from colorize.bins import PriorConfig, Statistics
 from colorize.models import build_model, describe_block, save_model
-from colorize.settings import PriorRule
+from colorize.scoring import plausibility
+from pipeline.check import AllParams
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(AllParams, ROOT / "params.yaml").models
 
 
 def make_model(folder: Path, name: str, **network: object) -> Path:
     """A model folder as the train stage writes it, with the weights that it starts with."""
     torch.manual_seed(0)
-    statistics = Statistics.measure(_photographs(2, 32), PriorRule())
+    statistics = Statistics.measure(_photographs(2, 32), PriorConfig())
     block = replace(BLOCKS[name], network=BLOCKS[name].network | network)
     model = build_model(block, 32, statistics)
     description = {"name": name, "block": describe_block(block), "size": 32, "parameters": 7, "mean_ab": [3.0, 9.0]}
@@ -190,7 +191,7 @@ def test_workers_that_crop_for_scores_import_no_more_than_they_need(models: Path
     look = "__import__('os').getpid(), [*__import__('sys').modules]"
     asked = Parallel(2)(delayed(eval)(look) for _ in range(4))
     assert os.getpid() not in [process for process, _ in asked]
-    assert any("colorize.images" in modules for _, modules in asked), "these are not the workers that cropped"
+    assert any("colorize.data.images" in modules for _, modules in asked), "these are not the workers that cropped"
     assert not any({"torch", "matplotlib", "pandas"} & set(modules) for _, modules in asked)
 
 
@@ -285,7 +286,7 @@ def test_what_is_stopped_goes_on_later(models: Path, tmp_path: Path, how: signal
         Image.fromarray(pixels).save(album / f"{number:03}.png")
     arguments = ["apply", str(album), "-m", str(models / "cae"), "-o", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "colorize.cli", *arguments],
+        [sys.executable, "-m", "colorize.apply.cli", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         text=True,
         stderr=subprocess.PIPE,

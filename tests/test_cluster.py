@@ -11,10 +11,11 @@ from clusters import Store
 from faults import fault
 from test_images import rows_of, tiles
 
-from colorize import cluster, images
+from colorize.data import cluster, images
+from colorize.data.crops import crop_shards
+from colorize.data.images import CropConfig, Record
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.images import Crops, Record, crop_shards
-from colorize.settings import CropRule
 
 pytestmark = pytest.mark.xdist_group("dask")
 
@@ -28,7 +29,7 @@ def address() -> Iterator[str]:
 
 def crop_all(folder: Path, store: Store, address: str = "") -> list[Record]:
     with cluster.connected(address) as run:
-        shards = crop_shards(rows_of(store.contents), store.read, folder, CropRule(size=16, workers=1), run)
+        shards = crop_shards(rows_of(store.contents), store.read, folder, CropConfig(size=16, workers=1), run)
         return [record for shard in shards for record in shard]
 
 
@@ -90,7 +91,7 @@ def test_a_scheduler_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
         cluster.connected(address) as run,
     ):
         store = Store(tiles(), tmp_path / "notes", endless="80")
-        shards = crop_shards(rows_of(tiles()), store.read, tmp_path / "crops", CropRule(size=16), run)
+        shards = crop_shards(rows_of(tiles()), store.read, tmp_path / "crops", CropConfig(size=16), run)
         next(shards)
         process.kill()
         list(shards)

@@ -10,9 +10,11 @@ import pytest
 from conftest import _photographs
 from PIL import Image
 
-from colorize import album, coloring, files
+from colorize import files
+from colorize.apply import coloring
+from colorize.apply.coloring import System, color_all, find
 from colorize.bins import Statistics
-from colorize.coloring import System, color_all, find
+from colorize.data import album
 from colorize.files import InputError, name_of
 from colorize.models import build_baseline
 
@@ -340,7 +342,7 @@ def test_what_is_stopped_while_it_works_stays_as_it_was(
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(coloring.photographs, "encode", stopped)
+    monkeypatch.setattr(coloring.fullsize, "encode", stopped)
     with pytest.raises(KeyboardInterrupt):
         apply(photos, tmp_path / "out", BLUE)
     assert contents(tmp_path / "out") == before

@@ -24,14 +24,15 @@ from pathlib import Path
 from colorize.batches import Photos
 from colorize.bins import Statistics
 from colorize.models import build_model, describe_block, load_model, save_model
-from colorize.settings import PriorRule
+from colorize.settings import PriorConfig
 from colorize.training import fit
+from pipeline.check import AllParams
 from pipeline.params import load
 
-params = load()
-block = params.block("tinynet")
+params = load(AllParams)
+block = params.models["tinynet"]
 images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-model = build_model(block, 32, Statistics.measure(images, PriorRule()))
+model = build_model(block, 32, Statistics.measure(images, PriorConfig()))
 photos = Photos(images, 32)
 progress = fit(model, photos, photos, block.train, dataclasses.replace(params.train, max_epochs=2), 1, Path("state.pt"))
 save_model(Path("model"), model, {"block": describe_block(block), "size": 32}, "")
@@ -47,7 +48,7 @@ def test_a_model_is_one_file_and_one_block(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "data").mkdir()
     shutil.copy(ROOT / "data/sample.csv", tmp_path / "data")
-    (tmp_path / "src/colorize/models/tinynet.py").write_text(example("python"))
+    (tmp_path / "src/colorize/models/architectures/tinynet.py").write_text(example("python"))
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text() + example("yaml"))
     for command in (["-m", "pipeline.check"], ["-c", TRIAL]):
         result = subprocess.run(

@@ -12,16 +12,17 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from colorize.data.images import CropConfig
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.images import Crops
-from colorize.settings import CropRule
 from pipeline import crop, paths
+from pipeline.check import AllParams
 from pipeline.params import load
 
-DEFAULTS = load(Path(__file__).parents[1] / "params.yaml")
+DEFAULTS = load(AllParams, Path(__file__).parents[1] / "params.yaml")
 PARAMS = DEFAULTS.model_copy(
     update={
-        "crop": CropRule(size=16, workers=1),
+        "crop": CropConfig(size=16, workers=1),
         "data": replace(DEFAULTS.data, source="folder", path="pictures"),
     }
 )
@@ -103,7 +104,7 @@ def test_crops_lie_at_their_index(contents):
 
 def test_small_photographs_can_be_dropped(contents):
     """They are skipped, counted, and have no index."""
-    crop.main(PARAMS.model_copy(update={"crop": CropRule(size=16, workers=1, small="drop")}))
+    crop.main(PARAMS.model_copy(update={"crop": CropConfig(size=16, workers=1, small="drop")}))
     assert table().loc["tiny", ["status", "reason", "index"]].tolist() == ["skipped", "too_small", ""]
     assert len(Crops(paths.CROPS)) == 6
 
@@ -114,7 +115,7 @@ def test_a_second_run_and_two_workers_write_the_same_bytes(contents):
     first = {path.name: path.read_bytes() for path in paths.CROPS.iterdir()}
     (paths.CROPS / "crops-00099.npy").write_bytes(b"of a larger data set")
     (paths.CROPS / ".crops-00000.npy.123.partial").write_bytes(b"half")
-    crop.main(PARAMS.model_copy(update={"crop": CropRule(size=16, workers=2)}))
+    crop.main(PARAMS.model_copy(update={"crop": CropConfig(size=16, workers=2)}))
     assert {path.name: path.read_bytes() for path in paths.CROPS.iterdir()} == first
 
 
@@ -128,7 +129,7 @@ def test_a_data_set_without_one_readable_photograph_is_refused(contents):
 
 def test_photographs_above_the_limit_are_refused_with_the_parameter_that_raises_it(contents, capsys):
     """And those below it are cropped; the summary counts the reasons."""
-    rule = CropRule(size=16, workers=1, max_megapixels=0.0005)
+    rule = CropConfig(size=16, workers=1, max_megapixels=0.0005)
     crop.main(PARAMS.model_copy(update={"crop": rule}))
     assert table().reason["tile0"] == "too_many_pixels" and table().status["tiny"] == "ok"
     assert "10 unreadable (7 too_many_pixels, " in capsys.readouterr().out

@@ -14,8 +14,11 @@ from dvc.repo import Repo
 from PIL import Image
 from ruamel.yaml import YAML
 
-from colorize import cli, files
+from colorize import files
+from colorize.apply import cli
 from pipeline import evaluate, params, train
+from pipeline.check import AllParams
+from pipeline.params import load
 
 STAGES = ("check", "download", "crop", "filter", "prior", "train", "evaluate")
 MODELS = ("grey", "mean_color", "cae", "tuned")
@@ -93,11 +96,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         YAML().dump(content, Path("params.yaml"))
         patch.setattr(sys, "argv", ["stage"])
         for stage in STAGES:
-            import_module(f"pipeline.{stage}").main(params.load())
+            import_module(f"pipeline.{stage}").main(load(AllParams))
         for name in MODELS:
             patch.setattr(sys, "argv", ["stage", "--model", name])
-            train.main(params.load())
-            evaluate.main(params.load(), name)
+            train.main(load(AllParams))
+            evaluate.main(load(AllParams), name)
         files.write_text(Path("dvc.yaml"), RECORD)
         files.write_text(Path("requirements.txt"), "numpy==0.0.1\n")
         with Repo.init(".", no_scm=True) as repo:
@@ -107,11 +110,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def run_stage(main: Callable) -> None:
+    params.stage(main.__annotations__["params"], main)
+
+
 def run(name: str, monkeypatch: pytest.MonkeyPatch) -> object:
     """The exit status, or the sentence, with which a command or a stage ends."""
     monkeypatch.setattr(sys, "argv", ["colorize", *COMMANDS.get(name, "").split()])
     try:
-        cli.main() if name in COMMANDS else params.stage(import_module(f"pipeline.{name}").main)
+        cli.main() if name in COMMANDS else run_stage(import_module(f"pipeline.{name}").main)
     except SystemExit as end:
         return end.code
     return 0

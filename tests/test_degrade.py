@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from colorize import degrade
+from colorize.data import degrade
 
 
 def _light(photographs, count: int = 4) -> torch.Tensor:

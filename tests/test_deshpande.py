@@ -11,15 +11,16 @@ from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from colorize import bins
-from colorize.batches import Photos
-from colorize.bins import Statistics
+from colorize.bins import PriorConfig, Statistics
+from colorize.data.dataset import Photos
 from colorize.files import InputError
 from colorize.models import build_model
-from colorize.models._base import Colorizer, parameter_count
-from colorize.settings import HeadRule, PriorRule
+from colorize.models.base import Colorizer, parameter_count
+from colorize.models.heads import HeadConfig
+from pipeline.check import AllParams
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(AllParams, ROOT / "params.yaml").models
 SIZE = 32
 Build = Callable[..., Colorizer]
 
@@ -27,7 +28,7 @@ Build = Callable[..., Colorizer]
 @pytest.fixture
 def statistics(photographs) -> Statistics:
     """The colors of 4 photographs."""
-    return Statistics.measure(photographs(4, SIZE, seed=1), PriorRule())
+    return Statistics.measure(photographs(4, SIZE, seed=1), PriorConfig())
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_rgb_autoencoder_has_five_and_five_layers(build: Build) -> None:
     assert encoder(torch.zeros(1, 1, 144, 144)).shape == (1, 512, 5, 5)
     assert model.predict(torch.full((1, 1, 144, 144), 50.0)).rgb.shape == (1, 3, 144, 144)
     with pytest.raises(InputError, match=r"head\.kind to rgb"):
-        build_model(replace(BLOCKS["autoencoder_rgb"], head=HeadRule("regression")), SIZE)
+        build_model(replace(BLOCKS["autoencoder_rgb"], head=HeadConfig("regression")), SIZE)
 
 
 def test_rgb_autoencoders_loss_is_the_mean_absolute_error(build: Build, photographs) -> None:
@@ -210,4 +211,4 @@ def test_mdns_colorings_follow_the_mixture(build: Build, batch) -> None:
 def test_mdn_needs_a_regression_head() -> None:
     """It says what to set."""
     with pytest.raises(InputError, match=r"head\.kind to regression"):
-        build_model(replace(BLOCKS["deshpande_mdn"], head=HeadRule("rgb")), SIZE)
+        build_model(replace(BLOCKS["deshpande_mdn"], head=HeadConfig("rgb")), SIZE)

@@ -23,12 +23,13 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from torch import nn
 
-from colorize import files, training
-from colorize.bins import Statistics
-from colorize.device import held_bytes, memory_bytes, processes
+from colorize import files
+from colorize.bins import PriorConfig, Statistics
 from colorize.files import InputError
-from colorize.settings import PriorRule, TrainRule
+from colorize.training import loop
+from colorize.training.device import TrainConfig, held_bytes, memory_bytes, processes
 from pipeline import paths
+from pipeline.check import AllParams
 from pipeline.train import own_gpus
 
 pytestmark = pytest.mark.xdist_group("ranks")  # what two ranks do is measured once for all
@@ -62,9 +63,10 @@ def trained_by_every_rank(folder: str) -> None:
 
     from test_training import Stop, watch
 
-    from colorize import distributed
-    from colorize.batches import Photos
+    from colorize.data.dataset import Photos
     from colorize.models import build_model
+    from colorize.training import distributed
+    from pipeline.check import AllParams
     from pipeline.params import load
 
     torch.set_num_threads(1)
@@ -73,26 +75,26 @@ def trained_by_every_rank(folder: str) -> None:
     rank, ranks = distributed.rank(), distributed.ranks()
     out = Path(folder) / f"{rank} of {ranks}"
     images = _photographs(27, 16)
-    statistics = Statistics.measure(images, PriorRule())
+    statistics = Statistics.measure(images, PriorConfig())
 
     def run(name: str, state: str, last: float = math.inf, every: float = 30) -> int:
         network, changes = CASES[name]
-        block = load(ROOT / "params.yaml").block(name)
+        block = load(AllParams, ROOT / "params.yaml").block(name)
         torch.manual_seed(7)
         model = build_model(replace(block, network=block.network | network), 16, statistics)
         recipe = replace(block.train, batch=8, **changes)
-        rule = TrainRule(max_epochs=3, lr_at_least=3e-4, keep="last", checkpoint_seconds=every)
+        rule = TrainConfig(max_epochs=3, lr_at_least=3e-4, keep="last", checkpoint_seconds=every)
         photos, rows, seen = Photos(images, 16), [], watch(model, last)
         path = Path(folder) / f"{state} of {ranks}.pt"
-        progress = training.fit(model, photos, photos.spread(7), recipe, rule, 3, path, rows.append)
+        progress = loop.fit(model, photos, photos.spread(7), recipe, rule, 3, path, rows.append)
         told = {"history": progress.history, "weights": model.state_dict(), "shown": len(rows), "batches": len(seen)}
         files.write_state(out / state, told)
         return len(seen)
 
-    training.EVALUATION_BATCH = 2  # of seven photographs the first of three ranks has two batches, the others one
+    loop.EVALUATION_BATCH = 2  # of seven photographs the first of three ranks has two batches, the others one
     with distributed.company():
         batches = {name: run(name, name) for name in CASES}
-        training.SAVING_COST = 0
+        loop.SAVING_COST = 0
         with suppress(Stop):
             run(INTERRUPTED, "interrupted", last=batches[INTERRUPTED] // 3 + 7, every=0)
         run(INTERRUPTED, "interrupted")
@@ -127,7 +129,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, str], 
     try:
         with pytest.MonkeyPatch.context() as patch:  # this process goes on with what these were
             for name in ("EVALUATION_BATCH", "SAVING_COST"):
-                patch.setattr(training, name, getattr(training, name))
+                patch.setattr(loop, name, getattr(loop, name))
             trained_by_every_rank(str(folder))
         assert [process.wait(120) for process in started] == [0] * RANKS
     finally:
@@ -192,9 +194,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         files.write_array(folder / paths.CROPS / "crops-00000.npy", images)
         splits = pd.DataFrame({"index": range(27), "photo": range(27), "split": ["train"] * 20 + ["val"] * 7})
         files.write_text(folder / paths.SPLITS_CSV, splits.to_csv(index=False))
-        Statistics.measure(images, PriorRule()).write(folder / paths.PRIOR)
+        Statistics.measure(images, PriorConfig()).write(folder / paths.PRIOR)
         yaml = YAML()
-        params = yaml.load(ROOT / "params.yaml")
+        params = yaml.load(AllParams, ROOT / "params.yaml")
         params["model"] = "cae"
         params["crop"]["size"] = 16
         params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
@@ -311,8 +313,8 @@ def test_what_ranks_refuse_is_one_sentence(project) -> None:
 def test_several_machines_need_a_place_to_meet() -> None:
     """The first stage says so, before anything is deleted."""
     with pytest.raises(InputError, match="train.nnodes is 2 but train.rendezvous is empty; set it to host:port"):
-        processes(TrainRule(nnodes=2))
-    assert processes(TrainRule(device="cpu")) == 1 and processes(TrainRule(device="cpu", nproc=3)) == 3
+        processes(TrainConfig(nnodes=2))
+    assert processes(TrainConfig(device="cpu")) == 1 and processes(TrainConfig(device="cpu", nproc=3)) == 3
 
 
 @pytest.mark.parametrize(
@@ -342,19 +344,19 @@ def test_memory_is_what_the_container_may_take(
 def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of it is for photographs; a number that is given is each process's own."""
     cpu = torch.device("cpu")
-    alone = held_bytes(TrainRule(), cpu)
+    alone = held_bytes(TrainConfig(), cpu)
     assert alone == memory_bytes() / 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert held_bytes(TrainRule(), cpu) == alone / 4 and held_bytes(TrainRule(hold_gigabytes=3), cpu) == 3e9
+    assert held_bytes(TrainConfig(), cpu) == alone / 4 and held_bytes(TrainConfig(hold_gigabytes=3), cpu) == 3e9
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """And zero are as many as there are."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert processes(TrainRule()) == 2
+    assert processes(TrainConfig()) == 2
     with pytest.raises(InputError, match="train.nproc is 3 but GPUs found: 2; lower it"):
-        processes(TrainRule(nproc=3))
+        processes(TrainConfig(nproc=3))
 
 
 def test_trainings_at_once_take_different_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from PIL import Image
 from ruamel.yaml import YAML
 from webserver import Server, content, cut, first, jpegs, redirect, status
 
-from colorize import fetch
+from colorize.data import fetch
+from colorize.data.manifest import Reader
 from colorize.files import InputError
-from colorize.sources import Reader
 from pipeline import download, paths
+from pipeline.check import AllParams
 from pipeline.params import checked
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +33,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.delenv(name, raising=False)
 
     def stage(**changes: Any) -> pd.DataFrame:
-        block = YAML(typ="safe").load(ROOT / "params.yaml")
+        block = YAML(typ="safe").load(AllParams, ROOT / "params.yaml")
         block["data"] |= {"allow_private": True, "threads": 4, "attempts": 2} | changes
-        download.main(checked(block))
+        download.main(checked(AllParams, block))
         return pd.read_csv("data/photos/photos.csv", dtype=str, keep_default_na=False)
 
     return stage

@@ -10,17 +10,18 @@ from conftest import ROOT
 from PIL import Image
 from torch import Tensor
 
-from colorize import fetch, files
-from colorize.batches import Photos, to_light_ab
-from colorize.bins import Statistics
+from colorize import files
+from colorize.bins import PriorConfig, Statistics
 from colorize.color import grey_rgb
+from colorize.data import fetch
+from colorize.data.dataset import Photos, to_light_ab
 from colorize.files import InputError
 from colorize.models import build_model
-from colorize.models._efficientnet import Classifier, Conv, batch_norm, load_lite0_, normalized
-from colorize.settings import PriorRule
+from colorize.models.efficientnet import Classifier, Conv, batch_norm, load_lite0_, normalized
+from pipeline.check import AllParams
 from pipeline.params import load
 
-BLOCK = load(ROOT / "params.yaml").models["efficientnet_unet"]
+BLOCK = load(AllParams, ROOT / "params.yaml").models["efficientnet_unet"]
 CLASSES = {"cat": {281, 282, 285}, "coffee": {967}, "rocket": {657}}
 """ImageNet's tabby, tiger and Egyptian cat, its espresso, its missile."""
 
@@ -34,7 +35,7 @@ def published() -> dict[str, Tensor]:
 
 @pytest.fixture
 def statistics(photographs) -> Statistics:
-    return Statistics.measure(photographs(2, 16), PriorRule())
+    return Statistics.measure(photographs(2, 16), PriorConfig())
 
 
 def test_names_and_shapes_are_those_of_the_published_file(published: dict[str, Tensor]) -> None:

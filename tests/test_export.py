@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_cli import call, make_model
 
-from colorize import export, files
+from colorize import files
+from colorize.apply import export
 from colorize.files import InputError
 from colorize.models import load_model
 

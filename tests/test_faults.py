@@ -26,10 +26,10 @@ from skimage import data
 from test_images import encoded, png_header
 from webserver import Server, content, cut, cut_chunked, drip, endless, first, jpegs, redirect, silence, status
 
-from colorize import fetch
+from colorize.data import fetch
+from colorize.data.manifest import DataConfig
+from colorize.data.sources import list_items
 from colorize.files import InputError
-from colorize.settings import Source
-from colorize.sources import list_photos
 from pipeline import crop, filter, paths
 
 GOOD = list(jpegs(6))[5]
@@ -221,11 +221,11 @@ def test_a_list_is_read_whatever_wrote_it(tmp_path: Path) -> None:
     """Read, or refused with the file's name; every row is an item."""
     many = "".join(f"http://example.org/{number} \r\n\r\n" for number in range(100_000))
     (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf# mine\r\nurl\r\n" + many.encode())
-    photos, _ = list_photos(Source(source="urls", path=str(tmp_path / "list.csv")), 1)
+    photos, _ = list_items(DataConfig(source="urls", path=str(tmp_path / "list.csv")), 1)
     assert len({photo.photo for photo in photos}) == 100_000
     (tmp_path / "list.csv").write_bytes(b"url\n\xff\xfe\x00\n")
     with pytest.raises(InputError, match=r"list\.csv"):
-        list_photos(Source(source="urls", path=str(tmp_path / "list.csv")), 1)
+        list_items(DataConfig(source="urls", path=str(tmp_path / "list.csv")), 1)
 
 
 @fault(16, "another photograph behind an address than the list's sha256 says")

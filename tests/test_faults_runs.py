@@ -23,12 +23,15 @@ from ruamel.yaml import YAML
 from test_images import rows_of, tiles
 from test_training import BLOCKS, RULE, small_model, train
 
-from colorize import files, images, sources, training
-from colorize.batches import Photos
+from colorize import files
+from colorize.apply.project import other_versions, verify_outs
+from colorize.data import crops, images, sources
+from colorize.data.dataset import Photos
+from colorize.data.images import CropConfig
+from colorize.data.manifest import DataConfig
 from colorize.files import InputError
-from colorize.project import other_versions, verify_outs
-from colorize.settings import CropRule, Source
-from colorize.training import fit
+from colorize.training import loop
+from colorize.training.loop import fit
 
 STAGES = ("download", "crop", "filter", "prior")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
@@ -160,7 +163,7 @@ def test_archives_are_read_and_never_unpacked(tmp_path: Path, monkeypatch: pytes
         return path
 
     def listed(path: Path) -> int:
-        return len(sources.list_photos(Source(source="cifar10", path=str(path)), 1)[0])
+        return len(sources.list_items(DataConfig(source="cifar10", path=str(path)), 1)[0])
 
     regular = tarfile.REGTYPE
     odd = [("../escaped", regular, b"1"), ("/tmp/absolute", regular, b"2")]
@@ -196,7 +199,7 @@ def test_a_damaged_state_is_not_continued(tmp_path: Path, photographs, damage: s
 @fault(40, "a loss that is NaN or infinite")
 def test_a_loss_that_is_none_stops_the_training(tmp_path: Path, photographs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops with phase, step, epoch and photographs, or names the weights; no state and no weights with NaN are written."""
-    monkeypatch.setattr(training, "SAVING_COST", 0)  # a state after every step
+    monkeypatch.setattr(loop, "SAVING_COST", 0)  # a state after every step
     said = r"loss of phase net is (nan|inf) in step 2 of epoch 1, on the photographs \[\d.*lower the model's train.lr"
     for _ in range(2):
         with pytest.raises(InputError, match=said):
@@ -235,10 +238,10 @@ def test_a_worker_that_hangs_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
     endless = list(contents)[9]
     read = Slow(contents, endless).read
     with pytest.raises(InputError, match=r"one of the photographs \d+ to \d+ keeps a worker busy for over 3 seconds"):
-        list(images.crop_shards(rows_of(contents), read, tmp_path, CropRule(size=16, workers=2)))
+        list(crops.crop_shards(rows_of(contents), read, tmp_path, CropConfig(size=16, workers=2)))
     monkeypatch.setattr(images, "HANG_SECONDS", 300)
     read = Slow(contents, "none").read
-    assert sum(map(len, images.crop_shards(rows_of(contents), read, tmp_path, CropRule(size=16, workers=2)))) == len(
+    assert sum(map(len, crops.crop_shards(rows_of(contents), read, tmp_path, CropConfig(size=16, workers=2)))) == len(
         contents
     )
 

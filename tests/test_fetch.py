@@ -34,13 +34,13 @@ from webserver import (
     status,
 )
 
-from colorize import fetch
-from colorize.fetch import Fetched, fetch_all, read_pinned, retry_after
+from colorize.data import fetch
+from colorize.data.fetch import Fetched, fetch_all, read_pinned, retry_after
+from colorize.data.formats import why_no_image
+from colorize.data.manifest import DataConfig
 from colorize.files import InputError
-from colorize.formats import why_no_image
-from colorize.settings import Source
 
-SETTINGS = Source(source="urls", allow_private=True, timeout_seconds=5, attempts=3, threads=4)
+SETTINGS = DataConfig(source="urls", allow_private=True, timeout_seconds=5, attempts=3, threads=4)
 JPEG = next(jpegs(1))
 
 
@@ -57,11 +57,11 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def run(urls: list[str], folder: Path, settings: Source = SETTINGS) -> dict[str, Fetched]:
+def run(urls: list[str], folder: Path, settings: DataConfig = SETTINGS) -> dict[str, Fetched]:
     return {fetched.url: fetched for fetched in fetch_all(urls, folder, settings, why_no_image)}
 
 
-def one(url: str, folder: Path, settings: Source = SETTINGS) -> Fetched:
+def one(url: str, folder: Path, settings: DataConfig = SETTINGS) -> Fetched:
     return run([url], folder, settings)[url]
 
 
@@ -452,8 +452,8 @@ def test_killed_fetch_leaves_whole_files_only_and_goes_on(server: Server, tmp_pa
     urls = [server.url(f"/{n}") for n in range(30)]
     program = (
         "import sys; from pathlib import Path; from colorize.fetch import fetch_all;"
-        "from colorize.settings import Source;"
-        "settings = Source(allow_private=True, threads=2);"
+        "from colorize.data.fetch import DataConfig;"
+        "settings = DataConfig(allow_private=True, threads=2);"
         "print(*fetch_all(sys.argv[2:], Path(sys.argv[1]), settings, lambda head: ''))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), *urls], stdout=subprocess.DEVNULL)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut, chelsea, coffee, rocket
 
-from colorize import figures, sheets
 from colorize.bins import centers
+from colorize.scoring import figures, sheets
 
 
 def losses(epochs: int, first: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,10 +60,10 @@ def test_strips_show_each_systems_photographs_side_by_side() -> None:
     colors = np.arange(1, 31).reshape(5, 2, 3) * 8
     flat = np.broadcast_to(colors[:, :, None, None], (5, 2, 32, 32, 3)).astype(np.uint8)
     picture = np.asarray(sheets.strips({f"system {i}": images for i, images in enumerate(flat)}))
-    wide, high = picture.shape[1] // 3, picture.shape[0] // 2
+    wide, high = 2 * sheets.STRIP + sheets.GAP, picture.shape[0] // 2
     for system in range(5):
         for photo in range(2):
-            left = system % 3 * wide + sheets.GAP + photo * (sheets.STRIP + 2)
+            left = system % 3 * wide + photo * sheets.STRIP
             bottom = (system // 3 + 1) * high - sheets.GAP
             assert picture[bottom - sheets.STRIP // 2, left + sheets.STRIP // 2].tolist() == colors[system, photo].tolist()
 
@@ -126,3 +126,13 @@ def test_losses_over_many_decades_and_negative_ones_can_be_drawn() -> None:
     """A steep fall turns the axis logarithmic; values below zero keep it linear; neither warns."""
     for first in (100.0, -1.0):
         assert figures.curves({"a": {"val_loss": losses(80, first)}}, "epoch").startswith(b"\x89PNG")
+
+
+def test_examples_stand_under_the_label_of_their_row() -> None:
+    """The colors given are the colors drawn; a row without photographs is one line of text."""
+    red, blue = np.zeros((8, 8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    colors = np.asarray(sheets.examples([("red", red), ("blue", blue)])).reshape(-1, 3)
+    assert (colors == (255, 0, 0)).all(axis=1).sum() == 8 * sheets.SMALLEST**2
+    assert (colors == (0, 0, 255)).all(axis=1).sum() == sheets.SMALLEST**2
+    assert sheets.examples([("nothing", np.empty(0))]).height < 40

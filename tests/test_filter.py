@@ -10,15 +10,16 @@ from faults import fault
 from PIL import Image
 from skimage.color import rgb2lab
 
+from colorize.data.filtering import FilterConfig
 from colorize.files import InputError, write_array
-from colorize.settings import FilterRule
 from pipeline import filter as stage
 from pipeline import paths
+from pipeline.check import AllParams
 from pipeline.params import load
 
-DEFAULTS = load(Path(__file__).parents[1] / "params.yaml")
+DEFAULTS = load(AllParams, Path(__file__).parents[1] / "params.yaml")
 SIZE = 16
-RULE = FilterRule(dark=1, bright=1, train=0.6, val=0.2, test=0.2)
+RULE = FilterConfig(dark=1, bright=1, train=0.6, val=0.2, test=0.2)
 
 
 def run(**rule) -> pd.DataFrame:

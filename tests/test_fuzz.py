@@ -25,18 +25,20 @@ from PIL import Image
 from ruamel.yaml import YAML
 from test_sources import COLORS, PHOTOS, cifar, listed
 
-from colorize import export, files, scoring
-from colorize.album import walk
-from colorize.bins import Statistics
-from colorize.coloring import System, color_all, find
+from colorize import files
+from colorize.apply import export, score
+from colorize.apply.coloring import System, color_all, find
+from colorize.apply.fullsize import read
+from colorize.bins import PriorConfig, Statistics
+from colorize.data.album import walk
+from colorize.data.images import SENTENCES, CropConfig, Refused, crop_square
 from colorize.files import InputError
-from colorize.images import SENTENCES, Refused, crop_square
 from colorize.models import build_baseline, build_model, load_description, save_model
-from colorize.photographs import read
-from colorize.settings import CropRule, EvaluateRule, PriorRule
+from colorize.scoring.evaluation import EvaluateConfig
+from pipeline.check import AllParams
 from pipeline.params import checked
 
-PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
+PARAMS = YAML(typ="safe").load(AllParams, ROOT / "params.yaml")
 
 
 def damaged(originals: list[bytes]) -> st.SearchStrategy[bytes]:
@@ -92,7 +94,7 @@ IMAGES = [encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP"
 def test_images(content: bytes) -> None:
     """A whole crop, or a reason that is explained."""
     try:
-        assert crop_square(content, CropRule(size=16))[0].shape == (16, 16, 3)
+        assert crop_square(content, CropConfig(size=16))[0].shape == (16, 16, 3)
     except Refused as refused:
         assert str(refused) in SENTENCES
 
@@ -154,7 +156,7 @@ def test_cifar_files(folder: Callable[[str], Path], batch: bytes, meta: bytes, b
 def test_parameters(place: tuple[Any, ...], value: Any) -> None:
     """Taken, or refused with a sentence that names the file."""
     try:
-        checked(replaced(PARAMS, place, value))
+        checked(AllParams, replaced(PARAMS, place, value))
     except InputError as error:
         assert "params.yaml" in str(error)
 
@@ -163,8 +165,8 @@ def test_parameters(place: tuple[Any, ...], value: Any) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     pixels = _photographs(4, 16)
-    block = checked(replaced(PARAMS, ("models", "cae", "network"), {"channels": [2, 4]})).models["cae"]
-    model = build_model(block, 16, Statistics.measure(pixels, PriorRule()))
+    block = checked(AllParams, replaced(PARAMS, ("models", "cae", "network"), {"channels": [2, 4]})).models["cae"]
+    model = build_model(block, 16, Statistics.measure(pixels, PriorConfig()))
     from colorize.models import describe_block
 
     description = {"name": "cae", "block": describe_block(block), "seed": 1, "size": 16, "parameters": 9, "epochs": 1}
@@ -182,7 +184,7 @@ def jail(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(model: Path, method: str, path: str, content: bytes = b"") -> int:
     """The status with which the page answers."""
-    page = pytest.importorskip("colorize.app").create_app({"theirs": model})
+    page = pytest.importorskip("colorize.apply.app").create_app({"theirs": model})
     answers: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -243,7 +245,7 @@ def test_models_of_others(trained: Path, jail: Path, data: st.DataObject) -> Non
             assert asked(theirs, "GET", "/models") == asked(theirs, "POST", "/color", photo.read_bytes()) == 200
             export.export(theirs, Path(out, "exported"))
             if place in (("name",), ("size",), ("mean_ab",)):
-                assert scoring.score([photo], systems[:1], EvaluateRule(bootstrap=2)).images == 1
+                assert score.score([photo], systems[:1], EvaluateConfig(bootstrap=2)).images == 1
         except InputError as error:
             assert len(str(error)) < 500
         assert sorted(path for path in jail.rglob("*") if Path(out) not in path.parents) == before
@@ -292,5 +294,5 @@ def test_accounts(jail: Path, data: st.DataObject) -> None:
 
 def test_the_cases_hit_what_they_aim_at() -> None:
     """The undamaged originals are taken, so that a refusal is one of the damage."""
-    assert all(crop_square(content, CropRule(size=16))[0].shape == (16, 16, 3) for content in IMAGES)
-    assert checked(PARAMS).seed == 1 and np.isfinite(PARAMS["train"]["lr_at_least"])
+    assert all(crop_square(content, CropConfig(size=16))[0].shape == (16, 16, 3) for content in IMAGES)
+    assert checked(AllParams, PARAMS).seed == 1 and np.isfinite(PARAMS["train"]["lr_at_least"])

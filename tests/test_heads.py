@@ -7,10 +7,9 @@ from scipy.spatial import cKDTree
 from torch.nn import functional as F
 
 from colorize import bins
-from colorize.batches import to_light_ab
-from colorize.bins import Statistics
-from colorize.heads import Classification, Regression, Rgb, build_head
-from colorize.settings import HeadRule, PriorRule
+from colorize.bins import PriorConfig, Statistics
+from colorize.data.dataset import to_light_ab
+from colorize.models.heads import Classification, HeadConfig, Regression, Rgb, build_head
 
 
 @pytest.fixture
@@ -20,8 +19,8 @@ def truth(photographs) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def head(photographs) -> Classification:
-    statistics = Statistics.measure(photographs(8, 32, 5), PriorRule())
-    return build_head(HeadRule("classification", weights="empirical"), statistics)
+    statistics = Statistics.measure(photographs(8, 32, 5), PriorConfig())
+    return build_head(HeadConfig("classification", weights="empirical"), statistics)
 
 
 def dense_encoding(ab: torch.Tensor, neighbors: int = 5, sigma: float = 5) -> torch.Tensor:
@@ -144,7 +143,7 @@ def test_rgb_head_returns_the_truth_for_the_truth(photographs) -> None:
 
 def test_euclidean_loss_of_a_hand_computed_case() -> None:
     """One pixel off by (3, 4), one right, one photograph off by (0, 2) in both: (25 / 2 + 8 / 2) / 2 photographs."""
-    head = build_head(HeadRule("euclidean"), None)
+    head = build_head(HeadConfig("euclidean"), None)
     light = torch.full((2, 1, 1, 2), 50.0)
     ab = torch.tensor([[[[3.0, 20.0]], [[4.0, -5.0]]], [[[0.0, 0.0]], [[2.0, 2.0]]]])
     out = torch.tensor([[[[0.0, 20.0]], [[0.0, -5.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]], requires_grad=True)
@@ -161,7 +160,7 @@ def test_euclidean_error_is_per_pixel_and_its_loss_is_not(truth) -> None:
     light, ab = truth
     error = torch.randn(4, 2, 8, 8)
     small, large = (
-        build_head(HeadRule("euclidean"), None).losses(F.avg_pool2d(ab, 32 // side) + shift, light, ab)
+        build_head(HeadConfig("euclidean"), None).losses(F.avg_pool2d(ab, 32 // side) + shift, light, ab)
         for side, shift in ((8, error), (16, error.repeat(1, 1, 2, 2)))
     )
     assert large["loss"].item() == pytest.approx(4 * small["loss"].item(), rel=1e-4)
@@ -173,8 +172,8 @@ def test_euclidean_error_is_per_pixel_and_its_loss_is_not(truth) -> None:
 def test_the_grids_one_hot_encoding_is_the_cell_of_the_color(photographs) -> None:
     """Of the photographs counted, every color's nearest center is that of floor(ab / 10)."""
     images = photographs(3, 16)
-    statistics = Statistics.measure(images, PriorRule())
-    head = build_head(HeadRule("classification", bins="grid", neighbors=1), statistics)
+    statistics = Statistics.measure(images, PriorConfig())
+    head = build_head(HeadConfig("classification", bins="grid", neighbors=1), statistics)
     _, ab = to_light_ab(torch.tensor(images))
     index, weight = head.encode(ab)
     cells = torch.floor(ab / 10) * 10 + 5
@@ -187,7 +186,7 @@ def test_the_grids_one_hot_encoding_is_the_cell_of_the_color(photographs) -> Non
 def test_fewer_cells_than_neighbors_are_all_used() -> None:
     """Two occupied cells, five neighbors asked for."""
     images = np.array([[[[250, 20, 20], [20, 200, 20]]]], np.uint8)
-    head = build_head(HeadRule("classification", bins="grid"), Statistics.measure(images, PriorRule()))
+    head = build_head(HeadConfig("classification", bins="grid"), Statistics.measure(images, PriorConfig()))
     index, weight = head.encode(to_light_ab(torch.tensor(images))[1])
     assert index.shape == (1, 2, 1, 2) and torch.allclose(weight.sum(1), torch.ones(1, 1, 2))
 

@@ -19,13 +19,15 @@ from PIL import AvifImagePlugin, Image, ImageCms
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from colorize import images, photographs
+from colorize.apply import fullsize
+from colorize.data import images
+from colorize.data.crops import crop_shards
+from colorize.data.formats import why_no_image
+from colorize.data.images import SENTENCES, CropConfig, Refused, crop_square
+from colorize.data.shards import MAPPED_SHARDS, Crops
 from colorize.files import InputError, write_array
-from colorize.formats import why_no_image
-from colorize.images import MAPPED_SHARDS, SENTENCES, Crops, Refused, contact_sheet, crop_shards, crop_square
-from colorize.settings import CropRule
 
-RULE = CropRule(size=32, workers=1)
+RULE = CropConfig(size=32, workers=1)
 PHOTO = Image.fromarray(data.astronaut())
 
 
@@ -35,7 +37,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def crop(content: bytes, rule: CropRule = RULE) -> np.ndarray:
+def crop(content: bytes, rule: CropConfig = RULE) -> np.ndarray:
     return crop_square(content, rule)[0]
 
 
@@ -47,12 +49,12 @@ def agree(content: bytes, color: np.ndarray, alpha: np.ndarray | float = 1.0, of
     """Hold both readers to hand-computed values of 8x8 pixels: sRGB in 0 to 255 [8, 8] or [8, 8, 3], cover in 0 to 1."""
     color = np.broadcast_to(color[..., None] if color.ndim == 2 else color, (8, 8, 3))
     cover = np.broadcast_to(np.asarray(alpha, float), (8, 8))[..., None]
-    photograph = photographs.read(content)
+    photograph = fullsize.read(content)
     found = 255 if photograph.alpha is None else np.asarray(photograph.alpha)[..., None]
     assert (np.abs(np.asarray(photograph.rgb) - color) * (cover > 0)).max() <= off
     assert np.abs(found - 255 * cover).max() <= 1
     on_white = color * cover + 255 * (1 - cover)
-    assert np.abs(crop(content, CropRule(size=8)) - on_white).max() <= off + (0.6 if cover.min() < 1 else 0)
+    assert np.abs(crop(content, CropConfig(size=8)) - on_white).max() <= off + (0.6 if cover.min() < 1 else 0)
 
 
 def srgb(light: np.ndarray) -> np.ndarray:
@@ -81,7 +83,7 @@ def test_decoding_at_a_reduced_scale_equals_a_full_decode_to_45_db(shape):
     side = min(shape)
     left, top = (shape[0] - side) / 2, (shape[1] - side) / 2
     reference = full.resize((64, 64), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-    ours = crop(content, CropRule(size=64))
+    ours = crop(content, CropConfig(size=64))
     assert peak_signal_noise_ratio(np.asarray(reference), ours) >= 45
 
 
@@ -95,7 +97,7 @@ def test_extreme_shapes_are_enlarged_and_marked_small(shape):
 
 def test_small_photographs_are_refused_where_the_rule_drops_them():
     """Below the size in one direction is small; exactly the size is not."""
-    rule = CropRule(size=32, small="drop")
+    rule = CropConfig(size=32, small="drop")
     with pytest.raises(Refused, match="too_small"):
         crop(encoded(Image.new("RGB", (31, 99)), "PNG"), rule)
     assert crop(encoded(Image.new("RGB", (32, 99)), "PNG"), rule).shape == (32, 32, 3)
@@ -258,7 +260,7 @@ GREY, COLOR = np.full((8, 8), 90), np.full((8, 8, 3), 90)
 )
 def test_levels_without_a_defined_meaning_are_refused(content: bytes) -> None:
     """Guessing would make negatives, white pictures and mixed planes; and the file is not said to be damaged."""
-    for reader in (crop, photographs.read):
+    for reader in (crop, fullsize.read):
         with pytest.raises(Refused, match="mode"):
             reader(content)
 
@@ -335,8 +337,8 @@ def test_a_camera_that_stores_a_second_picture_in_a_jpeg_changes_nothing() -> No
     assert Image.open(io.BytesIO(pair)).format == "MPO"
     for content in (pair, pair.replace(b"MPF\0II*\0", b"MPF\0II*\1")):
         assert np.array_equal(crop(content), crop(plain))
-        assert photographs.read(content).suffix == ".jpg"
-        assert np.array_equal(photographs.read(content).rgb, photographs.read(plain).rgb)
+        assert fullsize.read(content).suffix == ".jpg"
+        assert np.array_equal(fullsize.read(content).rgb, fullsize.read(plain).rgb)
 
 
 @fault(28, "a color profile other than sRGB")
@@ -374,7 +376,7 @@ def test_a_profile_of_another_color_space_is_ignored_and_noted():
 
 # ---- padding ----
 
-PADDED = CropRule(size=32, fit="pad", workers=1)
+PADDED = CropConfig(size=32, fit="pad", workers=1)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +420,7 @@ def test_padding_is_that_of_the_upright_photograph(orientation: int) -> None:
 def test_padding_decodes_at_a_reduced_scale_too(shape: tuple[int, int]) -> None:
     """JPEG draft against a full decode, to 40 dB: the last shape is one of 64x10."""
     content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "JPEG", quality=92)
-    ours = crop(content, CropRule(size=64, fit="pad"))
+    ours = crop(content, CropConfig(size=64, fit="pad"))
     rows, columns = (ours.any((1, 2)).sum(), ours.any((0, 2)).sum())
     assert max(rows, columns) == 64 and min(rows, columns) == round(64 * min(shape) / max(shape))
     reference = Image.open(io.BytesIO(content)).resize((columns, rows), Image.Resampling.LANCZOS)
@@ -438,7 +440,7 @@ def test_transparency_is_white_and_bars_are_black() -> None:
 
 def test_a_padded_photograph_is_small_by_its_long_side() -> None:
     """It is enlarged only where that is below the size; then it is refused where the rule drops small ones."""
-    rule = CropRule(size=32, fit="pad", small="drop")
+    rule = CropConfig(size=32, fit="pad", small="drop")
     assert not crop_square(encoded(Image.new("RGB", (32, 5)), "PNG"), rule)[1].small
     with pytest.raises(Refused, match="too_small"):
         crop(encoded(Image.new("RGB", (31, 31)), "PNG"), rule)
@@ -484,9 +486,9 @@ def test_the_largest_photograph_is_a_parameter(kind: str, monkeypatch: pytest.Mo
     content = encoded(Image.new("L", (1000, 1001)), kind)
     for limit, refused in ((1.0, True), (1.001, False), (0.2, True), (math.inf, False)):
         with pytest.raises(Refused, match="too_many_pixels") if refused else contextlib.nullcontext():
-            crop(content, CropRule(size=8, max_megapixels=limit))
+            crop(content, CropConfig(size=8, max_megapixels=limit))
         with pytest.raises(Refused, match="too_many_pixels") if refused else contextlib.nullcontext():
-            photographs.read(content, limit)
+            fullsize.read(content, limit)
     assert all(word in SENTENCES["too_many_pixels"] for word in ("--max-megapixels", "crop.max_megapixels"))
 
 
@@ -510,7 +512,7 @@ def test_the_largest_photograph_is_a_parameter(kind: str, monkeypatch: pytest.Mo
 )
 def test_formats_that_are_not_read_are_called_by_their_names(head: bytes, reason: str) -> None:
     """By what they begin with; the sentence says what to do. The download refuses them for the same reason."""
-    for reader in (crop, photographs.read):
+    for reader in (crop, fullsize.read):
         with pytest.raises(Refused, match=f"^{reason}$"):
             reader(head + bytes(100))
     assert why_no_image(head.ljust(32, b"\0")) == reason and "export" in SENTENCES[reason]
@@ -528,7 +530,7 @@ def test_the_preview_in_a_raw_file_is_not_taken_for_the_photograph(
     """Nikon's, Sony's, Adobe's begin as a TIFF does: a small picture, and what the sensor saw below it."""
     sensor = (GREY, 16, {262: seen})
     content = tiff((COLOR, 8, {262: 2, **tags}), sensor, order=order, below=True)
-    for reader in (crop, photographs.read):
+    for reader in (crop, fullsize.read):
         with pytest.raises(Refused, match="raw"):
             reader(content)
     reduced = (COLOR, 8, {262: 2, 254: 1})
@@ -595,7 +597,7 @@ class Store:
 def crop_all(folder: Path, workers: int, deadly: str = "") -> list:
     folder.mkdir()
     contents = tiles()
-    rule = CropRule(size=16, workers=workers)
+    rule = CropConfig(size=16, workers=workers)
     shards = crop_shards(rows_of(contents), Store(contents, deadly).read, folder, rule)
     return [record for shard in shards for record in shard]
 
@@ -646,16 +648,6 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
         (tmp_path / "crops-00000.npy").write_bytes(content)
         with pytest.raises(InputError, match="crops-00000.npy is damaged"):
             Crops(tmp_path)[:]
-
-
-def test_a_contact_sheet_shows_the_photographs_of_its_rows():
-    """The colors given are the colors drawn; a row without photographs is one line of text."""
-    red, blue = np.zeros((9, 8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.uint8)
-    red[..., 0], blue[..., 2] = 255, 255
-    sheet = np.asarray(contact_sheet([("red", red), ("blue", blue)], columns=8, side=20)).reshape(-1, 3)
-    assert (sheet == (255, 0, 0)).all(axis=1).sum() == 8 * 400
-    assert (sheet == (0, 0, 255)).all(axis=1).sum() == 400
-    assert contact_sheet([("nothing", np.empty(0))]).height < 40
 
 
 def test_more_shards_than_a_process_may_have_files_open_are_read(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from skimage.color import lab2rgb, rgb2lab
 
-from colorize import files, plausibility
-from colorize.ceilings import CEILINGS
+from colorize import files
 from colorize.files import InputError
-from colorize.metrics import METRICS
+from colorize.scoring import plausibility
+from colorize.scoring.metrics import METRICS
+from colorize.scoring.oracles import CEILINGS
 from pipeline import leaderboard, paths
-from pipeline.params import Params
+from pipeline.check import AllParams
 
 PSNR = {"grey": 20.0, "cae": 19.0, "vae": 23.0, "mean_color": 21.0}
 IMAGES = 10
@@ -45,9 +46,9 @@ def add_model(name: str, psnr: float) -> None:
 def params(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    make_params: Callable[..., Params],
+    make_params: Callable[..., AllParams],
     photographs: Callable[..., np.ndarray],
-) -> Params:
+) -> AllParams:
     """A zoo of four models, one of them fine-tuned."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paths, "RUNS", Path("runs"))
@@ -64,7 +65,7 @@ def params(
     )
 
 
-def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: Params) -> None:
+def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: AllParams) -> None:
     """vae 23, mean_color 21, grey 20, cae 19, in the CSV, the JSON and the markdown alike; the ceilings below them."""
     leaderboard.main(params)
     board = pd.read_csv(paths.METRICS / "leaderboard.csv")
@@ -81,7 +82,7 @@ def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: Params)
     assert [row[2].strip() for row in rows] == board["kind"].to_list()
 
 
-def test_what_differs_from_the_block_stands_below_the_table(params: Params) -> None:
+def test_what_differs_from_the_block_stands_below_the_table(params: AllParams) -> None:
     """Once for all models that have the same reason, whatever they ask for; and in a column of the CSV."""
     for name, side in (("cae", 144), ("vae", 256)):
         notes = ["starts from the weights of cae", f"works at 16 pixels, not {side}, because crop.size is 16"]
@@ -101,7 +102,7 @@ def test_what_differs_from_the_block_stands_below_the_table(params: Params) -> N
     assert {name for name, note in notes.items() if note} == {"vae", "cae"}
 
 
-def test_a_model_that_learned_nothing_is_flagged(params: Params) -> None:
+def test_a_model_that_learned_nothing_is_flagged(params: AllParams) -> None:
     """One color in every pixel, whatever the lightness, and no gain over grey; the baselines are what they are."""
     shades = np.broadcast_to(np.linspace(20, 90, 256).reshape(1, 16, 16, 1), (IMAGES, 16, 16, 1))
     colored = (lab2rgb(np.concatenate((shades, shades * 0 + 5, shades * 0 + 9), axis=-1)) * 255).round().astype(np.uint8)
@@ -112,7 +113,7 @@ def test_a_model_that_learned_nothing_is_flagged(params: Params) -> None:
     assert notes["grey"] == notes["mean_color"] == "" and "one color" not in notes["vae"]
 
 
-def test_ceilings_are_scored_on_the_zoos_photographs(params: Params) -> None:
+def test_ceilings_are_scored_on_the_zoos_photographs(params: AllParams) -> None:
     """Each photograph in its own mean ab, by the definition of rmse_ab; and their gain over grey is there as well."""
     leaderboard.main(params)
     board = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model")
@@ -121,7 +122,7 @@ def test_ceilings_are_scored_on_the_zoos_photographs(params: Params) -> None:
     assert board.loc["ceiling_mean", "psnr_over_grey"] == pytest.approx(board.loc["ceiling_mean", "psnr"] - 20, abs=1e-3)
 
 
-def test_differences_from_the_baselines_are_paired(params: Params) -> None:
+def test_differences_from_the_baselines_are_paired(params: AllParams) -> None:
     """Every photograph gains exactly 3 dB over grey, so the interval has no width, unlike that of the mean."""
     leaderboard.main(params)
     vae = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model").loc["vae"]
@@ -131,7 +132,7 @@ def test_differences_from_the_baselines_are_paired(params: Params) -> None:
     assert vae["psnr_low"] < 22.5 and vae["psnr_high"] > 23.5
 
 
-def test_the_same_zoo_gives_the_same_bytes(params: Params) -> None:
+def test_the_same_zoo_gives_the_same_bytes(params: AllParams) -> None:
     """Twice, with another seed of training, and with the models in another order."""
     names = [f"leaderboard.{kind}" for kind in ("csv", "json", "md", "jpg", "html")]
     leaderboard.main(params)
@@ -141,7 +142,7 @@ def test_the_same_zoo_gives_the_same_bytes(params: Params) -> None:
     assert [(paths.METRICS / name).read_bytes() for name in names] == first
 
 
-def test_the_cost_is_printed_and_written_nowhere(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_is_printed_and_written_nowhere(params: AllParams, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside the size; seconds are summed over the epochs, "-" where there is no timing or nothing to train."""
     files.write_text(paths.RUNS / f"vae-{FINGERPRINT[:12]}" / "timing.csv", "epoch,seconds\n1,2.5\n2,3.75\n")
     leaderboard.main(params, cost=True)
@@ -156,7 +157,7 @@ def test_the_cost_is_printed_and_written_nowhere(params: Params, capsys: pytest.
 
 
 def test_tiles_of_too_few_photographs_are_ranked_without_intervals(
-    params: Params, capsys: pytest.CaptureFixture[str]
+    params: AllParams, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Means and differences are there; nobody is said to be better or worse; tables, JSON and page say why."""
     for name in PSNR:
@@ -180,7 +181,7 @@ def test_tiles_of_too_few_photographs_are_ranked_without_intervals(
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_kid_is_the_mean_of_what_photographs_give_away(
-    params: Params, monkeypatch: pytest.MonkeyPatch, installed: bool
+    params: AllParams, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
     """The zoo's own; that of the ceilings is computed here. Without its package it is empty."""
     if not installed:
@@ -204,14 +205,14 @@ def test_kid_is_the_mean_of_what_photographs_give_away(
     assert ">nan" not in (paths.METRICS / "leaderboard.html").read_text()
 
 
-def test_every_shard_is_opened_once(params: Params, opened: Counter[str]) -> None:
+def test_every_shard_is_opened_once(params: AllParams, opened: Counter[str]) -> None:
     """For all ceilings, pictures and the page together."""
     leaderboard.main(params)
     assert opened == {"crops-00000.npy": 1}
 
 
 @pytest.mark.parametrize("missing", ["model.json", "per_image.csv", "pictures.npz"])
-def test_a_model_without_results_asks_for_the_zoo(params: Params, missing: str) -> None:
+def test_a_model_without_results_asks_for_the_zoo(params: AllParams, missing: str) -> None:
     """The sentence names the file and `make zoo`, and nothing is written."""
     (paths.ZOO / "cae" / missing).unlink()
     with pytest.raises(InputError, match=f"data/zoo/cae/{missing} is missing.*make zoo"):
@@ -219,7 +220,7 @@ def test_a_model_without_results_asks_for_the_zoo(params: Params, missing: str) 
     assert not paths.METRICS.exists()
 
 
-def test_scores_of_other_photographs_are_refused(params: Params) -> None:
+def test_scores_of_other_photographs_are_refused(params: AllParams) -> None:
     """A model scored on an older test split cannot be compared."""
     path = paths.ZOO / "vae" / "per_image.csv"
     path.write_text(path.read_text().replace("3.png", "other.png"))
@@ -227,7 +228,7 @@ def test_scores_of_other_photographs_are_refused(params: Params) -> None:
         leaderboard.main(params)
 
 
-def test_pictures_of_other_photographs_are_refused(params: Params) -> None:
+def test_pictures_of_other_photographs_are_refused(params: AllParams) -> None:
     """All that evaluate.gallery asks for have to be there, or the zoo has to be run again."""
     some = {"index": np.arange(2), "model": np.zeros((2, 16, 16, 3), np.uint8)}
     files.write_arrays(paths.ZOO / "vae" / "pictures.npz", some)
@@ -235,21 +236,21 @@ def test_pictures_of_other_photographs_are_refused(params: Params) -> None:
         leaderboard.main(params)
 
 
-def test_a_board_without_a_baseline_is_refused(params: Params) -> None:
+def test_a_board_without_a_baseline_is_refused(params: AllParams) -> None:
     """The sentence names the block that is missing."""
     models = {name: block for name, block in params.models.items() if name != "grey"}
     with pytest.raises(InputError, match=r"models\.grey is missing"):
         leaderboard.main(params.model_copy(update={"models": models}))
 
 
-def test_a_model_with_the_name_of_a_ceiling_is_refused(params: Params) -> None:
+def test_a_model_with_the_name_of_a_ceiling_is_refused(params: AllParams) -> None:
     """It would be replaced in silence."""
     clash = params.model_copy(update={"models": params.models | {"ceiling_mean": params.models["cae"]}})
     with pytest.raises(InputError, match=r"models\.ceiling_mean"):
         leaderboard.main(clash)
 
 
-def test_the_page_sorts(params: Params, browser) -> None:
+def test_the_page_sorts(params: AllParams, browser) -> None:
     """A press on a heading puts the largest on top, another one the smallest; every model's curves can be chosen."""
     leaderboard.main(params)
     page = browser.new_page()

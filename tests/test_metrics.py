@@ -9,9 +9,9 @@ from skimage import data
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from colorize import metrics
+from colorize.data.palette import to_lab
 from colorize.files import InputError
-from colorize.palette import to_lab
+from colorize.scoring import metrics
 
 
 @pytest.fixture(scope="module")

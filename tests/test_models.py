@@ -10,18 +10,20 @@ from conftest import ROOT
 from test_training import Stop, watch
 from torch import nn
 
-from colorize import evaluation
-from colorize.batches import Photos
-from colorize.bins import Statistics
+from colorize.bins import PriorConfig, Statistics
+from colorize.data.dataset import Photos
 from colorize.files import InputError
-from colorize.models import build_baseline, build_model, describe_block, load_model, save_model
-from colorize.models._base import Colorizer, parameter_count
-from colorize.models.cgan import DISCRIMINATOR_STRIDES, discriminator
-from colorize.settings import HeadRule, ModelBlock, PriorRule, TrainRule
-from colorize.training import Checkpoint, fit, make_optimizer
+from colorize.models import ModelConfig, build_baseline, build_model, describe_block, load_model, save_model
+from colorize.models.architectures.cgan import DISCRIMINATOR_STRIDES, discriminator
+from colorize.models.base import Colorizer, parameter_count
+from colorize.models.heads import HeadConfig
+from colorize.scoring import evaluation
+from colorize.training.device import TrainConfig
+from colorize.training.loop import Checkpoint, fit, make_optimizer
+from pipeline.check import AllParams
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(AllParams, ROOT / "params.yaml").models
 TRAINED = [name for name, block in BLOCKS.items() if block.arch != "constant"]
 KINDS = {(b.arch, str(b.network), b.head.kind, b.head.bins): name for name, b in BLOCKS.items() if name in TRAINED}.values()
 """One block of each network and head; the others differ from it in numbers only."""
@@ -33,7 +35,7 @@ def statistics() -> Statistics:
     import numpy as np
 
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    return Statistics.measure(images, PriorRule(), released=np.full(313, 1 / 313))
+    return Statistics.measure(images, PriorConfig(), released=np.full(313, 1 / 313))
 
 
 def built(name: str, statistics: Statistics, size: int = SIZE, like=lambda block: block, **network: object) -> Colorizer:
@@ -133,7 +135,7 @@ def test_model_resumes_exactly(
 ) -> None:
     """Stopped within its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
     photos = Photos(photographs(4, 16), 16)
-    recipe, rule = replace(BLOCKS[name].train, batch=2, patience=0), TrainRule(max_epochs=2, keep="last")
+    recipe, rule = replace(BLOCKS[name].train, batch=2, patience=0), TrainConfig(max_epochs=2, keep="last")
     whole, stopped, resumed = (built(name, statistics, 16, narrow) for _ in range(3))
     expected = fit(whole, photos, photos.spread(2), recipe, rule, 3, tmp_path / "whole.pt")
     last = 5 * len(stopped.phases)  # the first epoch's two batches and two of evaluation, and one
@@ -217,13 +219,13 @@ def test_baselines_return_their_constant(statistics: Statistics) -> None:
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (ModelBlock("ceva"), "no architecture 'ceva'"),
-        (ModelBlock("cae", network={"chanels": [8]}), "does not take chanels; its network takes channels, batch_norm, l1"),
-        (ModelBlock("cae"), "needs channels"),
-        (ModelBlock("cgan", head=HeadRule("regression")), "head.kind rgb"),
+        (ModelConfig("ceva"), "no architecture 'ceva'"),
+        (ModelConfig("cae", network={"chanels": [8]}), "does not take chanels; its network takes channels, batch_norm, l1"),
+        (ModelConfig("cae"), "needs channels"),
+        (ModelConfig("cgan", head=HeadConfig("regression")), "head.kind rgb"),
     ],
 )
-def test_a_block_that_cannot_be_built_is_refused_with_what_to_do(block: ModelBlock, words: str) -> None:
+def test_a_block_that_cannot_be_built_is_refused_with_what_to_do(block: ModelConfig, words: str) -> None:
     """One sentence, not a traceback."""
     with pytest.raises(InputError, match=words):
         build_model(block, SIZE)

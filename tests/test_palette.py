@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from skimage.color import rgb2lab
 
+from colorize.data.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
 from colorize.files import InputError
-from colorize.palette import chroma, listed_colors, main_colors, to_lab, weighted_lightness
 
 
 def lab(*rgb: int) -> np.ndarray:

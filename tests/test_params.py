@@ -13,8 +13,10 @@ from conftest import ROOT
 from faults import fault
 
 from colorize.files import InputError
+from colorize.models import block_of
 from colorize.settings import count_of
-from pipeline.params import Params, load, stage
+from pipeline.check import AllParams
+from pipeline.params import load, stage
 
 TEXT = (ROOT / "params.yaml").read_text()
 
@@ -78,28 +80,28 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
 def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, new: str, words: str) -> None:
     """One sentence: the parameter, what it should be, what it is."""
     with pytest.raises(InputError, match=words) as caught:
-        load(changed(tmp_path, old, new))
+        load(AllParams, changed(tmp_path, old, new))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     """Most likely the wrong folder."""
     with pytest.raises(InputError, match="run this from the project's folder"):
-        load(tmp_path / "params.yaml")
+        load(AllParams, tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("")
     with pytest.raises(InputError, match="holds no parameters"):
-        load(tmp_path / "params.yaml")
+        load(AllParams, tmp_path / "params.yaml")
 
 
 def test_an_unknown_model_is_answered_with_the_nearest_name(make_params) -> None:
     """`vea` is `vae`."""
     with pytest.raises(InputError, match="no model 'vea'.*did you mean 'vae'"):
-        make_params().block("vea")
+        block_of(make_params().models, "vea")
 
 
 def test_scientific_notation_is_a_number() -> None:
     """1e-5 as DVC writes it back, and 1.0e-05 as the file holds it: PyYAML would read the first as a string."""
-    assert load(ROOT / "params.yaml").models["cae"].train.lr == 1e-5
+    assert load(AllParams, ROOT / "params.yaml").models["cae"].train.lr == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -131,13 +133,13 @@ def test_what_a_block_inherits_can_be_changed_too(tmp_path: Path) -> None:
 
     (tmp_path / "params.yaml").write_text(TEXT)
     apply_overrides(tmp_path / "params.yaml", ["++models.vae.train.lr=0.5"])
-    found, before = (load(path / "params.yaml").models["vae"] for path in (tmp_path, ROOT))
+    found, before = (load(AllParams, path / "params.yaml").models["vae"] for path in (tmp_path, ROOT))
     assert found == replace(before, train=replace(before.train, lr=0.5))
 
 
 def test_a_block_is_its_base_with_what_it_states(tmp_path: Path) -> None:
     """vae is deshpande with 64 latent dimensions, no L1 and another divergence; zhang_simplified_grid has three above it."""
-    models = load(ROOT / "params.yaml").models
+    models = load(AllParams, ROOT / "params.yaml").models
     network = models["deshpande"].network | {"latent": 64, "l1": 0, "kl": 1e-5}
     assert models["vae"] == replace(models["deshpande"], network=network)
     grid = models["zhang_simplified_grid"]
@@ -153,7 +155,7 @@ def test_any_path_can_be_given_to_dvc_in_quotation_marks(tmp_path: Path, place: 
 
     (tmp_path / "params.yaml").write_text(TEXT)
     apply_overrides(tmp_path / "params.yaml", [f"data.path='{place}'"])
-    assert load(tmp_path / "params.yaml").data.path == place.replace("\\", "")
+    assert load(AllParams, tmp_path / "params.yaml").data.path == place.replace("\\", "")
 
 
 @pytest.mark.parametrize(
@@ -170,8 +172,10 @@ def test_lists_can_be_changed_through_dvc(tmp_path: Path, name: str, value: str,
     path = tmp_path / "params.yaml"
     path.write_text(TEXT)
     apply_overrides(path, [f"filter.{name}={value}"])
-    assert getattr(load(path).filter, name) == expected
-    assert load(path).model_copy(update={"filter": load(ROOT / "params.yaml").filter}) == load(ROOT / "params.yaml")
+    assert getattr(load(AllParams, path).filter, name) == expected
+    assert load(AllParams, path).model_copy(update={"filter": load(AllParams, ROOT / "params.yaml").filter}) == load(
+        AllParams, ROOT / "params.yaml"
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,15 +194,15 @@ def test_a_stage_ends_with_one_sentence_and_status_one(monkeypatch, tmp_path: Pa
     """No traceback for what a user can mend."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        stage(lambda params: None)
+        stage(AllParams, lambda params: None)
     assert str(caught.value).startswith("error: params.yaml is missing")
 
-    def fail(params: Params) -> None:
+    def fail(params: AllParams) -> None:
         raise InputError("the folder x is empty; add photographs")
 
     (tmp_path / "params.yaml").write_text(TEXT)
     with pytest.raises(SystemExit) as caught:
-        stage(fail)
+        stage(AllParams, fail)
     assert caught.value.code == "error: the folder x is empty; add photographs"
 
 
@@ -206,7 +210,7 @@ def test_what_was_printed_is_not_lost_when_a_stage_is_stopped(tmp_path: Path) ->
     """Nor with a pipe at the other end, as DVC's may be."""
     (tmp_path / "params.yaml").write_text(TEXT)
     main = "def main(params):\n print('half'); raise KeyboardInterrupt\n"
-    program = f"from pipeline.params import stage\n{main}stage(main)"
+    program = f"from pipeline.params import Params, stage\n{main}stage(Params, main)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "half\n") and "continues" in done.stderr
@@ -236,5 +240,5 @@ def test_a_folder_that_cannot_be_used_is_named(monkeypatch, tmp_path: Path, use,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(TEXT)
     with pytest.raises(SystemExit) as caught:
-        stage(lambda params: use())
+        stage(AllParams, lambda params: use())
     assert re.fullmatch(words, str(caught.value.code))

@@ -10,8 +10,8 @@ from imagefiles import profile
 from PIL import ExifTags, Image, ImageCms
 from skimage.color import rgb2lab
 
-from colorize import photographs
-from colorize.images import UPRIGHT, Refused
+from colorize.apply import fullsize
+from colorize.data.images import UPRIGHT, Refused
 
 SIZE = 32
 
@@ -22,12 +22,12 @@ def encoded(pixels: np.ndarray, kind: str = "png", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def colored(content: bytes, color: tuple[float, float] = (20.0, -15.0)) -> tuple[bytes, photographs.Photograph]:
+def colored(content: bytes, color: tuple[float, float] = (20.0, -15.0)) -> tuple[bytes, fullsize.Photograph]:
     """A photograph with the same ab predicted everywhere."""
-    photograph = photographs.read(content)
+    photograph = fullsize.read(content)
     light = torch.rand(1, 1, 8, 8) * 100
     ab = torch.tensor(color)[:, None, None].expand(2, 8, 8)
-    return photographs.encode(photograph, photographs.paint(photograph, light, ab)), photograph
+    return fullsize.encode(photograph, fullsize.paint(photograph, light, ab)), photograph
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -50,8 +50,8 @@ def test_any_number_of_threads_paints_the_same_bytes(monkeypatch: pytest.MonkeyP
     light = torch.rand(1, 1, 48, 64, generator=generator) * 100
     ab = torch.randn(2, 48, 64, generator=generator) * 60  # much of it is out of the gamut
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    photograph = photographs.read(encoded(noise))
-    shown, seen = photographs.shown, []
+    photograph = fullsize.read(encoded(noise))
+    shown, seen = fullsize.shown, []
 
     def look(lab: torch.Tensor) -> torch.Tensor:
         seen.append((threading.get_ident(), torch.get_num_threads()))
@@ -59,13 +59,13 @@ def test_any_number_of_threads_paints_the_same_bytes(monkeypatch: pytest.MonkeyP
             all_paint.wait(30)
         return shown(lab)
 
-    monkeypatch.setattr(photographs, "shown", look)
+    monkeypatch.setattr(fullsize, "shown", look)
     painted = {}
     for threads in (1, 2):
         seen.clear()
         all_paint = threading.Barrier(threads)
         torch.set_num_threads(threads)
-        painted[threads] = photographs.paint(photograph, light, ab).tobytes()
+        painted[threads] = fullsize.paint(photograph, light, ab).tobytes()
         assert torch.get_num_threads() == threads
         assert len({painter for painter, _ in seen}) == threads and {inner for _, inner in seen} == {1}
     assert painted[1] == painted[2]
@@ -95,11 +95,11 @@ def test_a_turned_photograph_is_colored_as_it_is_seen(kind: str, orientation: in
         stored = stored.transpose(undo.get(turn, turn))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "a camera"
-    photograph = photographs.read(encoded(np.asarray(stored), kind, exif=exif, quality=95))
+    photograph = fullsize.read(encoded(np.asarray(stored), kind, exif=exif, quality=95))
     assert photograph.size == (60, 40)
     ab = torch.zeros(2, 8, 12)
     ab[0, :, :6] = 40
-    result = photographs.encode(photograph, photographs.paint(photograph, torch.full((1, 1, 8, 12), 50.0), ab))
+    result = fullsize.encode(photograph, fullsize.paint(photograph, torch.full((1, 1, 8, 12), 50.0), ab))
     image = Image.open(io.BytesIO(result))
     assert image.size == stored.size and image.getexif()[0x0112] == orientation and image.getexif()[0x010F] == "a camera"
     seen = np.asarray(image if turn is None else image.transpose(turn)).astype(int)
@@ -112,11 +112,11 @@ def test_color_does_not_bleed_over_an_edge_that_the_small_copy_blurs() -> None:
     down, across = np.mgrid[:256, :256]
     disk = (down - 120) ** 2 + (across - 133) ** 2 < 70**2
     truth = np.where(disk[..., None], (240, 130, 120), (60, 62, 66)).astype(np.uint8)
-    photograph = photographs.read(encoded(truth))
+    photograph = fullsize.read(encoded(truth))
     small = rgb2lab(np.asarray(photograph.rgb.resize((32, 32), Image.Resampling.BOX)))
     light, ab = torch.tensor(small, dtype=torch.float32).permute(2, 0, 1)[None].split((1, 2), dim=1)
-    ours = np.asarray(photographs.paint(photograph, light, ab[0])).astype(float)
-    plain = np.asarray(photographs.paint(photograph, torch.full_like(light, 50), ab[0])).astype(float)  # no slope: bilinear
+    ours = np.asarray(fullsize.paint(photograph, light, ab[0])).astype(float)
+    plain = np.asarray(fullsize.paint(photograph, torch.full_like(light, 50), ab[0])).astype(float)  # no slope: bilinear
     assert np.square(ours - truth).mean() < 0.5 * np.square(plain - truth).mean()
 
 
@@ -147,17 +147,17 @@ def test_metadata_that_its_format_cannot_hold_costs_no_pixels() -> None:
 def test_a_profile_that_leads_one_way_is_followed_and_not_written() -> None:
     """As scanners have: the result is sRGB and says nothing else; with it, colors would be meant that are not there."""
     source = encoded(np.full((20, 30, 3), 128, np.uint8), "tiff", icc_profile=profile(b"RGB ", one_way=True))
-    photograph = photographs.read(source)
+    photograph = fullsize.read(source)
     assert np.abs(np.asarray(photograph.rgb).astype(int) - 119).max() <= 1  # 128 / 255 of L* 100
-    result = Image.open(io.BytesIO(photographs.encode(photograph, photograph.rgb)))
+    result = Image.open(io.BytesIO(fullsize.encode(photograph, photograph.rgb)))
     assert "icc_profile" not in result.info and np.array_equal(result, photograph.rgb)
 
 
 def test_a_picture_that_its_format_cannot_hold_is_not_called_unreadable() -> None:
     """JPEG ends at 65,500 pixels."""
-    photograph = photographs.read(encoded(np.full((8, 8, 3), 128, np.uint8), "jpeg"))
+    photograph = fullsize.read(encoded(np.full((8, 8, 3), 128, np.uint8), "jpeg"))
     with pytest.raises(Refused, match="too_large_to_write"):
-        photographs.encode(photograph, Image.new("RGB", (65_501, 1)))
+        fullsize.encode(photograph, Image.new("RGB", (65_501, 1)))
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "avif", "tiff"])
@@ -205,7 +205,7 @@ def test_a_cut_photograph_is_refused() -> None:
     """No half picture is colored."""
     content = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "jpeg")
     with pytest.raises(Refused, match="truncated"):
-        photographs.read(content[: len(content) // 2])
+        fullsize.read(content[: len(content) // 2])
 
 
 @pytest.mark.parametrize(("any_size", "shape"), [(True, (32, 48)), (False, (32, 32))])
@@ -217,7 +217,7 @@ def test_a_model_sees_the_whole_photograph(any_size: bool, shape: tuple[int, int
 
     model = Model()
     model.any_size = any_size  # type: ignore[attr-defined]
-    photograph = photographs.read(encoded(np.full((100, 150, 3), 99, np.uint8)))
-    assert photographs.small_light(photograph, model, SIZE).shape == (1, 1, *shape)  # type: ignore[arg-type]
-    wide = photographs.read(encoded(np.full((10, 1000, 3), 99, np.uint8)))
-    assert photographs.small_light(wide, model, SIZE).shape[-1] == (128 if any_size else 32)  # type: ignore[arg-type]
+    photograph = fullsize.read(encoded(np.full((100, 150, 3), 99, np.uint8)))
+    assert fullsize.small_light(photograph, model, SIZE).shape == (1, 1, *shape)  # type: ignore[arg-type]
+    wide = fullsize.read(encoded(np.full((10, 1000, 3), 99, np.uint8)))
+    assert fullsize.small_light(wide, model, SIZE).shape[-1] == (128 if any_size else 32)  # type: ignore[arg-type]

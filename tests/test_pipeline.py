@@ -26,6 +26,7 @@ from ruamel.yaml import YAML
 from colorize import files
 from colorize.settings import inherited
 from pipeline import leaderboard
+from pipeline.check import AllParams
 from pipeline.params import load
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one project for all of these tests
@@ -199,7 +200,7 @@ def test_the_zoo_trains_every_model_and_ranks_them(
     assert (project / "metrics/leaderboard.md").exists() and (project / "metrics/leaderboard.jpg").exists()
     assert len(list((project / "runs").glob("cae-*"))) == 1
     monkeypatch.chdir(project)
-    leaderboard.main(load(), cost=True)
+    leaderboard.main(load(AllParams), cost=True)
     cost = capsys.readouterr().out
     assert "training s" in cost and "cae" in cost
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from skimage import data
 
-from colorize import metrics, plausibility
-from colorize.batches import to_light_ab
-from colorize.evaluation import paint
-from colorize.models._efficientnet import Classifier
-from colorize.plausibility import Critic, critic, given_away
+from colorize.data.dataset import to_light_ab
+from colorize.models.efficientnet import Classifier
+from colorize.scoring import metrics, plausibility
+from colorize.scoring.evaluation import paint
+from colorize.scoring.plausibility import Critic, critic, given_away
 
 
 def features(count: int, seed: int, shift: float = 0.0) -> np.ndarray:

@@ -10,8 +10,8 @@ import pytest
 from dvc.repo import Repo
 
 from colorize import files
+from colorize.apply.project import find_model, list_models, verify_outs
 from colorize.files import InputError
-from colorize.project import find_model, list_models, verify_outs
 
 STAGES = """
 stages:

@@ -13,9 +13,9 @@ from PIL import Image
 from colorize import files
 from colorize.bins import centers
 from colorize.files import InputError
-from colorize.metrics import METRICS
+from colorize.scoring.metrics import METRICS
 from pipeline import paths, report
-from pipeline.params import Params
+from pipeline.check import AllParams
 
 VOID = {"meta", "img", "br", "input", "hr"}
 
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., Params]) -> Params:
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]) -> AllParams:
     """A folder with everything the stage reads. The model gains 1 [0.5, 1.5] over grey, 0.1 [-0.2, 0.4] over mean."""
     monkeypatch.chdir(tmp_path)
     gains = (1, 0.5, 1.5, 0.1, -0.2, 0.4)
@@ -107,7 +107,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
 
 
 @pytest.fixture
-def page(params: Params) -> Page:
+def page(params: AllParams) -> Page:
     report.main(params)
     return Page((paths.METRICS / "report.html").read_text(encoding="utf-8"))
 
@@ -155,7 +155,7 @@ def test_the_page_holds_the_numbers(page: Page) -> None:
         assert re.search(row, page.text)
 
 
-def test_the_page_says_which_scores_flatter(params: Params) -> None:
+def test_the_page_says_which_scores_flatter(params: AllParams) -> None:
     """Near-duplicates across splits that the filter was told to leave are told to the reader too."""
     splits = pd.read_csv(paths.SPLITS_CSV, keep_default_na=False)
     splits.loc[splits["split"] == "test", "note"] = "near_duplicate"
@@ -194,7 +194,7 @@ def test_a_difference_is_judged_by_its_interval_and_direction(name: str, low: fl
     assert report.mark(METRICS[name], low, high) == expected
 
 
-def test_the_same_inputs_give_the_same_bytes(params: Params) -> None:
+def test_the_same_inputs_give_the_same_bytes(params: AllParams) -> None:
     """Twice the stage: the page and prior.png are equal."""
     written = []
     for _ in range(2):
@@ -203,7 +203,7 @@ def test_the_same_inputs_give_the_same_bytes(params: Params) -> None:
     assert written[0] == written[1]
 
 
-def test_a_model_without_training_has_no_curves(params: Params) -> None:
+def test_a_model_without_training_has_no_curves(params: AllParams) -> None:
     """A history that is only a header; the page then says so instead."""
     files.write_text(paths.METRICS / "loss.csv", "epoch,train_loss,train_eval_loss,val_loss\n")
     report.main(params)
@@ -211,7 +211,7 @@ def test_a_model_without_training_has_no_curves(params: Params) -> None:
 
 
 def test_the_stage_ends_with_the_scores_and_where_the_pictures_are(
-    params: Params, capsys: pytest.CaptureFixture[str]
+    params: AllParams, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Three systems, three metrics with intervals, two files."""
     report.main(params)
@@ -224,7 +224,7 @@ def test_the_stage_ends_with_the_scores_and_where_the_pictures_are(
 
 
 def test_tiles_of_one_photograph_are_called_that_and_have_no_interval(
-    params: Params, capsys: pytest.CaptureFixture[str]
+    params: AllParams, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the page and on the screen; no difference is called better, worse or none."""
     table = pd.read_csv(paths.METRICS / "per_image.csv").assign(group="astronaut")
@@ -245,7 +245,7 @@ def test_tiles_of_one_photograph_are_called_that_and_have_no_interval(
     assert "20.12  " in said and "[" not in said
 
 
-def test_a_metric_that_is_empty_is_an_empty_cell(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_is_empty_is_an_empty_cell(params: AllParams, capsys: pytest.CaptureFixture[str]) -> None:
     """Of every system, and no verdict; the intervals of the others are there."""
     path = paths.METRICS / "comparison.csv"
     table = pd.read_csv(path)
@@ -260,7 +260,7 @@ def test_a_metric_that_is_empty_is_an_empty_cell(params: Params, capsys: pytest.
         assert "with 95 % intervals" in words
 
 
-def test_a_model_with_one_coloring_has_no_rows_about_several(params: Params) -> None:
+def test_a_model_with_one_coloring_has_no_rows_about_several(params: AllParams) -> None:
     """Its best is its only one and its spread is 0; a model that has several shows both."""
     path = paths.METRICS / "comparison.csv"
     table = pd.read_csv(path)
@@ -270,14 +270,14 @@ def test_a_model_with_one_coloring_has_no_rows_about_several(params: Params) -> 
 
 
 @pytest.mark.parametrize("path", ["metrics/comparison.csv", "data/prior.npz", "data/removed.png", "data/pictures.npz"])
-def test_a_missing_result_is_one_sentence(params: Params, path: str) -> None:
+def test_a_missing_result_is_one_sentence(params: AllParams, path: str) -> None:
     """It names the file and the command."""
     Path(path).unlink()
     with pytest.raises(InputError, match=f"{path} is missing; run `dvc repro`"):
         report.main(params)
 
 
-def test_a_person_looks_through_the_page(params: Params, browser) -> None:
+def test_a_person_looks_through_the_page(params: AllParams, browser) -> None:
     """Order by the worst, go on, move the slider and zoom the curves, all by keyboard and without any network."""
     report.main(params)
     page = browser.new_page(viewport={"width": 375, "height": 800})

@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from webserver import Server, content
 
-from colorize.batches import Photos
-from colorize.bins import Statistics
+from colorize.bins import PriorConfig, Statistics
+from colorize.data.dataset import Photos
 from colorize.files import InputError
 from colorize.models import build_model, describe_block, load_model, save_model
-from colorize.models._base import Colorizer, parameter_count
-from colorize.models._blocks import Conv2d
-from colorize.models._resnet import MEAN, STD, Trunk
-from colorize.settings import PriorRule, TrainRule
-from colorize.training import fit
+from colorize.models.base import Colorizer, parameter_count
+from colorize.models.blocks import Conv2d
+from colorize.models.resnet import MEAN, STD, Trunk
+from colorize.training.device import TrainConfig
+from colorize.training.loop import fit
 from pipeline import check
+from pipeline.check import AllParams
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(AllParams, ROOT / "params.yaml").models
 OURS = ("koalarization", "koalarization_fusion", "resnet18")
 SIZE = 32
 
@@ -72,7 +73,7 @@ def fake() -> dict[str, Tensor]:
 
 @pytest.fixture
 def statistics(photographs) -> Statistics:
-    return Statistics.measure(photographs(2, 16), PriorRule())
+    return Statistics.measure(photographs(2, 16), PriorConfig())
 
 
 def pth(tensors: dict[str, Tensor]) -> bytes:
@@ -310,7 +311,7 @@ def test_a_trained_model_does_without_the_file_it_began_from(
     model = build_model(block, 16, statistics)
     before = {entry: tensor.clone() for entry, tensor in trunk_of(model).state_dict().items()}
     photos = Photos(photographs(2, 16), 16)
-    rule = TrainRule(max_epochs=1, lr_at_least=1e-3)
+    rule = TrainConfig(max_epochs=1, lr_at_least=1e-3)
     fit(model, photos, photos, replace(block.train, scales=(1,)), rule, 1, tmp_path / "state.pt")
     same = all(torch.equal(tensor, before[entry]) for entry, tensor in trunk_of(model).state_dict().items())
     assert same == (name == "koalarization_fusion")

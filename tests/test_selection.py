@@ -5,14 +5,14 @@ import functools
 import numpy as np
 import pandas as pd
 import pytest
+from colorize.data.selection import duplicates, near_any, split, thumbnails, tone_rules
 from skimage import data
 from skimage.color import rgb2lab
 from skimage.transform import downscale_local_mean
 
+from colorize.data.filtering import FilterConfig
+from colorize.data.palette import weighted_lightness
 from colorize.files import InputError
-from colorize.palette import weighted_lightness
-from colorize.selection import duplicates, near_any, split, thumbnails, tone_rules
-from colorize.settings import FilterRule
 
 PHOTOS = 24_996
 
@@ -56,7 +56,7 @@ def test_the_three_rules_of_document_000_on_24996_photographs(dark, bright):
         coverage.max(axis=1),
         everything,
         everything,
-        FilterRule(dark=dark, bright=bright),
+        FilterConfig(dark=dark, bright=bright),
     )
     expected = {
         "dark": set(reference.lightness.nsmallest(1000).index),
@@ -74,7 +74,7 @@ def test_the_three_rules_of_document_000_on_24996_photographs(dark, bright):
 def test_ties_go_to_the_lower_index():
     """Equal lightness: the first ones are removed, at both ends."""
     n = 10
-    masks = tone_rules(np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterRule(dark=2, bright=0.3))
+    masks = tone_rules(np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterConfig(dark=2, bright=0.3))
     assert np.flatnonzero(masks["dark"]).tolist() == [0, 1]
     assert np.flatnonzero(masks["bright"]).tolist() == [0, 1, 2]
 
@@ -82,7 +82,7 @@ def test_ties_go_to_the_lower_index():
 def test_thresholds_are_strict():
     """Exactly 0.9 is not over 0.9; exactly 5 and 2 are not below."""
     coverage, extreme, mean = np.array([0.9, 0.9001]), np.array([5, 4.999]), np.array([2, 2.0])
-    rule = FilterRule(rules=("monotone", "grey"))
+    rule = FilterConfig(rules=("monotone", "grey"))
     masks = tone_rules(np.zeros(2), coverage, extreme, mean, rule)
     assert {name: mask.tolist() for name, mask in masks.items()} == {
         "monotone": [False, True],
@@ -95,7 +95,7 @@ def test_thresholds_are_strict():
 def test_rules_can_be_switched_off(rules):
     """Only those named are evaluated."""
     zeros = np.zeros(5)
-    assert set(tone_rules(zeros, zeros, zeros, zeros, FilterRule(rules=rules))) == set(rules)
+    assert set(tone_rules(zeros, zeros, zeros, zeros, FilterConfig(rules=rules))) == set(rules)
 
 
 # ---- splits ----
@@ -129,7 +129,7 @@ def no_hints(n: int) -> np.ndarray:
 )
 def test_single_photographs_give_exact_counts(n, amounts, expected):
     """Counts and shares; shares that add up to 1 leave nothing unused."""
-    rule = FilterRule(train=amounts[0], val=amounts[1], test=amounts[2])
+    rule = FilterConfig(train=amounts[0], val=amounts[1], test=amounts[2])
     assert tuple(sizes(split(alone(n), no_hints(n), rule, 1)).values()) == expected
 
 
@@ -140,7 +140,7 @@ def test_no_group_is_in_two_splits_and_every_split_has_one(seed, largest):
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, largest + 1, max(3, 600 // largest))
     groups = rng.permutation(np.repeat([f"g{i}" for i in range(len(counts))], counts))
-    drawn = split(groups, no_hints(len(groups)), FilterRule(), seed)
+    drawn = split(groups, no_hints(len(groups)), FilterConfig(), seed)
     assert (pd.Series(drawn).groupby(groups).nunique() == 1).all()
     assert all(sizes(drawn)[name] for name in ("train", "val", "test")) and not sizes(drawn)[""]
 
@@ -149,7 +149,7 @@ def test_three_groups_give_one_to_each_split():
     """However unequal they are, nothing is left out and train gets the largest."""
     groups = np.repeat(["a", "b", "c"], [100, 1, 2])
     for seed in range(10):
-        drawn = split(groups, no_hints(103), FilterRule(), seed)
+        drawn = split(groups, no_hints(103), FilterConfig(), seed)
         assert sorted({*zip(groups, drawn, strict=True)})[0] == ("a", "train")
         assert len(set(drawn)) == 3
 
@@ -157,18 +157,18 @@ def test_three_groups_give_one_to_each_split():
 def test_the_split_follows_the_seed_and_not_the_order_of_the_rows():
     """Same seed, same split, also for shuffled rows; another seed, another split."""
     groups = alone(200)
-    first = split(groups, no_hints(200), FilterRule(), 1)
-    assert np.array_equal(first, split(groups, no_hints(200), FilterRule(), 1))
-    assert not np.array_equal(first, split(groups, no_hints(200), FilterRule(), 2))
+    first = split(groups, no_hints(200), FilterConfig(), 1)
+    assert np.array_equal(first, split(groups, no_hints(200), FilterConfig(), 1))
+    assert not np.array_equal(first, split(groups, no_hints(200), FilterConfig(), 2))
     order = np.random.default_rng(0).permutation(200)
-    assert np.array_equal(first[order], split(groups[order], no_hints(200), FilterRule(), 1))
+    assert np.array_equal(first[order], split(groups[order], no_hints(200), FilterConfig(), 1))
 
 
 @pytest.mark.parametrize("amounts", [(50, 5, 10), (0.8, 0.1, 0.1)])
 def test_the_sources_own_split_is_kept(amounts):
     """Rows marked test are only ever test, rows marked train only train or val."""
     hints = np.array(["train"] * 80 + ["test"] * 20)
-    drawn = split(alone(100), hints, FilterRule(train=amounts[0], val=amounts[1], test=amounts[2]), 3)
+    drawn = split(alone(100), hints, FilterConfig(train=amounts[0], val=amounts[1], test=amounts[2]), 3)
     assert set(drawn[hints == "test"]) <= {"test", ""} and set(drawn[hints == "train"]) <= {
         "train",
         "val",
@@ -183,36 +183,36 @@ def test_the_sources_own_split_is_kept(amounts):
 def test_unmarked_photographs_fill_what_the_marked_ones_leave():
     """5 marked test and 95 unmarked: test takes all the marked ones first."""
     hints = np.array(["test"] * 5 + [""] * 95)
-    drawn = split(alone(100), hints, FilterRule(), 1)
+    drawn = split(alone(100), hints, FilterConfig(), 1)
     assert (drawn[:5] == "test").all() and sizes(drawn) == {"train": 80, "val": 10, "test": 10, "": 0}
 
 
 @pytest.mark.parametrize(
     ("groups", "hints", "rule", "sentence"),
     [
-        (alone(2), no_hints(2), FilterRule(), "only 2 photographs in 2 groups .* at least 3"),
-        (np.array(["a"] * 50), no_hints(50), FilterRule(), "only 50 photographs in 1 groups"),
+        (alone(2), no_hints(2), FilterConfig(), "only 2 photographs in 2 groups .* at least 3"),
+        (np.array(["a"] * 50), no_hints(50), FilterConfig(), "only 50 photographs in 1 groups"),
         (
             alone(90),
             no_hints(90),
-            FilterRule(train=80, val=10, test=10),
+            FilterConfig(train=80, val=10, test=10),
             r"80 \+ 10 \+ 10 .* only 90 survive",
         ),
-        (alone(90), no_hints(90), FilterRule(train=100, val=0, test=0), "100 .* only 90"),
-        (alone(90), no_hints(90), FilterRule(train=0.8, val=0.2, test=0.2), "only 90 survive"),
-        (alone(90), no_hints(90), FilterRule(train=0), "filter.train asks for no photographs"),
-        (alone(90), np.array(["train"] * 90), FilterRule(), "filter.test asks for 9 .* leaves 0"),
-        (alone(90), np.array(["test"] * 90), FilterRule(), "filter.val asks for 9 .* leaves 0"),
+        (alone(90), no_hints(90), FilterConfig(train=100, val=0, test=0), "100 .* only 90"),
+        (alone(90), no_hints(90), FilterConfig(train=0.8, val=0.2, test=0.2), "only 90 survive"),
+        (alone(90), no_hints(90), FilterConfig(train=0), "filter.train asks for no photographs"),
+        (alone(90), np.array(["train"] * 90), FilterConfig(), "filter.test asks for 9 .* leaves 0"),
+        (alone(90), np.array(["test"] * 90), FilterConfig(), "filter.val asks for 9 .* leaves 0"),
         (
             alone(90),
             np.array(["test"] * 5 + ["train"] * 85),
-            FilterRule(train=9, val=9, test=9),
+            FilterConfig(train=9, val=9, test=9),
             "asks for 9 .* leaves 5",
         ),
         (
             np.array(["a", "a", "b", "c"]),
             np.array(["train", "test", "", ""]),
-            FilterRule(),
+            FilterConfig(),
             "group 'a' into more",
         ),
     ],
@@ -229,7 +229,7 @@ def test_what_cannot_be_split_is_refused_with_the_numbers(groups, hints, rule, s
 def stratified(classes: np.ndarray, seed: int = 1, **amounts) -> pd.DataFrame:
     """Photographs of each class and split, every photograph a group of its own."""
     n = len(classes)
-    drawn = split(alone(n), no_hints(n), FilterRule(stratify=True, **amounts), seed, classes)
+    drawn = split(alone(n), no_hints(n), FilterConfig(stratify=True, **amounts), seed, classes)
     return pd.crosstab(classes, drawn).reindex(columns=["train", "val", "test", ""], fill_value=0)
 
 
@@ -292,8 +292,8 @@ def test_one_class_is_split_as_without_stratifying():
     """The same draw."""
     groups = np.random.default_rng(3).permutation(np.repeat([f"g{i}" for i in range(40)], 3))
     one = np.full(120, "coast")
-    drawn = split(groups, no_hints(120), FilterRule(stratify=True), 5, one)
-    assert np.array_equal(drawn, split(groups, no_hints(120), FilterRule(), 5, one))
+    drawn = split(groups, no_hints(120), FilterConfig(stratify=True), 5, one)
+    assert np.array_equal(drawn, split(groups, no_hints(120), FilterConfig(), 5, one))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -305,13 +305,13 @@ def test_stratified_groups_stay_whole_and_the_sources_split_is_kept(seed):
     groups = np.array([f"g{i}" for i in number])
     classes, hints = np.where(number % 2, "sea", "land"), np.where(number % 6 == 0, "test", "train")
     hints[number % 6 == 1] = "test"
-    drawn = split(groups, hints, FilterRule(stratify=True), seed, classes)
+    drawn = split(groups, hints, FilterConfig(stratify=True), seed, classes)
     assert (pd.Series(drawn).groupby(groups).nunique() == 1).all()
     assert set(drawn[hints == "test"]) == {"test"} and set(drawn[hints == "train"]) == {"train", "val"}
     val = pd.crosstab(classes, drawn)["val"] / pd.Series(classes).value_counts().sort_index()
     assert (abs(val - 0.1) < 0.02).all()
-    assert np.array_equal(drawn, split(groups, hints, FilterRule(stratify=True), seed, classes))
-    assert not np.array_equal(drawn, split(groups, hints, FilterRule(stratify=True), seed + 1, classes))
+    assert np.array_equal(drawn, split(groups, hints, FilterConfig(stratify=True), seed, classes))
+    assert not np.array_equal(drawn, split(groups, hints, FilterConfig(stratify=True), seed + 1, classes))
 
 
 @pytest.mark.parametrize(
@@ -327,14 +327,14 @@ def test_stratified_groups_stay_whole_and_the_sources_split_is_kept(seed):
 def test_what_cannot_be_stratified_is_refused(classes, amounts, sentence):
     """One sentence."""
     with pytest.raises(InputError, match=sentence):
-        split(alone(90), no_hints(90), FilterRule(stratify=True, **amounts), 1, classes)
+        split(alone(90), no_hints(90), FilterConfig(stratify=True, **amounts), 1, classes)
 
 
 def test_a_class_that_the_sources_split_leaves_short_is_named():
     """All of `sea` is marked test."""
     hints, classes = np.repeat(["train", "test"], 45), np.repeat(["land", "sea"], 45)
     with pytest.raises(InputError, match="filter.test asks for 5 photographs of class 'land', but .* leaves 0"):
-        split(alone(90), hints, FilterRule(stratify=True, train=40, val=10, test=10), 1, classes)
+        split(alone(90), hints, FilterConfig(stratify=True, train=40, val=10, test=10), 1, classes)
 
 
 # ---- near-duplicates ----

@@ -16,11 +16,11 @@ from skimage import color, data
 from skimage.metrics import peak_signal_noise_ratio
 from test_cli import call, make_model
 
-from colorize import fetch
-from colorize.bins import Statistics
+from colorize.bins import PriorConfig, Statistics
+from colorize.data import fetch
 from colorize.models import SHIPPED_FOLDER, WEIGHTS, build_model, load_description, load_model, start_from
-from colorize.settings import PriorRule
 from pipeline import paths, ship
+from pipeline.check import AllParams
 from pipeline.params import load
 
 PHOTOGRAPHS = {"astronaut": data.astronaut, "chelsea": data.chelsea, "coffee": data.coffee, "rocket": data.rocket}
@@ -62,7 +62,7 @@ def test_it_is_closer_to_the_truth_than_grey(album: Path) -> None:
 
 def test_it_tells_where_it_comes_from() -> None:
     """Name, recipe, data's mean color; and it works as params.yaml says that it decodes."""
-    about, block = load_description(SHIPPED_FOLDER), load(ROOT / "params.yaml").models["efficientnet_unet"]
+    about, block = load_description(SHIPPED_FOLDER), load(AllParams, ROOT / "params.yaml").models["efficientnet_unet"]
     assert about["name"] == "shipped" and about["recipe"]["epochs"]["in_force"] == about["epochs"] > 0
     assert about["block"]["head"]["saturation"] == block.head.saturation
     assert (about["block"]["network"], about["block"]["arch"]) == (block.network, block.arch)
@@ -71,8 +71,8 @@ def test_it_tells_where_it_comes_from() -> None:
 def test_a_model_may_start_from_it_without_the_pretrained_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are the start, so nothing else is read; what came pretrained keeps its lower rate."""
     monkeypatch.setattr(fetch, "read_pinned", lambda *_: pytest.fail("read"))
-    block, shipped = load(ROOT / "params.yaml").models["tuned"], load_model(SHIPPED_FOLDER)
-    model = build_model(block, 128, Statistics.measure(_photographs(2, 32), PriorRule()))
+    block, shipped = load(AllParams, ROOT / "params.yaml").models["tuned"], load_model(SHIPPED_FOLDER)
+    model = build_model(block, 128, Statistics.measure(_photographs(2, 32), PriorConfig()))
     start_from(model, shipped)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in shipped.state_dict().items())
     assert model.pretrained == ("net.encoder",)

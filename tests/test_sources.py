@@ -20,17 +20,17 @@ from skimage import data
 from test_coloring import ODD
 from webserver import jpegs
 
-from colorize import sources
+from colorize.data import sources
+from colorize.data.formats import image_kind
+from colorize.data.manifest import DataConfig, Item, Reader, pack, write_manifest
+from colorize.data.sources import list_items
 from colorize.files import InputError
-from colorize.formats import image_kind
-from colorize.settings import Source
-from colorize.sources import Photo, Reader, list_photos, pack, write_photos
 
 JPEG, OTHER = jpegs(2)
 
 
-def listed(source: Any, path: Path, seed: int = 1, **others: Any) -> list[Photo]:
-    return list_photos(Source(source=source, path=str(path), **others), seed)[0]
+def listed(source: Any, path: Path, seed: int = 1, **others: Any) -> list[Item]:
+    return list_items(DataConfig(source=source, path=str(path), **others), seed)[0]
 
 
 def encoded(form: str, mode: str = "RGB") -> bytes:
@@ -156,7 +156,7 @@ def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder: Cal
     assert [(p.photo, p.reason) for p in photos if p.status == "ignored"] == [
         (".hidden", "hidden"), ("b/._one.jpg", "hidden"), ("notes.txt", "not_image"),
     ]  # fmt: skip
-    write_photos(tmp_path / "photos.csv", photos)
+    write_manifest(tmp_path / "photos.csv", photos)
     assert list(pd.read_csv(tmp_path / "photos.csv")["photo"]) == [row[0] for row in rows]
 
 
@@ -190,7 +190,7 @@ def test_a_photograph_may_have_any_name(in_folder: Callable[..., Path], tmp_path
     root = in_folder({name if isinstance(name, str) else os.fsdecode(name): JPEG for name in ODD})
     photos = listed("folder", root)
     assert len(photos) == len(ODD) and {photo.status for photo in photos} == {"ok"}
-    write_photos(tmp_path / "photos.csv", photos)
+    write_manifest(tmp_path / "photos.csv", photos)
     table = pd.read_csv(tmp_path / "photos.csv", dtype=str, keep_default_na=False)
     assert {"Scan\u00a01.jpg", "caf\\xe9.jpg", "caf\\x5cxe9.jpg", "two\\x0alines.jpg"} <= set(table["photo"])
     reader = Reader(tmp_path, root)
@@ -225,7 +225,7 @@ def test_folders_that_are_none_are_named(in_folder: Callable[..., Path], tmp_pat
         with pytest.raises(InputError, match=says):
             listed("folder", path)
     with pytest.raises(InputError, match="does not exist"):
-        list_photos(Source(source="folder", path=""), 1)
+        list_items(DataConfig(source="folder", path=""), 1)
 
 
 # ---- urls ----
@@ -310,7 +310,7 @@ def test_a_row_without_an_address_has_failed(tmp_path: Path) -> None:
 def test_passwords_in_addresses_are_not_written_down(tmp_path: Path) -> None:
     """photos.csv is kept and shared."""
     (tmp_path / "list.txt").write_text("https://me:secret@x.test/1?to=you@x.test\n")
-    write_photos(tmp_path / "photos.csv", listed("urls", tmp_path / "list.txt"))
+    write_manifest(tmp_path / "photos.csv", listed("urls", tmp_path / "list.txt"))
     text = (tmp_path / "photos.csv").read_text()
     assert "secret" not in text and "https://x.test/1?to=you@x.test" in text
 
@@ -358,7 +358,7 @@ def test_unsplash_is_read_from_any_wrapping(
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    photos, colors = list_photos(Source(source="unsplash", path=str(path), request_size=300), 1)
+    photos, colors = list_items(DataConfig(source="unsplash", path=str(path), request_size=300), 1)
     assert [(photo.photo, photo.url) for photo in photos] == [
         ("aaaaaaaaaa1", "https://i.test/a?ixid=1&w=300&h=300&fit=crop"),
         ("bbbb-bb_bb2", "https://i.test/b?w=300&h=300&fit=crop"),
@@ -375,7 +375,7 @@ def test_coverage_in_percent_becomes_a_share(in_folder: Callable[..., Path]) -> 
     """A table whose largest coverage is 80 is in percent."""
     rows = "photo_id\tred\tgreen\tblue\tcoverage\naaaaaaaaaa1\t1\t2\t3\t80\naaaaaaaaaa1\t4\t5\t6\t0.5\n"
     root = in_folder({"photos.tsv000": PHOTOS.encode(), "colors.tsv000": rows.encode()})
-    _, colors = list_photos(Source(source="unsplash", path=str(root)), 1)
+    _, colors = list_items(DataConfig(source="unsplash", path=str(root)), 1)
     assert colors is not None and list(colors["coverage"]) == [0.8, 0.005]
 
 
@@ -500,7 +500,7 @@ def test_cifar_binary_version_and_archive_give_the_same(in_folder: Callable[...,
     pickled = listed("cifar10", in_folder(cifar()))
     for photos, folder in [(binary, "a"), (pickled, "b")]:
         pack(photos, tmp_path / folder)
-        write_photos(tmp_path / folder / "photos.csv", photos)
+        write_manifest(tmp_path / folder / "photos.csv", photos)
     for name in ("photos.csv", "photos-00000.tar"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -588,7 +588,7 @@ def test_packed_bytes_come_back_and_tell_nothing_about_who_packed(tmp_path: Path
     """Shards of a set number of items; every byte, sha256 and size as it was; neither owner nor time."""
     monkeypatch.setattr(sources, "SHARD_ITEMS", 4)
     bodies = list(jpegs(10))
-    photos = [Photo(f"x/{n}", f"x/{n}", content=lambda body=body: body) for n, body in enumerate(bodies)]  # type: ignore[misc]
+    photos = [Item(f"x/{n}", f"x/{n}", content=lambda body=body: body) for n, body in enumerate(bodies)]  # type: ignore[misc]
     photos[2].end("failed", "http_404")
     pack(photos, tmp_path)
     assert [photo.shard for photo in photos] == [
@@ -628,7 +628,7 @@ def test_reader_reads_in_place_and_stays_there(in_folder: Callable[..., Path], t
         reader.read("", "a/c.jpg")
     with pytest.raises(InputError, match=r"photos-00000\.tar"):
         reader.read("photos-00000.tar", "a")
-    pack([Photo("a", "a", content=lambda: JPEG)], tmp_path)
+    pack([Item("a", "a", content=lambda: JPEG)], tmp_path)
     with pytest.raises(KeyError, match=r"b\.jpg"):
         reader.read("photos-00000.tar", "b.jpg")
 

@@ -14,8 +14,10 @@ from dvc.utils.hydra import apply_overrides
 
 from colorize import files
 from colorize.files import InputError
-from colorize.metrics import METRICS, compare
+from colorize.models import block_of
+from colorize.scoring.metrics import METRICS, compare
 from pipeline import experiments, study
+from pipeline.check import AllParams
 from pipeline.params import checked, load
 from pipeline.study_page import Figure, Table, agreement, draw, gain, table_lines, value
 
@@ -154,7 +156,7 @@ def test_every_run_of_a_study_is_a_valid_change_of_params(path: Path, device: st
         params.write_text(text)
         apply_overrides(params, [experiments.override(each.replace("=@", "=")) for each in settings])
         changed = checked(json.loads(params.read_text()), params)
-        changed.block(changed.model)
+        block_of(changed.models, changed.model)
     for figure in found.figures:
         assert figure.photographs in {"train", "test", *found.paths}
 
@@ -205,13 +207,13 @@ def test_what_was_measured_is_not_run_again(small: Path, monkeypatch: pytest.Mon
     store.write_text(json.dumps(dict(zip(names, [record("a"), record("b")], strict=True))))
     monkeypatch.setattr(experiments, "_run", lambda *command: pytest.fail(f"ran {command}"))
     monkeypatch.setattr(sys, "argv", ["study", str(small)])
-    study.main(load(ROOT / "params.yaml"))
+    study.main(load(AllParams, ROOT / "params.yaml"))
     text = small.with_suffix(".md").read_text()
     assert "| A | 1 | 0.04 |" in text and "![L](009-loss.png)" in text
     assert small.with_name("009-loss.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(sys, "argv", ["study", str(small), "--again"])
     with pytest.raises(InputError, match="--path photos"):
-        study.main(load(ROOT / "params.yaml"))
+        study.main(load(AllParams, ROOT / "params.yaml"))
 
 
 def test_curves_and_bars_are_drawn_alike_twice() -> None:

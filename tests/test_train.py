@@ -20,12 +20,13 @@ from faults import fault
 from filelock import FileLock
 
 from colorize import files
-from colorize.bins import Statistics
+from colorize.bins import PriorConfig, Statistics
+from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.images import Crops
-from colorize.models import build_model, load_description, load_model, start_from
-from colorize.settings import HeadRule, ModelBlock, PriorRule
+from colorize.models import ModelConfig, build_model, load_description, load_model, start_from
+from colorize.models.heads import HeadConfig
 from pipeline import imports, paths, train
+from pipeline.check import AllParams
 from pipeline.params import load
 
 SMALL = {
@@ -43,7 +44,7 @@ def data(monkeypatch, tmp_path: Path, photographs) -> None:
     files.write_array(paths.CROPS / "crops-00000.npy", images)
     splits = pd.DataFrame({"index": range(12), "photo": [f"p{i}" for i in range(12)], "split": ["train"] * 8 + ["val"] * 4})
     files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
-    Statistics.measure(images, PriorRule()).write(paths.PRIOR)
+    Statistics.measure(images, PriorConfig()).write(paths.PRIOR)
 
 
 def test_a_model_folder_holds_everything_and_no_time(data, make_params) -> None:
@@ -72,7 +73,7 @@ def test_a_finished_state_serves_the_zoo_and_the_root(data, make_params, monkeyp
     """Nothing trains twice; the copies are byte-identical."""
     params = make_params(SMALL)
     train.train(params, "cae", paths.MODEL)
-    monkeypatch.setattr("colorize.batches.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("colorize.data.dataset.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
     train.train(params, "cae", paths.ZOO / "cae")
     for file in paths.MODEL.iterdir():
         assert file.read_bytes() == (paths.ZOO / "cae" / file.name).read_bytes()
@@ -95,7 +96,7 @@ def test_what_changes_the_weights_changes_the_fingerprint(data, make_params, nam
 PROGRAM = """
 import sys
 from pipeline import params, train
-train.train(params.load(), "cae", train.paths.MODEL)
+train.train(load(AllParams), "cae", train.paths.MODEL)
 print(*(getattr(module, "__file__", None) for module in list(sys.modules.values())), sep="\\n")
 """
 
@@ -109,7 +110,7 @@ def test_every_source_file_that_a_training_runs_is_in_its_fingerprint_and_no_oth
     for folder in ("pipeline", "src"):
         shutil.copytree(ROOT / folder, copy / folder)
     files.write_json(paths.PARAMS, make_params(SMALL).model_dump(mode="json"))
-    params = load(paths.PARAMS)
+    params = load(AllParams)
     environment = os.environ | {"PYTHONPATH": f"{copy}:{copy / 'src'}"}
     told = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     ran = {Path(line) for line in told.stdout.splitlines() if line.startswith(str(copy))}
@@ -119,7 +120,7 @@ def test_every_source_file_that_a_training_runs_is_in_its_fingerprint_and_no_oth
     before = train.fingerprint(params, "cae", device)
     assert before == load_description(paths.MODEL)["fingerprint"]
     library = copy / "src/colorize"
-    others = {library / "models/zhang.py", library / "cli.py", copy / "pipeline/evaluate.py"}
+    others = {library / "models/architectures/zhang.py", library / "apply/cli.py", copy / "pipeline/evaluate.py"}
     for file in sorted(ran | others):
         source = file.read_bytes()
         file.write_bytes(source + b"\nEDITED = 1\n")
@@ -167,7 +168,7 @@ def test_a_model_that_is_trained_already_is_not_trained_for_the_one_that_starts_
     """Its finished state serves; and once the fine-tuned one is finished, that state may be deleted."""
     params = make_params(TUNED)
     train.train(params, "cae", paths.MODEL)
-    monkeypatch.setattr("colorize.batches.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("colorize.data.dataset.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
     train.train(params, "cae_tuned", paths.MODEL)
     tuned = files.sha256_of([paths.MODEL])
     next(paths.RUNS.glob("cae_tuned-*/state.pt")).write_bytes(b"rotten")
@@ -188,7 +189,7 @@ def test_what_changes_the_start_changes_the_fine_tuned_model(data, make_params) 
 def test_fine_tuning_keeps_the_blocks_own_weights_of_colors(data) -> None:
     """The network's weights come from the other model, the loss's from the block."""
     statistics = Statistics.read(paths.PRIOR)
-    block = ModelBlock("cae", network={"channels": [4]}, head=HeadRule("classification", weights="empirical"))
+    block = ModelConfig("cae", network={"channels": [4]}, head=HeadConfig("classification", weights="empirical"))
     trained = build_model(block, 16, statistics)
     model = build_model(replace(block, head=replace(block.head, weights="smoothed")), 16, statistics)
     start_from(model, trained)
@@ -242,7 +243,7 @@ def test_without_the_released_prior_the_own_one_is_used_and_named(data, make_par
     weights = load_model(paths.MODEL).head.class_weights
     assert weights.tolist() == pytest.approx(Statistics.read(paths.PRIOR).weights(own).tolist())
     images = Crops(paths.CROPS, np.arange(12))[:]
-    Statistics.measure(images, PriorRule(), released=np.full(313, 1 / 313)).write(paths.PRIOR)
+    Statistics.measure(images, PriorConfig(), released=np.full(313, 1 / 313)).write(paths.PRIOR)
     train.train(params, "cae", paths.MODEL)
     about = load_description(paths.MODEL)
     assert note not in about["notes"] and about["block"]["head"]["weights"] == asked
@@ -294,7 +295,7 @@ def test_two_processes_never_train_the_same_model_at_once(data, make_params, mon
     train.train(params, "cae", paths.MODEL)
     state, aside, said = next(paths.RUNS.glob("cae-*/state.pt")), Path("aside.pt"), SimpleQueue()
     monkeypatch.setattr(train.tqdm, "write", lambda text, **_: said.put(text))
-    monkeypatch.setattr("colorize.batches.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("colorize.data.dataset.Photos.epoch", lambda *a, **k: pytest.fail("trained again"))
     with ThreadPoolExecutor(1) as pool:
         with FileLock(state.parent / "lock"):
             state.rename(aside)  # as if the first were still at it

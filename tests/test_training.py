@@ -16,33 +16,37 @@ from conftest import ROOT
 from faults import fault
 from torch import Tensor
 
-from colorize import distributed, files, training
-from colorize.batches import Photos
-from colorize.bins import Statistics
+from colorize import files
+from colorize.bins import PriorConfig, Statistics
+from colorize.data.dataset import Photos
 from colorize.files import InputError
-from colorize.models import Colorizer, build_model, model_class
-from colorize.settings import HeadRule, ModelBlock, PriorRule, Recipe, TrainRule
-from colorize.training import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, rate_of, scale_of
+from colorize.models import ModelConfig, Recipe, build_model, model_class
+from colorize.models.base import Colorizer
+from colorize.models.heads import HeadConfig
+from colorize.training import distributed, loop
+from colorize.training.device import TrainConfig
+from colorize.training.loop import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, rate_of, scale_of
+from pipeline.check import AllParams
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(AllParams, ROOT / "params.yaml").models
 SMALL = {
     "cae": {"channels": (4, 8)},
     "vae": {"latent": 2},
     "cgan": {"width": 4},
     "mlp1": {"hidden": (16,)},
 }
-RULE = TrainRule(max_epochs=4, lr_at_least=1e-3, checkpoint_seconds=0)
+RULE = TrainConfig(max_epochs=4, lr_at_least=1e-3, checkpoint_seconds=0)
 
 
 def small_model(name: str, images) -> torch.nn.Module:
     block = BLOCKS[name]
     torch.manual_seed(7)
-    statistics = Statistics.measure(images, PriorRule())
+    statistics = Statistics.measure(images, PriorConfig())
     return build_model(replace(block, network=block.network | SMALL[name]), 16, statistics)
 
 
-def train(name: str, images, state: Path, rule: TrainRule = RULE, **recipe):
+def train(name: str, images, state: Path, rule: TrainConfig = RULE, **recipe):
     model = small_model(name, images)
     photos = Photos(images, 16)
     settings = replace(BLOCKS[name].train, batch=4, **recipe)
@@ -85,8 +89,8 @@ def test_a_training_that_is_interrupted_within_an_epoch_ends_as_one_in_one_go(
     name: str, recipe: dict, photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After any batch, of training or of validation: same weights, same rows, and no batch is done twice."""
-    monkeypatch.setattr(training, "SAVING_COST", 0)
-    monkeypatch.setattr(training, "EVALUATION_BATCH", 2)
+    monkeypatch.setattr(loop, "SAVING_COST", 0)
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 2)
     photos = Photos(photographs(11, 16), 16)
     block = replace(BLOCKS[name].train, batch=4, patience=0, **recipe)
     rule = replace(RULE, max_epochs=2)
@@ -125,7 +129,7 @@ def mortal(*arguments, built=test_training.small_model):
     test_training.watch(model, 11, die)
     return model
 
-training.SAVING_COST = 0
+loop.SAVING_COST = 0
 if sys.argv[2] == "in a step":
     test_training.small_model = mortal
 else:
@@ -153,7 +157,7 @@ def test_killed_run_ends_with_identical_weights(photographs, tmp_path: Path) -> 
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that the training's clock shows, to be moved by hand."""
     now = [1000.0]
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -223,7 +227,7 @@ def test_noise_is_another_in_every_step_of_every_rank() -> None:
     cpu = torch.device("cpu")
 
     def drawn(*numbers: int) -> tuple[float, ...]:
-        training.seed_noise(cpu, *numbers)
+        loop.seed_noise(cpu, *numbers)
         return tuple(torch.rand(3).tolist())
 
     numbers = [(seed, epoch, step, rank) for seed in (1, 2) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
@@ -329,7 +333,7 @@ def test_history_averages_over_twenty_epochs() -> None:
 def test_constant_models_train_in_no_time(photographs, tmp_path: Path) -> None:
     """No phases, no epochs; nothing to go wrong."""
     images = photographs(4, 16)
-    model = build_model(ModelBlock("constant", network={"color": "zero"}, head=HeadRule()), 16)
+    model = build_model(ModelConfig("constant", network={"color": "zero"}, head=HeadConfig()), 16)
     progress = fit(model, Photos(images, 16), Photos(images, 16), Recipe(), RULE, 1, tmp_path / "s.pt")
     assert progress.epoch == 0 and math.isinf(progress.best_loss)
 
@@ -379,7 +383,7 @@ def test_models_that_say_so_work_at_other_sizes(name: str, photographs) -> None:
             with pytest.raises(InputError, match=r"works at one size only; leave train\.crop and train\.scales at 1"):
                 model_class(block)
         return
-    model = build_model(BLOCKS[name], 32, Statistics.measure(photographs(4, 32), PriorRule(), np.full(313, 1 / 313)))
+    model = build_model(BLOCKS[name], 32, Statistics.measure(photographs(4, 32), PriorConfig(), np.full(313, 1 / 313)))
     for side in (24, 8):
         light, ab = next(Photos(photographs(4, 32), side).batches(4))
         losses = [model.losses(phase, light, ab)["loss"] for phase in model.phases]
@@ -409,7 +413,7 @@ def test_what_came_pretrained_takes_smaller_steps(photographs, tmp_path: Path) -
         model.pretrained = ("net.0",)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         recipe = Recipe(epochs=1, batch=4, optimizer="sgd", lr=1e-2, pretrained_lr=share)
-        fit(model, photos, photos, recipe, TrainRule(lr_at_least=0, keep="last"), 1, tmp_path / f"{share}.pt")
+        fit(model, photos, photos, recipe, TrainConfig(lr_at_least=0, keep="last"), 1, tmp_path / f"{share}.pt")
         return {name: tensor - before[name] for name, tensor in model.state_dict().items()}
 
     whole, tenth = step(1), step(0.1)
@@ -426,11 +430,11 @@ def test_averaged_weights_are_kept(photographs, tmp_path: Path) -> None:
     seen = model.net[0][0][0].weight
     model.net.register_forward_pre_hook(lambda net, _: weights.append(seen.detach().clone()) if net.training else None)
     recipe = Recipe(epochs=4, batch=4, lr=1e-2, average=0.5)
-    fit(model, photos, photos, recipe, TrainRule(keep="last"), 1, tmp_path / "plain.pt")
+    fit(model, photos, photos, recipe, TrainConfig(keep="last"), 1, tmp_path / "plain.pt")
     steps = weights[1:]  # the last one's result is not seen before the averaged weights replace it
     torch.manual_seed(0)
     last = build_model(BLOCKS["cae"], 16)
-    fit(last, photos, photos, replace(recipe, average=0), TrainRule(keep="last"), 1, tmp_path / "last.pt")
+    fit(last, photos, photos, replace(recipe, average=0), TrainConfig(keep="last"), 1, tmp_path / "last.pt")
     steps.append(last.net[0][0][0].weight.detach())
     expected = steps[0]
     for weight in steps[1:]:
@@ -444,7 +448,7 @@ def test_every_option_of_the_recipe_resumes_exactly(photographs, tmp_path: Path)
     recipe = Recipe(
         epochs=2, batch=2, optimizer="adamw", schedule="cosine", warmup=0.2, average=0.9, zoom=0.6, crop=0.5, degrade=True
     )
-    rule = TrainRule(checkpoint_seconds=0, keep="last")
+    rule = TrainConfig(checkpoint_seconds=0, keep="last")
 
     def model() -> Colorizer:
         torch.manual_seed(0)

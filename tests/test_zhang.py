@@ -9,13 +9,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from colorize.bins import Statistics
+from colorize.bins import PriorConfig, Statistics
 from colorize.models import build_model, describe_block, load_model, save_model
-from colorize.models._base import parameter_count
-from colorize.settings import PriorRule
+from colorize.models.base import parameter_count
+from pipeline.check import AllParams
 from pipeline.params import load
 
-BLOCKS = load(ROOT / "params.yaml").models
+BLOCKS = load(AllParams, ROOT / "params.yaml").models
 FULL, SIMPLIFIED = 32_235_385, 15_387_513
 
 
@@ -61,7 +61,7 @@ def test_batch_norm_without_affine_learns_nothing() -> None:
 def test_the_grid_has_as_many_outputs_as_cells_and_loads_without_the_statistics(tmp_path: Path) -> None:
     """Four colors in three cells: the trunk ends in 3 maps, after saving and loading too."""
     colors = np.array([[[[250, 20, 20], [250, 20, 21]], [[20, 200, 20], [128, 128, 128]]]], np.uint8)
-    statistics = Statistics.measure(colors, PriorRule())
+    statistics = Statistics.measure(colors, PriorConfig())
     block = BLOCKS["zhang_simplified_grid"]
     torch.manual_seed(0)
     model = build_model(block, 16, statistics).eval()

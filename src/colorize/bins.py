@@ -16,11 +16,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Le
 
 from colorize import files
-from colorize.settings import Bins, PriorRule
+from colorize.settings import Bins
 
 STEP = 10
 Q = 313
@@ -30,6 +32,20 @@ EDGE = 130
 """How far along a and b `candidates` reach; every sRGB color is within 110."""
 TILE = 5
 """Side of the squares of `candidates`: half a step, so that the bins' midlines are edges."""
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The prior over the color bins and the rebalancing weights (document 001, section 3.3)."""
+
+    sigma: Annotated[float, Gt(0)] = 5
+    """Width of the smoothing Gaussian, in ab units."""
+    uniform_mix: Annotated[float, Gt(0), Le(1)] = 0.5
+    """lambda: the share of the uniform distribution in the weights' denominator."""
+    released: str = ""
+    """Path or URL of the released ImageNet prior, prior_probs.npy; empty for none."""
+    sha256: str = ""
+    """Of the released prior: another file of that name is about, with its largest value elsewhere."""
 
 
 @cache
@@ -141,7 +157,9 @@ def rebalancing_weights(prior: np.ndarray, uniform_mix: float) -> np.ndarray:
     return weights / (prior * weights).sum()
 
 
-def _distributions(middles: np.ndarray, counts: np.ndarray, rule: PriorRule, **others: np.ndarray) -> dict[str, np.ndarray]:
+def _distributions(
+    middles: np.ndarray, counts: np.ndarray, rule: PriorConfig, **others: np.ndarray
+) -> dict[str, np.ndarray]:
     """The priors over one set of bins, each also smoothed, and the rebalancing weights of them all."""
     priors = {"empirical": counts / counts.sum()} | {name: prior / prior.sum() for name, prior in others.items()}
     smoothed = {
@@ -163,7 +181,7 @@ class Statistics:
     [313], and of all four `weights_*`; the same over the grid's occupied cells as `grid_*`, but for the released prior."""
 
     @staticmethod
-    def measure(chunks: Iterable[np.ndarray], rule: PriorRule, released: np.ndarray | None = None) -> "Statistics":
+    def measure(chunks: Iterable[np.ndarray], rule: PriorConfig, released: np.ndarray | None = None) -> "Statistics":
         """Count the colors of photographs, uint8 [N, H, W, 3] or chunks of that read one by one; `released` [313] joins as a
         second prior."""
         bins, cells, mean_ab = count_bins(color_counts(chunks))

@@ -1,0 +1,1 @@
+"""Bytes in, batches out: sources of photographs, crops, filter, splits, data set."""

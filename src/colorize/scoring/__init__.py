@@ -1,0 +1,1 @@
+"""One protocol and one table: metrics, evaluation, oracles, figures."""

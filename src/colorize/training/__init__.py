@@ -1,0 +1,1 @@
+"""One loop for all models, its devices and its ranks."""
