@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from colorize import cluster, files
-from colorize.device import processes, select_device
+from colorize.device import select_device
 from colorize.files import InputError
 from colorize.models import WEIGHTS, build_model, describe_block, initial_folder, load_model, model_class, start_from
 from colorize.settings import SHIPPED, Source, suggest
@@ -23,7 +23,6 @@ from pipeline.params import Params, stage
 def main(params: Params) -> None:
     params.block(params.model)
     select_device(params.train)
-    processes(params.train)
     cluster.check(params.crop.cluster)
     check_path(params.data)
     for name, block in params.models.items():

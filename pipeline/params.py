@@ -36,6 +36,9 @@ from colorize.settings import (
 )
 from pipeline import paths
 
+TURN_SECONDS = 5
+"""So long the other ranks leave it to the first to say what all of them refuse."""
+
 
 class Params(BaseModel):
     """params.yaml, checked."""
@@ -99,6 +102,8 @@ def checked(content: Any, path: Path = paths.PARAMS) -> Params:
             count_of(amount, 1)
         except ValueError as error:
             raise InputError(f"{path}: filter.{name}: {error}, but it is {amount!r}") from error
+    if not (launcher := params.train.launcher).startswith(("python", "torchrun")):
+        raise InputError(f"{path}: train.launcher: write python, or torchrun with its options, but it is {launcher!r:.200}")
     for name in params.models:
         if not is_name(name):
             raise InputError(f"{path}: models: {name!r} cannot be a folder's name everywhere; use letters, digits, _ . + -")
@@ -120,15 +125,22 @@ def stage(function: Callable[[Params], None]) -> None:
     """Run one stage with the checked parameters; what a user can mend ends in one sentence and exit status 1.
 
     Ctrl-C, SIGTERM and the death of the DVC or torchrun that started it end it with status 130; what is written stays valid.
+    Of torchrun's ranks the first speaks for all.
     """
+    first = os.environ.get("RANK", "0") == "0"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "DVC_ROOT" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
     try:
-        with files.one_sentence():
-            function(load())
+        try:
+            with files.one_sentence():
+                function(load())
+        except SystemExit:
+            time.sleep(0 if first else TURN_SECONDS)  # torchrun ends the others when the first ends
+            raise
     except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
+        if first:
+            print("stopped; the same command continues", file=sys.stderr)
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(130)  # other threads may wait for what never comes

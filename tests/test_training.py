@@ -204,8 +204,8 @@ def test_ranks_ask_each_other_rarely_whether_a_state_is_due(
 ) -> None:
     """A state every 30 seconds at 100 batches a second: 15 questions for the first one, 4 for each after that."""
     asked: list[int] = []
-    monkeypatch.setattr(distributed, "ranks", lambda: 2)
-    monkeypatch.setattr(distributed, "agreed", lambda value: asked.append(batch) or value)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda value: asked.append(batch) or value)
     checkpoint = Checkpoint(tmp_path / "s.pt", torch.nn.Linear(1, 1), None, [], 30)
     checkpoint.begin("train")
     saved = []

@@ -18,13 +18,19 @@ def select_device(rule: TrainRule, gpu: int = 0) -> torch.device:
     before anything is computed. On a GPU deterministic algorithms cost speed and are therefore a parameter.
 
     Raises:
-        InputError: a GPU is demanded and there is none.
+        InputError: a GPU is demanded and there is none, or there are fewer than torchrun started processes here.
     """
     there = torch.cuda.is_available()
     if rule.device == "cuda" and not there:
         raise InputError("train.device is cuda but no usable GPU was found; set train.device to auto or cpu")
     device = torch.device("cuda", gpu) if there and rule.device != "cpu" else torch.device("cpu")
     if device.type == "cuda":
+        found, ranks = torch.cuda.device_count(), ranks_here()
+        if found < ranks:
+            raise InputError(
+                f"{ranks} processes need a GPU each but GPUs found: {found}; lower --nproc-per-node in "
+                "train.launcher, or set train.device to cpu"
+            )
         torch.cuda.set_device(device)
     # The gradients' buffers are freed and taken anew in every step; with 4 KB pages that is a third of a step of mlp1.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -48,28 +54,14 @@ def _round_alike() -> None:
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
+def ranks_here() -> int:
+    """How many processes on this machine train one model together; torchrun tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def usable_threads() -> int:
     """How many threads to compute with unless told: OMP_NUM_THREADS, and no more than the container allows cores."""
     return min(torch.get_num_threads(), cpu_count())
-
-
-def gpus(rule: TrainRule) -> int:
-    """How many GPUs `rule` may use; 0 means the CPU."""
-    return torch.cuda.device_count() if rule.device != "cpu" and torch.cuda.is_available() else 0
-
-
-def processes(rule: TrainRule) -> int:
-    """How many processes train a model together on this machine.
-
-    Raises:
-        InputError: there are not so many GPUs, or several machines have no place to meet.
-    """
-    there = gpus(rule)
-    if there and rule.nproc > there:
-        raise InputError(f"train.nproc is {rule.nproc} but GPUs found: {there}; lower it, or set train.device to cpu")
-    if rule.nnodes > 1 and not rule.rendezvous:
-        raise InputError(f"train.nnodes is {rule.nnodes} but train.rendezvous is empty; set it to host:port of one of them")
-    return rule.nproc or there or 1
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
@@ -102,7 +94,7 @@ def held_bytes(rule: TrainRule, device: torch.device) -> float:
         return rule.hold_gigabytes * 1e9
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2
-    return memory_bytes() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return memory_bytes() / 2 / ranks_here()
 
 
 def use_bf16(rule: TrainRule, device: torch.device) -> bool:
