@@ -103,7 +103,8 @@ def checked(content: Any, path: Path = paths.PARAMS) -> Params:
         except ValueError as error:
             raise InputError(f"{path}: filter.{name}: {error}, but it is {amount!r}") from error
     if not (launcher := params.train.launcher).startswith(("python", "torchrun")):
-        raise InputError(f"{path}: train.launcher: write python, or torchrun with its options, but it is {launcher!r:.200}")
+        known = "write python, or torchrun with its options"
+        raise InputError(f"{path}: train.launcher: {known}, but it is {launcher!r:.200}")
     for name in params.models:
         if not is_name(name):
             raise InputError(f"{path}: models: {name!r} cannot be a folder's name everywhere; use letters, digits, _ . + -")

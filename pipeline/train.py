@@ -262,7 +262,7 @@ def train(params: Params, name: str, out: Path, gpu: int = 0) -> Progress:
 
 @contextmanager
 def own_gpu(gpus: Sequence[int]) -> Iterator[int]:
-    """The first of these GPUs that no other training of this project has taken, its number; if all are, the first."""
+    """The first of these GPUs that no other training of this project has taken; if all are, the first."""
     paths.RUNS.mkdir(parents=True, exist_ok=True)
     own = gpus[0] if gpus else 0
     with ExitStack() as taken:

@@ -1,4 +1,4 @@
-"""Several processes that train one model: the same loss curve, the same files; torchrun ends all if one of them dies."""
+"""Several processes that train one model: the same loss curve, the same files; if one dies, all end."""
 
 import os
 import shlex
@@ -204,7 +204,7 @@ def test_two_machines_meet_and_train(project, alone: Path) -> None:
 
 @fault(47, "one of the processes that train a model together dies")
 def test_a_process_that_dies_ends_all(project, together: tuple[Path, str]) -> None:
-    """torchrun ends the others and says which one died; the same command continues and ends with the bytes of one go."""
+    """torchrun ends the others and names the signal; the same command continues, to the bytes of one go."""
     folder = project("killed")
     process = start(folder, TOGETHER)
     deadline = time.monotonic() + 60

@@ -18,7 +18,7 @@ def select_device(rule: TrainRule, gpu: int = 0) -> torch.device:
     before anything is computed. On a GPU deterministic algorithms cost speed and are therefore a parameter.
 
     Raises:
-        InputError: a GPU is demanded and there is none, or there are fewer than torchrun started processes here.
+        InputError: a GPU is demanded and there is none, or there are fewer than processes of torchrun.
     """
     there = torch.cuda.is_available()
     if rule.device == "cuda" and not there:

@@ -1,8 +1,9 @@
 """Several processes that train one model together: torchrun's ranks, or one process that needs nobody.
 
-Every rank holds the same weights and takes its part of each batch; DistributedDataParallel averages the gradients, and on
-GPUs batch normalization takes its moments over all parts. So the loss curve is that of one process, but for the order of
-sums; only models that draw noise (dropout, latent samples) draw another one on every rank. Everything here also works alone.
+Every rank holds the same weights and takes its part of each batch; DistributedDataParallel averages the
+gradients, and on GPUs batch normalization takes its moments over all parts. So the loss curve is that of one
+process, but for the order of sums; only models that draw noise (dropout, latent samples) draw another one on
+every rank. Everything here also works alone.
 """
 
 import os
@@ -91,8 +92,8 @@ def synchronize(model: nn.Module, name: str, device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise InputError(
-            f"{name} has batch normalization, which several processes cannot share on the CPU; use one process "
-            "(train.launcher: python), or a GPU for each"
+            f"{name} has batch normalization, which several processes cannot share on the CPU; use one "
+            "process (train.launcher: python), or a GPU for each"
         )
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
 

@@ -264,7 +264,7 @@ class TrainRule:
     hold_gigabytes: Annotated[float, Ge(0)] = 0
     """Photographs up to this size are held in the device's memory, more are streamed from disk; 0 is half of that memory."""
     launcher: str = "python"
-    """What stands before `-m pipeline.train`; torchrun with its options starts several processes that train one model."""
+    """What stands before `-m pipeline.train`: python, or torchrun and its options for several processes."""
     checkpoint_seconds: Annotated[float, Ge(0)] = 30
     keep_gigabytes: Annotated[float, Ge(0)] = 8
 
