@@ -34,7 +34,7 @@ from colorize.models import (
 )
 from colorize.scoring.evaluation import EvaluateConfig
 from colorize.settings import SHIPPED, Seed, count_of, is_name, suggest
-from colorize.training.device import TrainConfig, processes, select_device
+from colorize.training.device import TrainConfig, select_device
 from pipeline import paths
 from pipeline.params import Params, stage
 
@@ -62,6 +62,9 @@ class AllParams(Params):
                 count_of(amount, 1)
             except ValueError as error:
                 raise InputError(f"{paths.PARAMS}: filter.{name}: {error}, but it is {amount!r}") from error
+        if not (launcher := self.train.launcher).startswith(("python", "torchrun")):
+            known = "write python, or torchrun with its options"
+            raise InputError(f"{paths.PARAMS}: train.launcher: {known}, but it is {launcher!r:.200}")
         for name in self.models:
             where, starts = f"{paths.PARAMS}: models.{name}", ancestry(self.models, name)
             if not is_name(name):
@@ -78,7 +81,6 @@ class AllParams(Params):
 def main(params: AllParams) -> None:
     block_of(params.models, params.model)
     select_device(params.train)
-    processes(params.train)
     cluster.check(params.crop.cluster)
     check_path(params.data)
     for name, block in params.models.items():

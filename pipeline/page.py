@@ -1,6 +1,6 @@
 """One self-contained page about systems that were scored on the same photographs: for a trained model, and for the zoo.
 
-Numbers stand in it as HTML tables; a few lines of script sort them, zoom the curves and compare photographs. Nothing is
+Numbers stand in it as HTML tables; a few lines of script sort them, choose curves and compare photographs. Nothing is
 loaded from anywhere. Photographs are WebP, one strip per photograph with all systems side by side, scaled down and then left
 out until they fit the budget; what is left out is said.
 """
@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from colorize import files
-from colorize.scoring import sheets
+from colorize.scoring import figures, sheets
 from colorize.scoring.metrics import BASELINES, METRICS, TOO_FEW, scored
 
 BUDGET = 6_000_000
@@ -30,6 +30,8 @@ SIDES = (256, 192, 128, 96, 64)
 OF_SEVERAL = ("psnr_best", "ab_spread")
 """Metrics over several colorings of one photograph: shown if a system has several."""
 QUARTERS = ("least color", "less color", "more color", "most color")
+NAMESPACE = re.compile(r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\"", re.DOTALL)
+"""Of an SVG: what stands in no page."""
 ASKED = re.compile(r", not \S+, because ")
 """In a note of pipeline/train.py: what the block asks for."""
 
@@ -149,6 +151,16 @@ def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
     return [{"name": "", "cells": list(groups), "worse": "worse than grey"}, *rows]
 
 
+def curves(history: pd.DataFrame) -> Markup:
+    """A model's losses as an SVG: of each epoch, and their means over 20 epochs."""
+    names = [name for name in figures.CURVES if name in history]
+    epochs, losses = history["epoch"].to_numpy(), history[names]
+    shown = {"each epoch": losses, "mean of 20 epochs": losses.rolling(20, min_periods=1).mean()}
+    panels = {title: {name: (epochs, table[name].to_numpy()) for name in names} for title, table in shown.items()}
+    svg = figures.curves(panels, "epoch", "svg").decode()
+    return Markup(NAMESPACE.sub("", svg[svg.index("<svg") :]))
+
+
 def remarks(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The systems that each note is about, from the notes of each system.
 
@@ -200,15 +212,6 @@ def render(
     data = {
         "systems": [system.name for system in systems],
         "photos": photos,
-        "curves": {
-            system.name: {
-                column: [float(f"{x:.5g}") for x in system.history[column]]
-                for column in system.history
-                if not str(column).endswith("_ma20")
-            }
-            for system in systems
-            if system.history is not None and len(system.history)
-        },
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -232,6 +235,7 @@ def render(
         remarks=remarks({system.name: system.notes for system in systems}),
         photos=photos,
         failures=failures(systems),
+        curves={s.name: curves(s.history) for s in systems if s.history is not None and len(s.history)},
         # "<" never stands in it, so no text of a file name can end the script
         data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
         **extra,

@@ -21,6 +21,9 @@ from colorize.files import InputError
 from colorize.settings import inherited
 from pipeline import paths
 
+TURN_SECONDS = 5
+"""So long the other ranks leave it to the first to say what all of them refuse."""
+
 
 class Params(BaseModel):
     """The blocks of params.yaml that a stage reads: each stage names its own in a subclass."""
@@ -62,15 +65,22 @@ def stage(kind: type[P], function: Callable[[P], None]) -> None:
     """Run one stage with its checked parameters; what a user can mend ends in one sentence and exit status 1.
 
     Ctrl-C, SIGTERM and the death of the DVC or torchrun that started it end it with status 130; what is written stays valid.
+    Of torchrun's ranks the first speaks for all.
     """
+    first = os.environ.get("RANK", "0") == "0"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "DVC_ROOT" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_follow, args=[os.getppid()], daemon=True).start()
     try:
-        with files.one_sentence():
-            function(load(kind))
+        try:
+            with files.one_sentence():
+                function(load(kind))
+        except SystemExit:
+            time.sleep(0 if first else TURN_SECONDS)  # torchrun ends the others when the first ends
+            raise
     except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
+        if first:
+            print("stopped; the same command continues", file=sys.stderr)
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(130)  # other threads may wait for what never comes

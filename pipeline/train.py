@@ -1,7 +1,7 @@
 """Train one model: `python -m pipeline.train [--model NAME]`; without a name, the one that params.yaml chooses.
 
-Where several processes train it together (train.nproc, train.nnodes), this starts them as torchrun does; or torchrun does:
-`torchrun --nproc-per-node N -m pipeline.train`. With fewer processes than GPUs, each takes one that no other training holds.
+`torchrun --nproc-per-node N -m pipeline.train` trains it with N processes together, each with its own GPU.
+A process alone takes one GPU, the first that no other training holds.
 
 The training state lies in runs/<name>-<fingerprint>/, outside every stage's outs: DVC deletes outs before it runs. The
 fingerprint covers all that the weights depend on: block, rules, seed, every source file that runs, data, torch, NumPy
@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
-from colorize import files
+from colorize import distributed, files
 from colorize.bins import Statistics
 from colorize.data.dataset import Photos, Streamed
 from colorize.data.shards import Crops
@@ -49,8 +49,7 @@ from colorize.models import (
 )
 from colorize.models.base import Colorizer, parameter_count
 from colorize.settings import Prior, Seed
-from colorize.training import distributed
-from colorize.training.device import TrainConfig, gpus, held_bytes, processes, select_device, use_bf16
+from colorize.training.device import TrainConfig, held_bytes, select_device, use_bf16
 from colorize.training.loop import Progress, Row, end_of, fit, history_csv, in_force
 from pipeline import imports, paths
 from pipeline.params import Params, stage
@@ -58,7 +57,7 @@ from pipeline.params import Params, stage
 STATE = "state.pt"
 DECODING = ("temperature", "saturation")
 """Settings of the head that change nothing in the weights."""
-HARMLESS = ("checkpoint_seconds", "hold_gigabytes", "keep_gigabytes", "nnodes", "nproc", "rendezvous")
+HARMLESS = ("checkpoint_seconds", "hold_gigabytes", "keep_gigabytes", "launcher")
 """Rules that change nothing in the weights; how many ranks there are does, in the last bits."""
 
 
@@ -90,7 +89,7 @@ def fingerprint(params: TrainParams, name: str, device: torch.device) -> str:
         "seed": params.seed,
         "size": block.working_size(Crops(paths.CROPS).side),
         "device": device.type,
-        "ranks": distributed.ranks(),
+        "ranks": distributed.world_size(),
         "packages": [torch.__version__, np.__version__],
         "sources": imports.digests([imports.PACKAGES["pipeline"] / "train.py", architecture]),
         "data": files.sha256_of([paths.CROPS, paths.SPLITS_CSV, paths.PRIOR]),
@@ -166,7 +165,7 @@ def recipe_of(
         "precision": "bf16" if use_bf16(rule, device) else "fp32",
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
-        "ranks": distributed.ranks(),
+        "ranks": distributed.world_size(),
     }
     epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {asked.epochs:,}"
     lr = f"{used.lr:g}, not {asked.lr:g}"
@@ -190,10 +189,9 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         gpu: number of the GPU that computes, where one does.
 
     Raises:
-        InputError: there is too little data.
+        InputError: there is too little data, or several ranks cannot train this model on the CPU.
     """
     device = select_device(params.train, gpu)
-    distributed.join(device)
     first = distributed.rank() == 0
     statistics = Statistics.read(paths.PRIOR)
     block, notes = trainable(block_of(params.models, name), statistics)
@@ -236,6 +234,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
                 tqdm.write(f"{name}: {'; '.join(notes)}")
         torch.manual_seed(params.seed)
         model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
+        distributed.synchronize(model, name, device)
         state, seed = folder / STATE, params.seed
         progress = fit(model, sets["train"], sets["val"], block.train, params.train, seed, state, report, begin)
         if first:
@@ -264,7 +263,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
 def train(params: TrainParams, name: str, out: Path, gpu: int = 0) -> Progress:
     """Train a model, or fetch it from its finished state, and write it to `out`; raises what `trained` does."""
     model, progress, description = trained(params, name, gpu)
-    if distributed.first_here():  # every machine gets the model: DVC waits for it on any
+    if distributed.local_rank() == 0:  # every machine gets the model: DVC waits for it on any
         print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
         save_model(out, model, description, history_csv(progress.history))
         prune(paths.run_folder(name, description["fingerprint"]), params.train.keep_gigabytes)
@@ -272,17 +271,17 @@ def train(params: TrainParams, name: str, out: Path, gpu: int = 0) -> Progress:
 
 
 @contextmanager
-def own_gpus(count: int, there: int) -> Iterator[list[int]]:
-    """Numbers of `count` of the GPUs that are there: those that no other training of this project has taken come first."""
+def own_gpu(gpus: Sequence[int]) -> Iterator[int]:
+    """The first of these GPUs that no other training of this project has taken; if all are, the first."""
+    paths.RUNS.mkdir(parents=True, exist_ok=True)
+    own = gpus[0] if gpus else 0
     with ExitStack() as taken:
-        own: list[int] = []
-        for number in range(there):
+        for number in gpus:
             with suppress(Timeout):
-                if len(own) < count:
-                    taken.enter_context(FileLock(paths.RUNS / f"gpu-{number}.lock", timeout=0))
-                    own.append(number)
-        others = [number for number in range(there) if number not in own]
-        yield (own + others)[:count]
+                taken.enter_context(FileLock(paths.RUNS / f"gpu-{number}.lock", timeout=0))
+                own = number
+                break
+        yield own
 
 
 def main(params: TrainParams) -> None:
@@ -291,19 +290,11 @@ def main(params: TrainParams) -> None:
     arguments = parser.parse_args()
     name = arguments.model or params.model
     out = paths.ZOO / name if arguments.model else paths.MODEL
-    rule = params.train
-    if distributed.started_by_torchrun():
-        with distributed.company():
-            train(params, name, out, gpu=int(os.environ["LOCAL_RANK"]))
-        return
-    paths.RUNS.mkdir(parents=True, exist_ok=True)
-    count = processes(rule)
-    with own_gpus(count, gpus(rule)) as own:
-        if count * rule.nnodes == 1:
-            train(params, name, out, *own)
-        else:
-            visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, own))} if own else {}
-            distributed.launch("pipeline.train", sys.argv[1:], count, rule.nnodes, rule.rendezvous, visible)
+    gpus = range(0 if params.train.device == "cpu" else torch.cuda.device_count())
+    if "LOCAL_RANK" in os.environ:  # torchrun's ranks take one each
+        gpus = gpus[distributed.local_rank() :][:1]
+    with own_gpu(gpus) as gpu, distributed.init(select_device(params.train, gpu)):
+        train(params, name, out, gpu)
 
 
 if __name__ == "__main__":

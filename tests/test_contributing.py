@@ -21,7 +21,7 @@ def example(language: str) -> str:
 TRIAL = """
 import dataclasses, numpy as np, torch
 from pathlib import Path
-from colorize.batches import Photos
+from colorize.data.dataset import Photos
 from colorize.bins import Statistics
 from colorize.models import build_model, describe_block, load_model, save_model
 from colorize.settings import PriorConfig

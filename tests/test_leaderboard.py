@@ -264,3 +264,8 @@ def test_the_page_sorts(params: AllParams, browser) -> None:
     ascending = page.locator(systems).all_inner_texts()
     assert ascending.index("cae") < ascending.index("grey") < ascending.index("mean_color") < ascending.index("vae")
     assert page.locator("#model option").all_inner_texts() == ["vae", "cae"]
+    shown = page.locator("#curves > div:visible svg")
+    page.select_option("#model", "cae")
+    first = shown.inner_html()
+    page.select_option("#model", "vae")
+    assert shown.count() == 1 and shown.inner_html() != first

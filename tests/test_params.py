@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from faults import fault
 
+from colorize import settings
 from colorize.files import InputError
 from colorize.models import block_of
 from colorize.settings import count_of
@@ -75,6 +76,21 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("l1: 0.001", "l1: -.inf", "models.cae.network.l1: input should be a finite number, but it is -inf"),
         ("l1: 0.001", "l1: {a: 1}", "models.cae.network.l1: input should be one of bool, int,"),
         ("dark: 1000/24996", "dark: '1e999999999'", "filter.dark: give a whole number"),
+        (
+            "  launcher: python ",
+            "  launcher: mpirun -n 2 ",
+            "train.launcher: write python, or torchrun with its options, but it is 'mpirun -n 2'",
+        ),
+        (
+            "  launcher: python ",
+            "  nproc: 2 ",
+            "no parameter train.nproc any more; write train.launcher: torchrun --nproc-per-node N",
+        ),
+        (
+            "  launcher: python ",
+            "  nnodes: 2\n  rendezvous: host:29500 ",
+            "no parameter train.nnodes any more; write train.launcher: torchrun --nnodes N .*--rdzv-endpoint HOST:29400",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -82,6 +98,13 @@ def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, ne
     with pytest.raises(InputError, match=words) as caught:
         load(AllParams, changed(tmp_path, old, new))
     assert "\n" not in str(caught.value)
+
+
+def test_a_renamed_parameter_is_known_in_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`*` stands for any model's name."""
+    monkeypatch.setitem(settings.RENAMED, "models.*.train.rate", "models.NAME.train.lr")
+    with pytest.raises(InputError, match="no parameter models.cgan.train.rate any more; write models.NAME.train.lr$"):
+        load(changed(tmp_path, "lr: 2.5e-04", "rate: 2.5e-04"))
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
@@ -113,6 +136,7 @@ def test_scientific_notation_is_a_number() -> None:
         "models.cae.train.lr=0.5",
         "data.path=../my photos",
         "filter.dark=10",
+        "train.launcher=torchrun --nproc-per-node 2",
     ],
 )
 def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: str) -> None:

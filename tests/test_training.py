@@ -16,14 +16,14 @@ from conftest import ROOT
 from faults import fault
 from torch import Tensor
 
-from colorize import files
+from colorize import distributed, files
 from colorize.bins import PriorConfig, Statistics
 from colorize.data.dataset import Photos
 from colorize.files import InputError
 from colorize.models import ModelConfig, Recipe, build_model, model_class
 from colorize.models.base import Colorizer
 from colorize.models.heads import HeadConfig
-from colorize.training import distributed, loop
+from colorize.training import loop
 from colorize.training.device import TrainConfig
 from colorize.training.loop import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, rate_of, scale_of
 from pipeline.check import AllParams
@@ -119,7 +119,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import test_training
 from conftest import _photographs
-from colorize import training
+from colorize.training import loop
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -208,8 +208,8 @@ def test_ranks_ask_each_other_rarely_whether_a_state_is_due(
 ) -> None:
     """A state every 30 seconds at 100 batches a second: 15 questions for the first one, 4 for each after that."""
     asked: list[int] = []
-    monkeypatch.setattr(distributed, "ranks", lambda: 2)
-    monkeypatch.setattr(distributed, "agreed", lambda value: asked.append(batch) or value)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "broadcast_object", lambda value: asked.append(batch) or value)
     checkpoint = Checkpoint(tmp_path / "s.pt", torch.nn.Linear(1, 1), None, [], 30)
     checkpoint.begin("train")
     saved = []

@@ -7,6 +7,7 @@ for params.yaml in pipeline/params.py; the library trusts what it is given.
 import difflib
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -27,6 +28,16 @@ Bins = Literal["gamut", "grid"]
 SHIPPED = "shipped"
 """The name of the trained model that comes with the library."""
 Prior = Literal["none", "empirical", "smoothed", "released", "released_smoothed"]
+_LAUNCHER = "train.launcher: torchrun --nproc-per-node N"
+_LAUNCHER_OF_MACHINES = (
+    "train.launcher: torchrun --nnodes N --rdzv-backend c10d --rdzv-endpoint HOST:29400 --nproc-per-node N"
+)
+RENAMED = {
+    "train.nproc": _LAUNCHER,
+    "train.nnodes": _LAUNCHER_OF_MACHINES,
+    "train.rendezvous": _LAUNCHER_OF_MACHINES,
+}
+"""Parameters that params.yaml once had, `*` for any model's name, and what to write instead."""
 
 
 def is_name(text: str) -> bool:
@@ -118,6 +129,8 @@ def checked(kind: type[Kind], content: object, where: object) -> Kind:
             said = said if first["type"] == "finite_number" else f"input should be one of {', '.join(kinds)}"
         name = ".".join(str(part) for part in loc if not str(part).startswith("list[")) or "its content"
         if first["type"] in unknown:
+            if instead := next((new for old, new in RENAMED.items() if fnmatchcase(name, old)), ""):
+                raise InputError(f"{where}: there is no parameter {name} any more; write {instead}") from error
             hint = suggest(str(first["loc"][-1]), _fields(kind, first["loc"]))
             raise InputError(f"{where}: there is no parameter {name}; {hint}") from error
         if first["type"] in ("missing", "missing_argument"):

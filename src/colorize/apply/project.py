@@ -184,25 +184,21 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
         raise InputError("`colorize verify` asks DVC; run pip install dvc") from error
     if not (root / "dvc.lock").exists():
         raise InputError(f"{root / 'dvc.lock'} is missing; run `dvc repro` first")
-    rows = []
     try:
         with Repo(str(root)) as repo:
             repo.cache.local.state = repo.cache.legacy.state = StateNoop()
-            for stage in sorted(repo.index.stages, key=lambda stage: stage.addressing):
-                of_root = stage.path_in_repo == "dvc.yaml"
-                ran = of_root or any(out.hash_info or out.exists for out in stage.outs)
-                for out in stage.outs:
-                    if not ran or not out.exists:
-                        status = "missing" if ran else "never ran"
-                    elif not out.hash_info:
-                        status = "not in dvc.lock"
-                    else:
-                        status = "differs" if out.changed_checksum() else "ok"
-                    path = Path(os.path.relpath(out.fs_path, root)).as_posix()
-                    rows.append({"path": path, "stage": stage.addressing, "status": status})
+            rows = []
+            for out in sorted(repo.index.outs, key=lambda out: out.stage.addressing):
+                if not out.exists:
+                    status = "missing" if out.hash_info or out.stage.path_in_repo == "dvc.yaml" else "never ran"
+                elif not out.hash_info:
+                    status = "not in dvc.lock"
+                else:
+                    status = "differs" if out.changed_checksum() else "ok"
+                path = Path(os.path.relpath(out.fs_path, root)).as_posix()
+                rows.append({"path": path, "stage": out.stage.addressing, "status": status})
             listed = {row["path"] for row in rows}
-            record = load_file(repo, str(root / "dvc.yaml")).lockfile_contents
-            for name, entry in record.get("stages", {}).items():
+            for name, entry in load_file(repo, str(root / "dvc.yaml")).lockfile_contents.get("stages", {}).items():
                 for path in (out["path"] for out in entry.get("outs", []) if out["path"] not in listed):
                     rows.append({"path": path, "stage": name, "status": "not in dvc.yaml"})
     except Exception as error:  # DVC's own, and what its readers of damaged files raise

@@ -82,10 +82,6 @@ class Colorizer(nn.Module):
         """Predict ab."""
         return self.predict(light).ab
 
-    def of_all_ranks(self, rows: Tensor) -> Tensor:
-        """The rows that all processes which train the model together have of one thing: here there is one process."""
-        return rows
-
 
 def parameter_count(model: nn.Module) -> int:
     """Trainable numbers of a model."""

@@ -51,17 +51,19 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "colorize",
 }
 
 
-def _png(figure: Figure) -> bytes:
+def _encode(figure: Figure, kind: str = "png") -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format=kind, metadata={"Date" if kind == "svg" else "Software": None})
     return buffer.getvalue()
 
 
-def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xlabel: str) -> bytes:
-    """Losses of several runs side by side on one scale, as PNG: title of a panel, name of a curve, its x and y."""
+def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xlabel: str, kind: str = "png") -> bytes:
+    """Losses in panels side by side on one scale, as PNG or SVG: title of a panel, name of a curve, its x and y."""
     rows = -(-len(panels) // 4)
     columns = -(-len(panels) // rows)
     with matplotlib.rc_context(STYLE):
@@ -79,7 +81,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xl
         if values.min() > 0 and values.max() > 10 * values.min():
             grid[0, 0].set_yscale("log")
         grid[0, 0].legend(fontsize=7)
-        return _png(figure)
+        return _encode(figure, kind)
 
 
 def bars(values: Mapping[str, Mapping[str, float]]) -> bytes:
@@ -94,7 +96,7 @@ def bars(values: Mapping[str, Mapping[str, float]]) -> bytes:
             axes.set_title(metric)
             axes.margins(x=0.2)
         axes.invert_yaxis()
-        return _png(figure)
+        return _encode(figure)
 
 
 @cache
@@ -134,7 +136,7 @@ def prior(arrays: Mapping[str, np.ndarray]) -> bytes:
         figure = Figure(figsize=(1.6 * len(panels), 6.6), layout="constrained")
         for axes, (title, shares) in zip(figure.subplots(2, len(panels) // 2).flat, panels, strict=True):
             _over_ab(axes, arrays["bins"], shares, title)
-        return _png(figure)
+        return _encode(figure)
 
 
 def prior_panels(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -144,5 +146,5 @@ def prior_panels(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
         for title, shares in _panels(arrays):
             figure = Figure(figsize=(3.4, 3.4), layout="constrained")
             _over_ab(figure.subplots(), arrays["bins"], shares, title)
-            panels[title] = _png(figure)
+            panels[title] = _encode(figure)
     return panels

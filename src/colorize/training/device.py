@@ -11,7 +11,7 @@ from annotated_types import Ge
 from joblib import cpu_count
 
 from colorize.files import InputError
-from colorize.settings import Count, Positive, Threads, Workers
+from colorize.settings import Count, Threads
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,8 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     hold_gigabytes: Annotated[float, Ge(0)] = 0
     """Photographs up to this size are held in the device's memory, more are streamed from disk; 0 is half of that memory."""
-    nproc: Workers = 0
-    """Processes on this machine that train one model together; 0 is one per GPU, one on the CPU."""
-    nnodes: Positive = 1
-    """Machines that train one model together; the same command is given on each."""
-    rendezvous: str = ""
-    """host:port of one of them, where several machines meet."""
+    launcher: str = "python"
+    """What stands before `-m pipeline.train`: python, or torchrun and its options for several processes."""
     checkpoint_seconds: Annotated[float, Ge(0)] = 30
     keep_gigabytes: Annotated[float, Ge(0)] = 8
 
@@ -48,13 +44,19 @@ def select_device(rule: TrainConfig, gpu: int = 0) -> torch.device:
     before anything is computed. On a GPU deterministic algorithms cost speed and are therefore a parameter.
 
     Raises:
-        InputError: a GPU is demanded and there is none.
+        InputError: a GPU is demanded and there is none, or there are fewer than processes of torchrun.
     """
     there = torch.cuda.is_available()
     if rule.device == "cuda" and not there:
         raise InputError("train.device is cuda but no usable GPU was found; set train.device to auto or cpu")
     device = torch.device("cuda", gpu) if there and rule.device != "cpu" else torch.device("cpu")
     if device.type == "cuda":
+        found, ranks = torch.cuda.device_count(), ranks_here()
+        if found < ranks:
+            raise InputError(
+                f"{ranks} processes need a GPU each but GPUs found: {found}; lower --nproc-per-node in "
+                "train.launcher, or set train.device to cpu"
+            )
         torch.cuda.set_device(device)
     # The gradients' buffers are freed and taken anew in every step; with 4 KB pages that is a third of a step of mlp1.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -78,28 +80,14 @@ def _round_alike() -> None:
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
+def ranks_here() -> int:
+    """How many processes on this machine train one model together; torchrun tells."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def usable_threads() -> int:
     """How many threads to compute with unless told: OMP_NUM_THREADS, and no more than the container allows cores."""
     return min(torch.get_num_threads(), cpu_count())
-
-
-def gpus(rule: TrainConfig) -> int:
-    """How many GPUs `rule` may use; 0 means the CPU."""
-    return torch.cuda.device_count() if rule.device != "cpu" and torch.cuda.is_available() else 0
-
-
-def processes(rule: TrainConfig) -> int:
-    """How many processes train a model together on this machine.
-
-    Raises:
-        InputError: there are not so many GPUs, or several machines have no place to meet.
-    """
-    there = gpus(rule)
-    if there and rule.nproc > there:
-        raise InputError(f"train.nproc is {rule.nproc} but GPUs found: {there}; lower it, or set train.device to cpu")
-    if rule.nnodes > 1 and not rule.rendezvous:
-        raise InputError(f"train.nnodes is {rule.nnodes} but train.rendezvous is empty; set it to host:port of one of them")
-    return rule.nproc or there or 1
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
@@ -132,7 +120,7 @@ def held_bytes(rule: TrainConfig, device: torch.device) -> float:
         return rule.hold_gigabytes * 1e9
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2
-    return memory_bytes() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return memory_bytes() / 2 / ranks_here()
 
 
 def use_bf16(rule: TrainConfig, device: torch.device) -> bool:

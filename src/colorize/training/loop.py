@@ -23,13 +23,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from colorize import files
+from colorize import distributed, files
 from colorize.data.dataset import Photos
 from colorize.data.degrade import degrade
 from colorize.files import InputError
 from colorize.models import Recipe
 from colorize.models.base import Colorizer
-from colorize.training import distributed
 from colorize.training.device import TrainConfig, use_bf16
 
 Row = dict[str, float]
@@ -84,7 +83,9 @@ class Pass:
 
     def means(self) -> Row:
         """Mean losses over the photographs of all ranks."""
-        parts = distributed.gathered({name: (float(total), self.counts[name]) for name, total in self.totals.items()})
+        parts = distributed.all_gather_object(
+            {name: (float(total), self.counts[name]) for name, total in self.totals.items()}
+        )
         sums = {name: [part[name] for part in parts if name in part] for name in parts[0]}
         return {name: sum(total for total, _ in s) / sum(count for _, count in s) for name, s in sums.items()}
 
@@ -179,8 +180,10 @@ class Checkpoint:
 
     def load(self, device: torch.device, begin: Callable[[], object]) -> bool:
         """Go on from the state on disk, else `begin`; tells whether the state is a finished training's."""
-        rank, ranks = distributed.rank(), distributed.ranks()
-        saved = distributed.agreed(None if rank else _read(self.path, device if ranks == 1 else torch.device("cpu")))
+        rank, ranks = distributed.rank(), distributed.world_size()
+        saved = distributed.broadcast_object(
+            None if rank else _read(self.path, device if ranks == 1 else torch.device("cpu"))
+        )
         if saved is None:
             begin()
             self.best = _copy(self.model)
@@ -220,8 +223,8 @@ class Checkpoint:
             return False
         now = time.monotonic()
         left, pace = self.saved_at + self.wait - now, (now - self.began) / self.batches
-        ahead = max(1, min(self.batches, int(left / max(pace, 1e-9)))) if distributed.ranks() > 1 else 1
-        due, self.ask_at = distributed.agreed((left <= 0, self.batches + ahead))
+        ahead = max(1, min(self.batches, int(left / max(pace, 1e-9)))) if distributed.world_size() > 1 else 1
+        due, self.ask_at = distributed.broadcast_object((left <= 0, self.batches + ahead))
         return due
 
     def save(self) -> None:
@@ -239,7 +242,7 @@ class Checkpoint:
         content = {
             "finished": False,
             "progress": asdict(self.progress),
-            "passes": distributed.gathered(own),
+            "passes": distributed.all_gather_object(own),
             "model": self.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "best": self.best,
@@ -276,7 +279,7 @@ class Checkpoint:
         progress.epoch += 1
         progress.history.append(row)
         self.count()
-        progress.seconds.append(distributed.agreed(progress.under_way))
+        progress.seconds.append(distributed.broadcast_object(progress.under_way))
         progress.under_way = 0
         self.passes.clear()
         return row
@@ -303,7 +306,7 @@ def train_epoch(
     Raises:
         InputError: a loss or weights are not finite.
     """
-    rank, ranks = distributed.rank(), distributed.ranks()
+    rank, ranks = distributed.rank(), distributed.world_size()
     model, epoch = checkpoint.model, checkpoint.progress.epoch
     done, order, steps = checkpoint.begin("train"), seed_of(seed, epoch), -(-len(photos) // recipe.batch)
     unseen: list[Tensor] = []  # losses that nobody has looked at: no step waits for a GPU
@@ -345,7 +348,7 @@ def train_epoch(
 
 def evaluate(name: str, photos: Photos, checkpoint: Checkpoint, bf16: bool) -> None:
     """Add up, in evaluation mode, the losses of what the checkpoint's pass has not seen of `photos` yet."""
-    model, done, ranks = checkpoint.judged, checkpoint.begin(name), distributed.ranks()
+    model, done, ranks = checkpoint.judged, checkpoint.begin(name), distributed.world_size()
     of_all = -(-(len(photos) // ranks) // EVALUATION_BATCH)  # so many batches has every rank; some have one more
     model.eval()
     for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), ranks, done.batches):
@@ -383,17 +386,16 @@ def fit(
         InputError: a loss is not finite, and the sentence names step, phase and photographs; or weights are not; or a
             batch has fewer photographs than there are ranks.
     """
-    bf16, steps, ranks = use_bf16(rule, train.device), -(-len(train) // recipe.batch), distributed.ranks()
+    bf16, steps, ranks = use_bf16(rule, train.device), -(-len(train) // recipe.batch), distributed.world_size()
     recipe = in_force(recipe, rule) if model.phases else replace(recipe, epochs=0)
     if (least := len(train) // steps) < ranks:
         raise InputError(
-            f"{ranks} processes cannot share batches of {least} photographs; lower train.nproc or train.nnodes, "
+            f"{ranks} processes cannot share batches of {least} photographs; start fewer with train.launcher, "
             "or raise the model's train.batch"
         )
     averaged = None
     if recipe.average:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
-    distributed.synchronize(model)
     phases = []
     for name in model.phases:
         optimizer = make_optimizer(groups_of(model, name, recipe), recipe, recipe.lr)
@@ -447,7 +449,7 @@ def _require_finite_steps(
         steps: how many the epoch has had.
         order: gives the positions of the photographs of every step of the epoch.
     """
-    everyones = distributed.gathered(torch.stack(losses).tolist() if losses else [])
+    everyones = distributed.all_gather_object(torch.stack(losses).tolist() if losses else [])
     for number, values in enumerate(zip(*everyones, strict=True), start=steps * len(phases) - len(losses)):
         if not math.isfinite(value := sum(values)):
             step, phase = divmod(number, len(phases))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from colorize import bins
+from colorize.distributed import all_gather_rows
 from colorize.files import InputError
 from colorize.models.base import Colorizer, Colors, Setup
 from colorize.models.blocks import kaiming_
@@ -204,7 +205,7 @@ class Model(Colorizer):
     @torch.no_grad()
     def learn_components(self, field: Tensor) -> None:
         """Let fields [B, 2, f, f] into the incremental singular value decomposition."""
-        field = self.of_all_ranks(field)
+        field = all_gather_rows(field)
         rows = torch.cat((self.factors, (field - self.mean).flatten(1)))
         _, strengths, axes = torch.linalg.svd(rows, full_matrices=False)
         self.factors.copy_(strengths[:PRINCIPAL, None] * axes[:PRINCIPAL])
