@@ -228,7 +228,7 @@ def _epochs(name: str, epochs: int = 1, rounds: int = 3) -> Row:
     size = min(block.size or side, side)
     statistics_ = bins.Statistics.measure(images, params.prior)
     small = Photos(images, size)
-    rule = TrainConfig(max_epochs=epochs, lr_at_least=1e-5, threads=os.cpu_count() or 1)
+    rule = TrainConfig(max_epochs=epochs, min_lr=1e-5, threads=os.cpu_count() or 1)
     torch.set_num_threads(rule.threads)
 
     def ours(rule: TrainConfig = rule) -> None:

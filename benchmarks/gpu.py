@@ -60,7 +60,7 @@ DOCUMENTS = {
 }
 KINDS = ("cae", "deshpande", "koalarization", "zhang_simplified", "cgan", "resnet18", "mlp1", "fcae2")
 THREADS = os.cpu_count() or 1
-FAST = TrainConfig(max_epochs=3, lr_at_least=0, threads=THREADS, precision="bf16", deterministic=False, keep="last")
+FAST = TrainConfig(max_epochs=3, min_lr=0, threads=THREADS, precision="bf16", deterministic=False, keep="last")
 
 
 class Run:
@@ -106,8 +106,8 @@ def zhang(run: Run) -> Row:
     for side, share in ((256, 1.0), (176, 0.6875)):
         for batch in (32, 128):
             for precision in ("bf16", "fp32"):
-                recipe = replace(block.train, batch=batch, crop=share)
-                rate = run.speed(replace(block, train=recipe), photos, replace(run.rule, precision=precision))
+                recipe = replace(block.recipe, batch=batch, crop=share)
+                rate = run.speed(replace(block, recipe=recipe), photos, replace(run.rule, precision=precision))
                 key = f"{side} pixels, batch {batch}, {precision}"
                 found[key] = {"photographs a second": rate, "share of the floor": round(rate / FLOOR[side], 3)}
     return found
@@ -118,7 +118,7 @@ def epochs(run: Run) -> Row:
     found = {}
     for name in run.names(*KINDS):
         block = run.block(name)
-        block = replace(block, train=replace(block.train, scales=(1,), crop=1))
+        block = replace(block, recipe=replace(block.recipe, scales=(1,), crop=1))
         photos = run.photos(block)
         rates: dict[str, list[float]] = {"ours": [], "ours in fp32": [], "theirs": []}
         with TemporaryDirectory() as folder:

@@ -118,7 +118,7 @@ class PerItem(Dataset):
 def train_theirs(model: Colorizer, folder: Path, block: ModelConfig, workers: int, epochs: int = 1) -> None:
     """Epochs of the documents' way: fp32, a loader with workers, no fused optimizer."""
     device = next(model.parameters()).device
-    recipe = block.train
+    recipe = block.recipe
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(learned, 1e-5, betas=recipe.betas, weight_decay=recipe.weight_decay)
     loader = DataLoader(PerItem(folder), recipe.batch, shuffle=True, num_workers=workers)
@@ -141,4 +141,4 @@ def train_ours(
     """Epochs of our loop, with one photograph to validate on unless there are others; options are those of `fit`."""
     with TemporaryDirectory() as folder:
         state = options.pop("state", Path(folder) / "state.pt")
-        return fit(model, photos, val or photos.spread(1), block.train, rule, seed, state, **options)
+        return fit(model, photos, val or photos.spread(1), block.recipe, rule, seed, state, **options)

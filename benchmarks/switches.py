@@ -77,7 +77,7 @@ def work(name: str, threads: int) -> tuple[float, float, str]:
         block = params.models[name]
         batch = next(Photos(images, 32).epoch(1, 32))
         model = build_model(block, 32, Statistics.measure(images, params.prior))
-        optimizer = make_optimizer(model.parameters(), block.train, 3e-4)
+        optimizer = make_optimizer(model.parameters(), block.recipe, 3e-4)
 
         def run() -> bytes:
             for _ in range(20):

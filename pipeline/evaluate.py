@@ -72,7 +72,7 @@ def main(params: EvaluateParams, name: str | None = None) -> None:
     for system, (model, size) in systems.items():
         known_as = description["name"] if system == "model" else system
         scores = evaluation.score(
-            known_as, model, size, photos, crops, rule.batch, rule.colorings, device, params.train.threads, critic
+            known_as, model, size, photos, crops, rule.batch, rule.samples, device, params.train.threads, critic
         )
         tables[system] = test.join(scores)
     comparison = metrics.compare(tables, rule.bootstrap)
@@ -94,7 +94,7 @@ def main(params: EvaluateParams, name: str | None = None) -> None:
     files.write_arrays(paths.PICTURES, painted)
     files.write_text(out / "comparison.csv", significant(comparison))
     files.write_bytes(out / "loss.csv", (folder / HISTORY).read_bytes())
-    sampled = np.searchsorted(positions, shown[sheets.spread(len(shown), rule.samples)])
+    sampled = np.searchsorted(positions, shown[sheets.spread(len(shown), rule.sheet_size)])
     columns = {"grey input": "grey", "truth": "truth", description["name"]: "model"}
     sheet = sheets.sheet({title: painted[system][sampled] for title, system in columns.items()})
     files.write_bytes(out / "samples.png", sheets.encode(sheet, "png"))

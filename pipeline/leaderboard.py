@@ -2,7 +2,7 @@
 
 Reads what the zoo trained and scored, data/zoo/<name>/. Differences from the baselines are paired, photograph by
 photograph, with 95 % bootstrap intervals where there are photographs enough. Below the models and the baselines
-stand the ceilings, which are given the truth. Seconds differ from run to run, so they are in no file: `--cost` prints
+stand the oracles, which are given the truth. Seconds differ from run to run, so they are in no file: `--cost` prints
 the table with the training seconds that runs/ holds, and writes nothing.
 """
 
@@ -66,7 +66,7 @@ def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.
 
 
 def rank(descriptions: dict[str, dict[str, Any]], scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per system, best PSNR first and equal ones by name; the ceilings below all others.
+    """One row per system, best PSNR first and equal ones by name; the oracles below all others.
 
     Args:
         scores: of `metrics.compare`.
@@ -77,7 +77,7 @@ def rank(descriptions: dict[str, dict[str, Any]], scores: pd.DataFrame) -> pd.Da
         psnr = own.loc["psnr"]
         row = {
             "model": name,
-            "kind": "ceiling" if name in oracles.CEILINGS else "baseline" if name in metrics.BASELINES else "model",
+            "kind": "oracle" if name in oracles.ORACLES else "baseline" if name in metrics.BASELINES else "model",
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
@@ -87,7 +87,7 @@ def rank(descriptions: dict[str, dict[str, Any]], scores: pd.DataFrame) -> pd.Da
         rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
         rows[-1]["notes"] = descriptions[name]["notes"]
     board = pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True])
-    return board.sort_values("kind", key=lambda kind: kind == "ceiling", kind="stable", ignore_index=True)
+    return board.sort_values("kind", key=lambda kind: kind == "oracle", kind="stable", ignore_index=True)
 
 
 def warn(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]]) -> list[list[str]]:
@@ -193,10 +193,10 @@ def build(
         shown.append(Shown(name, row["kind"], tables[name], summary, over, pictures, facts, history, row["notes"]))
     wanted = sorted({place for system in shown for place in system.pictures})
     truth = dict(zip(wanted, crops[np.array(wanted)], strict=True))
-    best = next(system for system in shown if system.kind != "ceiling")
+    best = next(system for system in shown if system.kind != "oracle")
     side = crops.side
     lead = (
-        f"On {metrics.scored(tables['grey'])} at {side} × {side} pixels the best PSNR is that of {best.name}. Ceilings are "
+        f"On {metrics.scored(tables['grey'])} at {side} × {side} pixels the best PSNR is that of {best.name}. Oracles are "
         "given the truth: they are no models, but what a kind of model would score if it made no mistake."
     )
     basis = page.basis(tables["grey"], scores, side, params.evaluate.bootstrap)
@@ -208,14 +208,14 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
     for baseline in metrics.BASELINES:
         if baseline not in names:
             raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")
-    if taken := sorted(set(names) & set(oracles.CEILINGS)):
-        raise InputError(f"{paths.PARAMS}: models.{taken[0]} has the name of a ceiling; give the model another")
+    if taken := sorted(set(names) & set(oracles.ORACLES)):
+        raise InputError(f"{paths.PARAMS}: models.{taken[0]} has the name of an oracle; give the model another")
     descriptions, tables = read_zoo(names)
     photos = tables["grey"]
     crops = Crops(paths.CROPS, photos["index"].to_numpy())
     batch, threads = params.evaluate.batch, params.train.threads
     critic = plausibility.critic(crops, batch, threads=threads)
-    for name in oracles.CEILINGS:
+    for name in oracles.ORACLES:
         descriptions[name] = {"parameters": 0, "epochs": 0, "notes": []}
         tables[name] = oracles.score(name, crops, batch, threads=threads, critic=critic)
         tables[name]["group"] = photos["group"]
@@ -228,7 +228,7 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
     gallery = sheets.spread(len(photos), params.evaluate.gallery)
     common = photos["index"].to_numpy()[gallery].tolist()
     painted, truths = read_pictures(names, common), crops[gallery]
-    for name in oracles.CEILINGS:
+    for name in oracles.ORACLES:
         painted[name] = dict(zip(common, oracles.color(name, truths)[0], strict=True))
     board["notes"] = warn(board, painted)
     picture = draw(board, painted, dict(zip(common, truths, strict=True)))
@@ -239,7 +239,7 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
     files.write_json(paths.METRICS / "leaderboard.json", records)  # JSON has no NaN
     basis = page.basis(photos, scores, crops.side, params.evaluate.bootstrap)
     text = (
-        f"{basis}. Photographs that are grey in truth, left out of PSNR: {int(photos['grey_truth'].sum())}. Ceilings are "
+        f"{basis}. Photographs that are grey in truth, left out of PSNR: {int(photos['grey_truth'].sum())}. Oracles are "
         "given the truth: they are no models, but what a kind of model would score if it made no mistake."
         f"\n\n{markdown(board)}"
     )

@@ -42,7 +42,7 @@ class Shown:
 
     name: str
     kind: str
-    """model, baseline or ceiling."""
+    """model, baseline or oracle."""
     table: pd.DataFrame
     """Its scores per photograph, in the order of the test split."""
     summary: dict[str, list[float]]

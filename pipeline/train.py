@@ -57,7 +57,7 @@ from pipeline.params import Params, stage
 STATE = "state.pt"
 DECODING = ("temperature", "saturation")
 """Settings of the head that change nothing in the weights."""
-HARMLESS = ("checkpoint_seconds", "hold_gigabytes", "keep_gigabytes", "launcher")
+HARMLESS = ("checkpoint_seconds", "dataset_gigabytes", "runs_gigabytes", "launcher")
 """Rules that change nothing in the weights; how many ranks there are does, in the last bits."""
 
 
@@ -149,7 +149,7 @@ def recipe_of(
         size: side in pixels at which the model works.
         photographs: how many there are to train on.
     """
-    rule, asked, used = params.train, block.train, in_force(block.train, params.train)
+    rule, asked, used = params.train, block.recipe, in_force(block.recipe, params.train)
     batch = -(-photographs // -(-photographs // asked.batch))  # an epoch is cut into equal ones
     pairs = {
         "size": (block.size or size, size),
@@ -172,7 +172,7 @@ def recipe_of(
     sentences = {
         "size": f"works at {size} pixels, not {block.size}, because crop.size is {size}",
         "epochs": f"trains for {epochs}, because train.max_epochs is {rule.max_epochs}",
-        "lr": f"trains with a learning rate of {lr}, because train.lr_at_least is {rule.lr_at_least:g}",
+        "lr": f"trains with a learning rate of {lr}, because train.min_lr is {rule.min_lr:g}",
         "batch": f"trains on {batch} photographs at once, not {asked.batch}, because there are no more",
     }
     if photographs >= asked.batch:
@@ -200,7 +200,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         notes.append(f"starts from the weights of {block.init_from}")
     splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT, unique="index")
     indices = {split: splits.loc[splits["split"] == split, "index"].to_numpy() for split in ("train", "val")}
-    indices["train"] = share_of(indices["train"], block.train.share)
+    indices["train"] = share_of(indices["train"], block.recipe.share)
     if len(indices["train"]) < 2 or len(indices["val"]) < 1:
         raise InputError(
             f"training needs 2 photographs and 1 for validation; there are {len(indices['train'])} and "
@@ -236,12 +236,12 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
         distributed.synchronize(model, name, device)
         state, seed = folder / STATE, params.seed
-        progress = fit(model, sets["train"], sets["val"], block.train, params.train, seed, state, report, begin)
+        progress = fit(model, sets["train"], sets["val"], block.recipe, params.train, seed, state, report, begin)
         if first:
             lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
             files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
     if recipe:
-        recipe["ended_by"] = end_of(progress, in_force(block.train, params.train), params.train)
+        recipe["ended_by"] = end_of(progress, in_force(block.recipe, params.train), params.train)
         if recipe["ended_by"] == "minutes":
             notes.append(f"stopped before its last epoch, because train.max_minutes is {params.train.max_minutes:g}")
     description = {
@@ -266,7 +266,7 @@ def train(params: TrainParams, name: str, out: Path, gpu: int = 0) -> Progress:
     if distributed.local_rank() == 0:  # every machine gets the model: DVC waits for it on any
         print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
         save_model(out, model, description, history_csv(progress.history))
-        prune(paths.run_folder(name, description["fingerprint"]), params.train.keep_gigabytes)
+        prune(paths.run_folder(name, description["fingerprint"]), params.train.runs_gigabytes)
     return progress
 
 

@@ -54,7 +54,7 @@ INTRODUCTION = """# What goes wrong, and what happens then
 Made by `python tests/faults.py` from the tests named in the last column, which `make test` runs.
 
 In the rows about photographs and addresses (1 to 31, tests of `test_faults`) the test also asserts that the run ends, that
-every item stands in the account exactly once and with one reason, that nothing half-written is left, that a second run asks
+every item stands in the log exactly once and with one reason, that nothing half-written is left, that a second run asks
 only for what may have healed and gives the same bytes, and that the crops of all other photographs are, bit for bit, those
 of a run without the fault.
 

@@ -126,7 +126,7 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
         name: {"arch": "constant", "network": {"color": color}}
         for name, color in {"grey": "zero", "mean_color": "mean"}.items()
     }
-    blocks["cae"] = {"arch": "cae", "network": {"channels": [4, 8]}, "train": {"epochs": 1}}
+    blocks["cae"] = {"arch": "cae", "network": {"channels": [4, 8]}, "recipe": {"epochs": 1}}
     small = {"crop.size": 16, "crop.workers": 1, "train.threads": 1, "evaluate.bootstrap": 10, "model": "cae"}
     source = {"data.source": "folder", "data.path": "photos"}
     blocks["tuned"] = blocks["cae"] | {"init_from": "cae"}

@@ -40,9 +40,9 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
 
     before = block({})
     assert list(before) == ["zhang_simplified_final", "zhang_simplified"]
-    assert block({"models.vae.train.lr": 0.5}) == before
-    assert block({"models.zhang_simplified.train.lr": 0.5}) != before
-    assert block({"models.zhang_simplified_final.train.lr": 0.5}) != before
+    assert block({"models.vae.recipe.lr": 0.5}) == before
+    assert block({"models.zhang_simplified.recipe.lr": 0.5}) != before
+    assert block({"models.zhang_simplified_final.recipe.lr": 0.5}) != before
     assert list(block({}, "vae")) == ["vae"]
     shutil.copytree(SHIPPED_FOLDER, "mine")
     start = {"models.tuned.init_from": "mine"}

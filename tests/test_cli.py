@@ -79,8 +79,8 @@ def test_a_folder_is_colored_and_every_photograph_accounted_for(models: Path, al
         and "2 colored, 0 were done before, 1 failed, 1 passed over (hidden 1)" in text
     )
     assert Image.open(out / "a.jpg").size == (48, 40) and Image.open(out / "1950/b.png").size == (48, 40)
-    account = (out / "colorize.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in account] == ["photo", "1950/b.png", "a.jpg", "broken.jpg"]
+    log = (out / "colorize.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log] == ["photo", "1950/b.png", "a.jpg", "broken.jpg"]
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*g")}
     (album / "broken.jpg").unlink()
     assert "0 colored, 2 were done before, 0 failed" in call("apply", album, "-m", models / "cae", "-o", out)
@@ -279,7 +279,7 @@ def test_the_command_is_installed() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_what_is_stopped_goes_on_later(models: Path, tmp_path: Path, how: signal.Signals) -> None:
-    """Status 128 + signal, a sentence, an account of what is done; repeated, the command colors the rest only."""
+    """Status 128 + signal, a sentence, a log of what is done; repeated, the command colors the rest only."""
     album, out = tmp_path / "album", tmp_path / "out"
     album.mkdir()
     for number, pixels in enumerate(_photographs(100, 32)):

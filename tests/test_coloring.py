@@ -63,7 +63,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("what", ["file", "folder", "link", "broken link", "copy of the photograph", "file in the way"])
 def test_what_is_not_ours_is_refused_each_time_and_nothing_is_written(photos: Path, tmp_path: Path, what: str) -> None:
-    """Not even the account, nor the other photograph's result, which would come first."""
+    """Not even the log, nor the other photograph's result, which would come first."""
     out, precious = tmp_path / "out", tmp_path / "precious.jpg"
     precious.write_bytes(b"someone's only copy")
     out.mkdir()
@@ -84,7 +84,7 @@ def test_what_is_not_ours_is_refused_each_time_and_nothing_is_written(photos: Pa
 
 
 def test_what_was_put_into_the_folder_of_results_later_stays(photos: Path, tmp_path: Path) -> None:
-    """The folder has an account; the file is still not ours."""
+    """The folder has a log; the file is still not ours."""
     out = tmp_path / "out"
     apply(photos / "1950", out)
     (out / "a.jpg").write_bytes(b"another original")
@@ -172,7 +172,7 @@ def test_results_may_lie_among_the_photographs_under_other_names(photos: Path) -
 
 
 def test_two_photographs_never_become_one_file(photos: Path, tmp_path: Path) -> None:
-    """A GIF becomes a PNG of another one's name; a file is where another needs a folder; so is the account."""
+    """A GIF becomes a PNG of another one's name; a file is where another needs a folder; so is the log."""
     photo(photos / "c.gif")
     photo(photos / "c.gif.png")
     with pytest.raises(InputError, match="c.gif and c.gif.png would both become .*c.gif.png"):
@@ -219,7 +219,7 @@ ODD = [
 
 
 def test_a_name_is_bytes(tmp_path: Path) -> None:
-    """Whichever they are, the photograph is colored, stands in the account, and is done in the next run."""
+    """Whichever they are, the photograph is colored, stands in the log, and is done in the next run."""
     names = [name if isinstance(name, bytes) else name.encode() for name in ODD]
     (tmp_path / "photos").mkdir()
     for number, name in enumerate(names):
@@ -250,7 +250,7 @@ def test_a_sheet_is_no_wider_than_a_jpeg_can_be(tmp_path: Path, capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
-# ---- the account ----
+# ---- the log ----
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_an_account_that_is_none_is_left_alone(photos: Path, tmp_path: Path, tex
     path = tmp_path / "out/colorize.csv"
     files.write_text(path, text.replace("{header}", ",".join(album.COLUMNS)))
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="colorize.csv is no account of ours"):
+    with pytest.raises(InputError, match="colorize.csv is not our log"):
         apply(photos, path.parent)
     assert contents(tmp_path) == before
 
@@ -349,9 +349,9 @@ def test_what_is_stopped_while_it_works_stays_as_it_was(
 
 
 def test_what_a_killed_run_finished_is_not_done_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its account tells only what was about to be written; the files tell that it was."""
-    write, calls = coloring.write_account, []
-    monkeypatch.setattr(coloring, "write_account", lambda *given: calls.append(1) or len(calls) > 1 or write(*given))
+    """Its log tells only what was about to be written; the files tell that it was."""
+    write, calls = coloring.write_log, []
+    monkeypatch.setattr(coloring, "write_log", lambda *given: calls.append(1) or len(calls) > 1 or write(*given))
     apply(photos, tmp_path / "out")
     monkeypatch.undo()
     assert (tmp_path / "out/colorize.csv").read_text().count("started") == 2
@@ -379,7 +379,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
         raise OSError(28, "No space left on device", source, None, str(target))
 
     with monkeypatch.context() as patched:
-        patched.setattr(coloring, "write_account", lambda *_: None)
+        patched.setattr(coloring, "write_log", lambda *_: None)
         patched.setattr(os, "replace", full)
         with pytest.raises(InputError, match="b.png: No space left on device; make the folder writable or free some space"):
             apply(photos, out)

@@ -34,7 +34,7 @@ block = params.models["tinynet"]
 images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
 model = build_model(block, 32, Statistics.measure(images, PriorConfig()))
 photos = Photos(images, 32)
-progress = fit(model, photos, photos, block.train, dataclasses.replace(params.train, max_epochs=2), 1, Path("state.pt"))
+progress = fit(model, photos, photos, block.recipe, dataclasses.replace(params.train, max_epochs=2), 1, Path("state.pt"))
 save_model(Path("model"), model, {"block": describe_block(block), "size": 32}, "")
 light = torch.rand(2, 1, 32, 32) * 100
 assert torch.equal(load_model(Path("model")).colorize(light), model.colorize(light))

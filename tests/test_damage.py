@@ -78,7 +78,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small project in which every stage ran, the current folder of these tests."""
     folder = tmp_path_factory.mktemp("project")
     content = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    cae = {"arch": "cae", "network": {"channels": [4, 8]}, "train": {"epochs": 1}}
+    cae = {"arch": "cae", "network": {"channels": [4, 8]}, "recipe": {"epochs": 1}}
     content["models"] = {name: content["models"][name] for name in MODELS[:2]}
     content["models"] |= {"cae": cae, "tuned": cae | {"init_from": "cae"}}
     content["model"] = "cae"

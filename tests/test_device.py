@@ -41,7 +41,7 @@ def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     alone = held_bytes(TrainConfig(), cpu)
     assert alone == memory_bytes() / 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert held_bytes(TrainConfig(), cpu) == alone / 4 and held_bytes(TrainConfig(hold_gigabytes=3), cpu) == 3e9
+    assert held_bytes(TrainConfig(), cpu) == alone / 4 and held_bytes(TrainConfig(dataset_gigabytes=3), cpu) == 3e9
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

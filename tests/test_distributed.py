@@ -66,7 +66,7 @@ def trained_by_every_rank(folder: str) -> None:
                 for key, inner in layer.named_children():
                     if isinstance(inner, nn.BatchNorm2d):
                         setattr(layer, key, nn.Identity())
-            recipe, photos = replace(block.train, batch=8), Photos(images, 16)
+            recipe, photos = replace(block.recipe, batch=8), Photos(images, 16)
             fit(model, photos, photos.spread(7), recipe, TrainConfig(max_epochs=2), 3, Path(folder) / f"{name}.pt")
             files.write_state(Path(folder) / f"{name} {distributed.rank()}", model.state_dict())
 

@@ -203,7 +203,7 @@ def test_a_loss_that_is_none_stops_the_training(tmp_path: Path, photographs, mon
     said = r"loss of phase net is (nan|inf) in step 2 of epoch 1, on the photographs \[\d.*lower the model's train.lr"
     for _ in range(2):
         with pytest.raises(InputError, match=said):
-            train("mlp1", photographs(8, 16), tmp_path / "s.pt", replace(RULE, lr_at_least=1e30), optimizer="sgd")
+            train("mlp1", photographs(8, 16), tmp_path / "s.pt", replace(RULE, min_lr=1e30), optimizer="sgd")
         state = files.read_state(tmp_path / "s.pt")
         assert state["passes"][0]["train"][0] == 1 and all(t.isfinite().all() for t in state["model"].values())
 
@@ -213,7 +213,7 @@ def test_a_batch_may_be_larger_than_the_data(tmp_path: Path, photographs) -> Non
     """Trains on what there is."""
     model = small_model("cae", pixels := photographs(2, 16))
     pair = Photos(pixels, 16)
-    progress = fit(model, pair, pair, replace(BLOCKS["cae"].train, batch=256), RULE, 3, tmp_path / "s.pt")
+    progress = fit(model, pair, pair, replace(BLOCKS["cae"].recipe, batch=256), RULE, 3, tmp_path / "s.pt")
     assert progress.epoch == RULE.max_epochs
     assert all(np.isfinite(list(row.values())).all() for row in progress.history)
 

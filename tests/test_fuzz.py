@@ -274,17 +274,17 @@ def test_a_description_is_taken_as_it_was_checked(trained: Path, jail: Path, mon
 @settings(max_examples=settings.default.max_examples // 3)
 @given(st.data())
 def test_accounts(jail: Path, data: st.DataObject) -> None:
-    """Whatever stands in an account, the files beside it that we did not write stay, and no walk ends at it."""
+    """Whatever stands in a log, the files beside it that we did not write stay, and no walk ends at it."""
     photo, theirs = jail / "a/b/photo.png", IMAGES[0]
     with tempfile.TemporaryDirectory(dir=jail / "a/b") as folder:
         out = Path(folder)
         system = System("grey", build_baseline("grey", Statistics({})), 16, "1", None)
         list(color_all(find([photo]), [system], out))
         ours = (out / "photo.png").read_bytes()
-        account = (out / "colorize.csv").read_bytes()
+        log = (out / "colorize.csv").read_bytes()
         for name in ("photo.png", "other.png"):
             (out / name).write_bytes(theirs)
-        (out / "colorize.csv").write_bytes(data.draw(damaged([account, account.replace(b"photo.png", b"../photo.png")])))
+        (out / "colorize.csv").write_bytes(data.draw(damaged([log, log.replace(b"photo.png", b"../photo.png")])))
         assert len(walk(out)) >= 2
         with suppress(InputError):
             list(color_all(find([photo], out), [replace(system, sha256="2")], out))
@@ -295,4 +295,4 @@ def test_accounts(jail: Path, data: st.DataObject) -> None:
 def test_the_cases_hit_what_they_aim_at() -> None:
     """The undamaged originals are taken, so that a refusal is one of the damage."""
     assert all(crop_square(content, CropConfig(size=16))[0].shape == (16, 16, 3) for content in IMAGES)
-    assert checked(AllParams, PARAMS).seed == 1 and np.isfinite(PARAMS["train"]["lr_at_least"])
+    assert checked(AllParams, PARAMS).seed == 1 and np.isfinite(PARAMS["train"]["min_lr"])

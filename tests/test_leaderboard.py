@@ -15,7 +15,7 @@ from colorize import files
 from colorize.files import InputError
 from colorize.scoring import plausibility
 from colorize.scoring.metrics import METRICS
-from colorize.scoring.oracles import CEILINGS
+from colorize.scoring.oracles import ORACLES
 from pipeline import leaderboard, paths
 from pipeline.check import AllParams
 
@@ -66,14 +66,14 @@ def params(
 
 
 def test_models_are_sorted_by_psnr_with_the_baselines_among_them(params: AllParams) -> None:
-    """vae 23, mean_color 21, grey 20, cae 19, in the CSV, the JSON and the markdown alike; the ceilings below them."""
+    """vae 23, mean_color 21, grey 20, cae 19, in the CSV, the JSON and the markdown alike; the oracles below them."""
     leaderboard.main(params)
     board = pd.read_csv(paths.METRICS / "leaderboard.csv")
     expected = board["model"].to_list()
     assert expected[:4] == ["vae", "mean_color", "grey", "cae"]
     assert board["psnr"].to_list()[:4] == [23, 21, 20, 19]
-    assert board["kind"].to_list() == ["model", "baseline", "baseline", "model"] + ["ceiling"] * 3
-    assert set(expected[4:]) == set(CEILINGS) and board["psnr"][4:].is_monotonic_decreasing
+    assert board["kind"].to_list() == ["model", "baseline", "baseline", "model"] + ["oracle"] * 3
+    assert set(expected[4:]) == set(ORACLES) and board["psnr"][4:].is_monotonic_decreasing
     records = json.loads((paths.METRICS / "leaderboard.json").read_text())
     assert [record["model"] for record in records] == expected
     lines = (paths.METRICS / "leaderboard.md").read_text().splitlines()
@@ -113,7 +113,7 @@ def test_a_model_that_learned_nothing_is_flagged(params: AllParams) -> None:
     assert notes["grey"] == notes["mean_color"] == "" and "one color" not in notes["vae"]
 
 
-def test_ceilings_are_scored_on_the_zoos_photographs(params: AllParams) -> None:
+def test_oracles_are_scored_on_the_zoos_photographs(params: AllParams) -> None:
     """Each photograph in its own mean ab, by the definition of rmse_ab; and their gain over grey is there as well."""
     leaderboard.main(params)
     board = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model")
@@ -183,7 +183,7 @@ def test_tiles_of_too_few_photographs_are_ranked_without_intervals(
 def test_kid_is_the_mean_of_what_photographs_give_away(
     params: AllParams, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    """The zoo's own; that of the ceilings is computed here. Without its package it is empty."""
+    """The zoo's own; that of the oracles is computed here. Without its package it is empty."""
     if not installed:
         monkeypatch.setattr(plausibility, "WEIGHTS", "package:no-such-weights")
         for name in PSNR:
@@ -206,7 +206,7 @@ def test_kid_is_the_mean_of_what_photographs_give_away(
 
 
 def test_every_shard_is_opened_once(params: AllParams, opened: Counter[str]) -> None:
-    """For all ceilings, pictures and the page together."""
+    """For all oracles, pictures and the page together."""
     leaderboard.main(params)
     assert opened == {"crops-00000.npy": 1}
 
@@ -259,7 +259,7 @@ def test_the_page_sorts(params: AllParams, browser) -> None:
     assert page.locator(systems).all_inner_texts()[:4] == ["vae", "mean_color", "grey", "cae"]
     heading = page.get_by_role("button", name="PSNR over grey")
     heading.press("Enter")
-    assert page.locator(systems).first.inner_text() in {*CEILINGS, "vae"}
+    assert page.locator(systems).first.inner_text() in {*ORACLES, "vae"}
     heading.press("Enter")
     ascending = page.locator(systems).all_inner_texts()
     assert ascending.index("cae") < ascending.index("grey") < ascending.index("mean_color") < ascending.index("vae")

@@ -87,7 +87,7 @@ def test_model_learns_one_batch(name: str, statistics: Statistics, photographs, 
     light, ab = next(Photos(photographs(3, 16), 16).batches(3))
     parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
     rate = 1e-2 if BLOCKS[name].arch == "mlp" else 1e-3  # its output batch norm starts with a gain of 1 and must shrink
-    optimizers = {p: make_optimizer(parameters[p], BLOCKS[name].train, rate) for p in model.phases}
+    optimizers = {p: make_optimizer(parameters[p], BLOCKS[name].recipe, rate) for p in model.phases}
     # A soft target's cross-entropy cannot fall below the target's own entropy.
     share = 0.5 if model.monitor == "cross_entropy" else 0.25
     watched: list[float] = []
@@ -135,7 +135,7 @@ def test_model_resumes_exactly(
 ) -> None:
     """Stopped within its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
     photos = Photos(photographs(4, 16), 16)
-    recipe, rule = replace(BLOCKS[name].train, batch=2, patience=0), TrainConfig(max_epochs=2, keep="last")
+    recipe, rule = replace(BLOCKS[name].recipe, batch=2, patience=0), TrainConfig(max_epochs=2, keep="last")
     whole, stopped, resumed = (built(name, statistics, 16, narrow) for _ in range(3))
     expected = fit(whole, photos, photos.spread(2), recipe, rule, 3, tmp_path / "whole.pt")
     last = 5 * len(stopped.phases)  # the first epoch's two batches and two of evaluation, and one
@@ -249,7 +249,7 @@ def test_damaged_weights_are_refused(statistics: Statistics, tmp_path: Path) -> 
         ({"size": 0}, "(size)"),
         ({"size": 10**9}, "(size)"),
         ({"block": 3}, "(block)"),
-        ({"block": {"arch": "cae", "train": {"lr": "fast"}}}, "(block.train.lr)"),
+        ({"block": {"arch": "cae", "recipe": {"lr": "fast"}}}, "(block.recipe.lr)"),
         ({"mean_ab": [1]}, "(mean_ab"),
     ],
 )

@@ -12,7 +12,6 @@ import pytest
 from conftest import ROOT
 from faults import fault
 
-from colorize import settings
 from colorize.files import InputError
 from colorize.models import block_of
 from colorize.settings import count_of
@@ -34,13 +33,13 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
     [
         ("seed: 1", "sed: 1", "no parameter sed; did you mean 'seed'"),
         ("  size: 128 ", "  sizee: 128 ", "no parameter crop.sizee; did you mean 'size'"),
-        ("lr: 2.5e-04", "lrr: 2.5e-04", "no parameter models.cgan.train.lrr; did you mean 'lr'"),
+        ("lr: 2.5e-04", "lrr: 2.5e-04", "no parameter models.cgan.recipe.lrr; did you mean 'lr'"),
         ("arch: cgan", "archh: cgan", "no parameter models.cgan.archh; did you mean 'arch'"),
         ("seed: 1", "seed: -1", "seed: input should be greater than or equal to 0, but it is -1"),
         ("seed: 1 ", "# ", "seed is missing"),
         ("  size: 128 ", "  size: big ", "crop.size: .*integer.*'big'"),
         ("source: sample", "source: smple", "data.source: input should be 'sample'.*'smple'"),
-        ("patience: 10", "patience: 1.5", "models.cae.train.patience: .*1.5"),
+        ("patience: 10", "patience: 1.5", "models.cae.recipe.patience: .*1.5"),
         ("dark: 1000/24996", "dark: many", "filter.dark: give a whole number.*'many'"),
         ("bright: 500/24996", "bright: 1.5", "filter.bright: give a whole number.*1.5"),
         ("- dark\n", "- darc\n", "filter.rules.0: .*'darc'"),
@@ -100,11 +99,21 @@ def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, ne
     assert "\n" not in str(caught.value)
 
 
-def test_a_renamed_parameter_is_known_in_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`*` stands for any model's name."""
-    monkeypatch.setitem(settings.RENAMED, "models.*.train.rate", "models.NAME.train.lr")
-    with pytest.raises(InputError, match="no parameter models.cgan.train.rate any more; write models.NAME.train.lr$"):
-        load(changed(tmp_path, "lr: 2.5e-04", "rate: 2.5e-04"))
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("min_lr: 0.0003", "lr_at_least: 0.0003", "no parameter train.lr_at_least any more; write train.min_lr$"),
+        ("min_lr: 0.0003", "min_lr: 0.0003\n  nproc: 2", "train.nproc any more; write train.launcher: torchrun "),
+        ("    recipe:\n", "    train:\n", r"no parameter models\.\w+\.train any more; write models\.<model>\.recipe$"),
+        ("min_lr: 0.0003", "min_lr: 0.0003\n  lr: 1", r"no parameter train.lr; did you mean models\.<model>\.recipe\.lr\?"),
+    ],
+)
+def test_a_renamed_or_misplaced_parameter_is_answered_with_the_right_one(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    """Somebody's older params.yaml, and what everybody types first."""
+    with pytest.raises(InputError, match=words):
+        load(AllParams, changed(tmp_path, old, new))
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
@@ -124,16 +133,16 @@ def test_an_unknown_model_is_answered_with_the_nearest_name(make_params) -> None
 
 def test_scientific_notation_is_a_number() -> None:
     """1e-5 as DVC writes it back, and 1.0e-05 as the file holds it: PyYAML would read the first as a string."""
-    assert load(AllParams, ROOT / "params.yaml").models["cae"].train.lr == 1e-5
+    assert load(AllParams, ROOT / "params.yaml").models["cae"].recipe.lr == 1e-5
 
 
 @pytest.mark.parametrize(
     "override",
     [
         "model=vae",
-        "models.zhang_simplified_final.train.epochs=200",
+        "models.zhang_simplified_final.recipe.epochs=200",
         "crop.size=256",
-        "models.cae.train.lr=0.5",
+        "models.cae.recipe.lr=0.5",
         "data.path=../my photos",
         "filter.dark=10",
         "train.launcher=torchrun --nproc-per-node 2",
@@ -156,9 +165,9 @@ def test_what_a_block_inherits_can_be_changed_too(tmp_path: Path) -> None:
     from dvc.utils.hydra import apply_overrides
 
     (tmp_path / "params.yaml").write_text(TEXT)
-    apply_overrides(tmp_path / "params.yaml", ["++models.vae.train.lr=0.5"])
+    apply_overrides(tmp_path / "params.yaml", ["++models.vae.recipe.lr=0.5"])
     found, before = (load(AllParams, path / "params.yaml").models["vae"] for path in (tmp_path, ROOT))
-    assert found == replace(before, train=replace(before.train, lr=0.5))
+    assert found == replace(before, recipe=replace(before.recipe, lr=0.5))
 
 
 def test_a_block_is_its_base_with_what_it_states(tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_a_block_is_its_base_with_what_it_states(tmp_path: Path) -> None:
     network = models["deshpande"].network | {"latent": 64, "l1": 0, "kl": 1e-5}
     assert models["vae"] == replace(models["deshpande"], network=network)
     grid = models["zhang_simplified_grid"]
-    assert (grid.size, grid.train.lr, grid.head.kind, grid.head.weights) == (256, 3.16e-5, "classification", "empirical")
+    assert (grid.size, grid.recipe.lr, grid.head.kind, grid.head.weights) == (256, 3.16e-5, "classification", "empirical")
 
 
 @pytest.mark.parametrize(

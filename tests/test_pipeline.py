@@ -188,13 +188,13 @@ def test_a_new_photograph_is_noticed(project: Path, photos: Path) -> None:
 def test_the_zoo_trains_every_model_and_ranks_them(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One row per block, the baselines among them, ceilings below; the chosen model is not trained twice, nor a start."""
+    """One row per block, the baselines among them, oracles below; the chosen model is not trained twice, nor a start."""
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(re.sub(r"(?m)^  vae:\n(    .*\n)+", "", text))
     run(project, "dvc", "repro", "pipeline/zoo/dvc.yaml")
     rows = (project / "metrics/leaderboard.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:5]} == {"grey", "mean_color", "cae", "cae_tuned"}
-    assert [row.split(",")[1] for row in rows[5:]] == ["ceiling"] * 3
+    assert [row.split(",")[1] for row in rows[5:]] == ["oracle"] * 3
     psnr = [float(row.split(",")[rows[0].split(",").index("psnr")]) for row in rows[1:5]]
     assert psnr == sorted(psnr, reverse=True)
     assert (project / "metrics/leaderboard.md").exists() and (project / "metrics/leaderboard.jpg").exists()
@@ -280,7 +280,7 @@ def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_runni
     path.write_text(
         "title: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\nseeds: {cpu: [1, 2], cuda: [1, 2]}\n"
         "settings: {cpu: &all ['data.path=@photos'], cuda: *all}\n"
-        "runs: {quick: [], endless: [train.max_epochs=0, models.cae.train.epochs=1000000, models.cae.train.patience=0]}\n"
+        "runs: {quick: [], endless: [train.max_epochs=0, models.cae.recipe.epochs=1000000, models.cae.recipe.patience=0]}\n"
         "tables: []\n"
     )
     command = (sys.executable, "-c", STUDY, "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "1")
@@ -311,10 +311,10 @@ def test_queued_experiments_share_what_is_equal_and_keep_their_own_results(proje
     The first two want the very same weights at the same time; the two workers start with them.
     """
     before = snapshot(project)
-    training = ("train.max_epochs=0", "models.cae.train.epochs=300", "models.cae.train.patience=0")
+    training = ("train.max_epochs=0", "models.cae.recipe.epochs=300", "models.cae.recipe.patience=0")
     queued = {
         "cae": ["model=cae", "seed=2", *training],
-        "cae-sheet": ["model=cae", "seed=2", "evaluate.samples=2", *training],
+        "cae-sheet": ["model=cae", "seed=2", "evaluate.sheet_size=2", *training],
         "vae": ["model=vae", "seed=2"],
     }
     for name, settings in queued.items():

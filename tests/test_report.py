@@ -64,7 +64,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callabl
     names = ["epoch", *losses, *(f"{name}_ma20" for name in losses)]
     history = pd.DataFrame([[epoch, *[1 / epoch] * 6] for epoch in range(1, 6)], columns=names)
     files.write_text(paths.METRICS / "loss.csv", history.to_csv(index=False))
-    block = {"arch": "zhang", "network": {"variant": "<b>bold</b>"}, "train": {"lr": 3.16e-05}}
+    block = {"arch": "zhang", "network": {"variant": "<b>bold</b>"}, "recipe": {"lr": 3.16e-05}}
     about = {
         "name": "some_model",
         "seed": 1,

@@ -311,8 +311,8 @@ def test_a_trained_model_does_without_the_file_it_began_from(
     model = build_model(block, 16, statistics)
     before = {entry: tensor.clone() for entry, tensor in trunk_of(model).state_dict().items()}
     photos = Photos(photographs(2, 16), 16)
-    rule = TrainConfig(max_epochs=1, lr_at_least=1e-3)
-    fit(model, photos, photos, replace(block.train, scales=(1,)), rule, 1, tmp_path / "state.pt")
+    rule = TrainConfig(max_epochs=1, min_lr=1e-3)
+    fit(model, photos, photos, replace(block.recipe, scales=(1,)), rule, 1, tmp_path / "state.pt")
     same = all(torch.equal(tensor, before[entry]) for entry, tensor in trunk_of(model).state_dict().items())
     assert same == (name == "koalarization_fusion")
     if same:

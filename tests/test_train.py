@@ -33,7 +33,7 @@ SMALL = {
     "train.max_epochs": 2,
     "crop.size": 16,
     "models.cae.network": {"channels": [4, 8]},
-    "models.cae.train.batch": 4,
+    "models.cae.recipe.batch": 4,
 }
 
 
@@ -81,7 +81,7 @@ def test_a_finished_state_serves_the_zoo_and_the_root(data, make_params, monkeyp
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", 2), ("train.max_epochs", 3), ("models.cae.train.lr", 0.5), ("models.cae.network.l1", 0.1), ("crop.size", 8)],
+    [("seed", 2), ("train.max_epochs", 3), ("models.cae.recipe.lr", 0.5), ("models.cae.network.l1", 0.1), ("crop.size", 8)],
 )
 def test_what_changes_the_weights_changes_the_fingerprint(data, make_params, name: str, value) -> None:
     """And what cannot change them does not."""
@@ -89,7 +89,7 @@ def test_what_changes_the_weights_changes_the_fingerprint(data, make_params, nam
     params = {**SMALL, "models.cae.network": {"channels": [4, 8], "l1": 0.0}}
     before = train.fingerprint(make_params(params), "cae", device)
     assert train.fingerprint(make_params({**params, name: value}), "cae", device) != before
-    for harmless in ({"train.checkpoint_seconds": 1}, {"models.vae.train.lr": 1.0}, {"evaluate.samples": 3}):
+    for harmless in ({"train.checkpoint_seconds": 1}, {"models.vae.recipe.lr": 1.0}, {"evaluate.sheet_size": 3}):
         assert train.fingerprint(make_params({**params, **harmless}), "cae", device) == before
 
 
@@ -144,7 +144,7 @@ TUNED = {
         "arch": "cae",
         "init_from": "cae",
         "network": {"channels": [4, 8]},
-        "train": {"epochs": 0, "batch": 4},
+        "recipe": {"epochs": 0, "batch": 4},
     },
 }
 
@@ -158,7 +158,7 @@ def test_a_fine_tuned_model_starts_from_those_very_weights(data, make_params) ->
     assert all(torch.equal(start[name], tuned[name]) for name in start)
     about = load_description(Path("tuned"))
     assert about["epochs"] == 0 and about["notes"][0] == "starts from the weights of cae"
-    train.train(make_params({**TUNED, "models.cae_tuned.train.epochs": 1}), "cae_tuned", Path("tuned"))
+    train.train(make_params({**TUNED, "models.cae_tuned.recipe.epochs": 1}), "cae_tuned", Path("tuned"))
     assert not torch.equal(start["net.2.weight"], load_model(Path("tuned")).state_dict()["net.2.weight"])
 
 
@@ -182,8 +182,8 @@ def test_what_changes_the_start_changes_the_fine_tuned_model(data, make_params) 
     """Its fingerprint covers the other's."""
     device = torch.device("cpu")
     before = train.fingerprint(make_params(TUNED), "cae_tuned", device)
-    assert train.fingerprint(make_params({**TUNED, "models.cae.train.lr": 0.5}), "cae_tuned", device) != before
-    assert train.fingerprint(make_params({**TUNED, "models.vae.train.lr": 0.5}), "cae_tuned", device) == before
+    assert train.fingerprint(make_params({**TUNED, "models.cae.recipe.lr": 0.5}), "cae_tuned", device) != before
+    assert train.fingerprint(make_params({**TUNED, "models.vae.recipe.lr": 0.5}), "cae_tuned", device) == before
 
 
 def test_fine_tuning_keeps_the_blocks_own_weights_of_colors(data) -> None:
@@ -209,7 +209,7 @@ def test_a_share_is_so_many_photographs_and_the_same_ones_for_every_seed(data, m
 
     monkeypatch.setattr(train, "Crops", opened)
     for share, seed in ((0.5, 1), (0.5, 2), (0.25, 1), (1, 1)):
-        changes = {"models.cae.train.share": share, "train.max_epochs": 1, "seed": seed}
+        changes = {"models.cae.recipe.share": share, "train.max_epochs": 1, "seed": seed}
         train.train(make_params({**SMALL, **changes}), "cae", paths.MODEL)
     half, again, quarter, whole = seen[::2]
     assert len(half) == 4 and half == again and set(quarter) < set(half) < set(whole) == set(range(8))
@@ -218,14 +218,14 @@ def test_a_share_is_so_many_photographs_and_the_same_ones_for_every_seed(data, m
 
 def test_photographs_that_do_not_fit_are_streamed_and_give_the_same_bytes(data, make_params, monkeypatch) -> None:
     """With room for a photograph and a half no more than a batch is ever read at once, and the fingerprint is the same."""
-    params = {**SMALL, "models.cae.train.flip": True, "models.cae.train.crop": 0.5}
+    params = {**SMALL, "models.cae.recipe.flip": True, "models.cae.recipe.crop": 0.5}
     train.train(make_params(params), "cae", paths.MODEL)
     held = files.sha256_of([paths.MODEL])
     rows: list[int] = []
     read = Crops.__getitem__
     monkeypatch.setattr(Crops, "__getitem__", lambda self, chosen: rows.append(len(chosen)) or read(self, chosen))
     monkeypatch.setattr(paths, "RUNS", Path("other runs"))
-    train.train(make_params({**params, "train.hold_gigabytes": 1.5 * 16 * 16 * 3 / 1e9}), "cae", paths.MODEL)
+    train.train(make_params({**params, "train.dataset_gigabytes": 1.5 * 16 * 16 * 3 / 1e9}), "cae", paths.MODEL)
     assert files.sha256_of([paths.MODEL]) == held
     # Two epochs of two batches, and after each the eight that are watched: four for training, four for validation.
     assert sorted(rows) == [4] * 8
@@ -254,14 +254,14 @@ def test_without_the_released_prior_the_own_one_is_used_and_named(data, make_par
 
 def test_what_differs_from_the_block_is_recorded_and_said_once(data, make_params, capsys) -> None:
     """Size, epochs, learning rate and batch in force beside those asked for; a sentence for each that differs."""
-    block = {"models.cae.size": 256, "models.cae.train.epochs": 1000, "models.cae.train.lr": 1e-5}
-    block |= {"models.cae.train.batch": 32, "train.lr_at_least": 3e-4}
+    block = {"models.cae.size": 256, "models.cae.recipe.epochs": 1000, "models.cae.recipe.lr": 1e-5}
+    block |= {"models.cae.recipe.batch": 32, "train.min_lr": 3e-4}
     train.train(make_params(SMALL | block), "cae", paths.MODEL)
     about, said = load_description(paths.MODEL), capsys.readouterr().out.splitlines()
     sentences = [
         "works at 16 pixels, not 256, because crop.size is 16",
         "trains for 2 epochs at most, not 1,000, because train.max_epochs is 2",
-        "trains with a learning rate of 0.0003, not 1e-05, because train.lr_at_least is 0.0003",
+        "trains with a learning rate of 0.0003, not 1e-05, because train.min_lr is 0.0003",
         "trains on 8 photographs at once, not 32, because there are no more",
     ]
     assert about["notes"] == sentences and said[0] == f"cae: {'; '.join(sentences)}"
@@ -279,7 +279,7 @@ def test_what_differs_from_the_block_is_recorded_and_said_once(data, make_params
         "ranks": 1,
         "ended_by": "epochs",
     }
-    as_asked = {"models.cae.size": 16, "train.max_epochs": 0, "train.lr_at_least": 0, "models.cae.train.epochs": 3}
+    as_asked = {"models.cae.size": 16, "train.max_epochs": 0, "train.min_lr": 0, "models.cae.recipe.epochs": 3}
     train.train(make_params(SMALL | as_asked), "cae", paths.MODEL)
     assert load_description(paths.MODEL)["notes"] == []
     train.train(make_params(SMALL | as_asked | {"train.max_minutes": 1e-9}), "cae", paths.MODEL)

@@ -36,7 +36,7 @@ SMALL = {
     "cgan": {"width": 4},
     "mlp1": {"hidden": (16,)},
 }
-RULE = TrainConfig(max_epochs=4, lr_at_least=1e-3, checkpoint_seconds=0)
+RULE = TrainConfig(max_epochs=4, min_lr=1e-3, checkpoint_seconds=0)
 
 
 def small_model(name: str, images) -> torch.nn.Module:
@@ -49,7 +49,7 @@ def small_model(name: str, images) -> torch.nn.Module:
 def train(name: str, images, state: Path, rule: TrainConfig = RULE, **recipe):
     model = small_model(name, images)
     photos = Photos(images, 16)
-    settings = replace(BLOCKS[name].train, batch=4, **recipe)
+    settings = replace(BLOCKS[name].recipe, batch=4, **recipe)
     return model, fit(model, photos, photos.spread(5), settings, rule, 3, state)
 
 
@@ -92,7 +92,7 @@ def test_a_training_that_is_interrupted_within_an_epoch_ends_as_one_in_one_go(
     monkeypatch.setattr(loop, "SAVING_COST", 0)
     monkeypatch.setattr(loop, "EVALUATION_BATCH", 2)
     photos = Photos(photographs(11, 16), 16)
-    block = replace(BLOCKS[name].train, batch=4, patience=0, **recipe)
+    block = replace(BLOCKS[name].recipe, batch=4, patience=0, **recipe)
     rule = replace(RULE, max_epochs=2)
 
     def run(state: str, last: float = math.inf) -> tuple[torch.nn.Module, list[str], Progress]:
@@ -178,7 +178,7 @@ def test_states_are_saved_as_often_as_is_promised_unless_that_is_dear(
         write(path, content)
 
     monkeypatch.setattr(files, "write_state", slow)
-    recipe, rule = replace(BLOCKS["cae"].train, batch=4), replace(RULE, max_epochs=2, checkpoint_seconds=30)
+    recipe, rule = replace(BLOCKS["cae"].recipe, batch=4), replace(RULE, max_epochs=2, checkpoint_seconds=30)
 
     def run(last: float = math.inf) -> Progress:
         nonlocal seen
@@ -242,7 +242,7 @@ def test_a_finished_state_is_handed_out_without_training(photographs, tmp_path: 
     trained: list = []
     again = small_model("cae", images)
     photos = Photos(images, 16)
-    fit(again, photos, photos, BLOCKS["cae"].train, RULE, 3, tmp_path / "s.pt", trained.append)
+    fit(again, photos, photos, BLOCKS["cae"].recipe, RULE, 3, tmp_path / "s.pt", trained.append)
     assert not trained
     assert all(torch.equal(t, again.state_dict()[k]) for k, t in model.state_dict().items())
 
@@ -251,7 +251,7 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(photographs, tmp_p
     """keep: best hands out the epoch with the lowest val_loss; keep: last the last."""
     images = photographs(8, 16)
     for keep in ("best", "last"):
-        _, progress = train("cae", images, tmp_path / f"{keep}.pt", replace(RULE, keep=keep, lr_at_least=0.1))
+        _, progress = train("cae", images, tmp_path / f"{keep}.pt", replace(RULE, keep=keep, min_lr=0.1))
         losses = [row["val_loss"] for row in progress.history]
         assert progress.best_epoch == (1 + losses.index(min(losses)) if keep == "best" else len(losses))
 
@@ -286,7 +286,7 @@ def test_weights_that_are_not_finite_stop_the_training(photographs, tmp_path: Pa
     model.register_parameter("unused", torch.nn.Parameter(torch.tensor(float("inf"))))
     photos = Photos(pixels, 16)
     with pytest.raises(InputError, match="weights unused are not finite in epoch 1"):
-        fit(model, photos, photos, BLOCKS["cae"].train, RULE, 1, tmp_path / "s.pt")
+        fit(model, photos, photos, BLOCKS["cae"].recipe, RULE, 1, tmp_path / "s.pt")
     assert not (tmp_path / "s.pt").exists()
 
 
@@ -367,7 +367,7 @@ def test_training_grows_and_validation_does_not(photographs, tmp_path: Path) -> 
     model = small_model("cae", images)
     seen = watch_sides(model)
     photos = Photos(images, 16)
-    settings = replace(BLOCKS["cae"].train, batch=4, scales=(0.5, 1))
+    settings = replace(BLOCKS["cae"].recipe, batch=4, scales=(0.5, 1))
     progress = fit(model, photos, photos, settings, RULE, 3, tmp_path / "s.pt")
     assert [side for training, side in seen if training] == [8] * 4 + [16] * 4
     assert {side for training, side in seen if not training} == {16}
@@ -379,7 +379,7 @@ def test_models_that_say_so_work_at_other_sizes(name: str, photographs) -> None:
     """Built for 32 pixels, trained on 24 and on 8, as scales or random crops may ask; the others are refused."""
     if not model_class(BLOCKS[name]).any_size:
         for change in ({"scales": (0.5, 1)}, {"crop": 0.5}):
-            block = replace(BLOCKS[name], train=replace(BLOCKS[name].train, **change))
+            block = replace(BLOCKS[name], recipe=replace(BLOCKS[name].recipe, **change))
             with pytest.raises(InputError, match=r"works at one size only; leave train\.crop and train\.scales at 1"):
                 model_class(block)
         return
@@ -413,7 +413,7 @@ def test_what_came_pretrained_takes_smaller_steps(photographs, tmp_path: Path) -
         model.pretrained = ("net.0",)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         recipe = Recipe(epochs=1, batch=4, optimizer="sgd", lr=1e-2, pretrained_lr=share)
-        fit(model, photos, photos, recipe, TrainConfig(lr_at_least=0, keep="last"), 1, tmp_path / f"{share}.pt")
+        fit(model, photos, photos, recipe, TrainConfig(min_lr=0, keep="last"), 1, tmp_path / f"{share}.pt")
         return {name: tensor - before[name] for name, tensor in model.state_dict().items()}
 
     whole, tenth = step(1), step(0.1)

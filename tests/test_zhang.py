@@ -44,8 +44,8 @@ def test_a_final_model_is_its_experimental_one_but_for_the_training() -> None:
     """Same architecture, network and head; 190 epochs, and 500 more than the 100 before."""
     for name, epochs in (("zhang_rebalanced_ours", 190), ("zhang_simplified", 500)):
         block = BLOCKS[f"{name}_final"]
-        assert replace(block, init_from="", train=replace(block.train, epochs=100)) == BLOCKS[name]
-        assert block.train.epochs == epochs
+        assert replace(block, init_from="", train=replace(block.recipe, epochs=100)) == BLOCKS[name]
+        assert block.recipe.epochs == epochs
     assert BLOCKS["zhang_simplified_final"].init_from == "zhang_simplified"
 
 

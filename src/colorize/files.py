@@ -41,7 +41,7 @@ def _escaped(found: re.Match[str]) -> str:
 def text_of(name: str) -> str:
     """A file's name as text that tables and screens can hold; whatever they cannot is \\xNN, byte by byte.
 
-    The | that separates names in an account is such a byte, too. `name_of` turns the text back.
+    The | that separates names in a log is such a byte, too. `name_of` turns the text back.
     """
     return re.sub(rf"{_UNPRINTABLE}|\||\\(?=x[0-9a-f]{{2}})", _escaped, name)
 

@@ -7,9 +7,10 @@ for params.yaml in pipeline/params.py; the library trusts what it is given.
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -36,6 +37,13 @@ RENAMED = {
     "train.nproc": _LAUNCHER,
     "train.nnodes": _LAUNCHER_OF_MACHINES,
     "train.rendezvous": _LAUNCHER_OF_MACHINES,
+    "train.lr_at_least": "train.min_lr",
+    "train.hold_gigabytes": "train.dataset_gigabytes",
+    "train.keep_gigabytes": "train.runs_gigabytes",
+    "evaluate.colorings": "evaluate.samples (and evaluate.sheet_size for the photographs on the sheet)",
+    "models.*.train": "models.<model>.recipe",
+    "fine_tuned": "init_from in a block of models",
+    "compute": "crop.cluster",
 }
 """Parameters that params.yaml once had, `*` for any model's name, and what to write instead."""
 
@@ -131,7 +139,9 @@ def checked(kind: type[Kind], content: object, where: object) -> Kind:
         if first["type"] in unknown:
             if instead := next((new for old, new in RENAMED.items() if fnmatchcase(name, old)), ""):
                 raise InputError(f"{where}: there is no parameter {name} any more; write {instead}") from error
-            hint = suggest(str(first["loc"][-1]), _fields(kind, first["loc"]))
+            hint = suggest(str(loc[-1]), _fields(kind, loc))
+            if others := [place for place in _places(kind) if place.rpartition(".")[2] == loc[-1]]:
+                hint = f"did you mean {' or '.join(others)}?"
             raise InputError(f"{where}: there is no parameter {name}; {hint}") from error
         if first["type"] in ("missing", "missing_argument"):
             shown = f"`git diff {where}` shows what was there"
@@ -145,3 +155,13 @@ def _fields(owner: Any, loc: Sequence[int | str]) -> list[str]:
         hints = get_type_hints(owner) if isinstance(owner, type) else {}
         owner = hints.get(str(part)) if hints else get_args(owner)[-1]  # a dict's value type
     return [name for name in get_type_hints(owner) if not name.endswith("_config")]
+
+
+def _places(owner: Any, prefix: str = "") -> list[str]:
+    """The names of all parameters below a settings class; a model's own name is written <model>."""
+    found = []
+    for name, kind in get_type_hints(owner).items():
+        values = get_args(kind)[1:] if get_origin(kind) is dict else ()
+        inner, path = (values[0], f"{prefix}{name}.<model>") if values else (kind, f"{prefix}{name}")
+        found += _places(inner, f"{path}.") if is_dataclass(inner) else [path]
+    return found

@@ -153,7 +153,7 @@ def apply(
     `colorize apply album/ -m zhang_simplified --temperature 0.2 -o vivid`
     """
     from colorize.apply import coloring
-    from colorize.data.album import ACCOUNT
+    from colorize.data.album import LOG
 
     items = coloring.find(photographs, output)
     systems = load_all(model, set_up(device, threads), temperature=temperature, saturation=saturation)
@@ -170,7 +170,7 @@ def apply(
         print(json.dumps(told, indent=2))
     else:
         ended = f"{count['done']} colored, {count['kept']} were done before, {count['failed']} failed"
-        print(f"{ended}{passed_over(passed)}; see {text_of(str(output / ACCOUNT))}")
+        print(f"{ended}{passed_over(passed)}; see {text_of(str(output / LOG))}")
     if count["failed"]:
         raise typer.Exit(1)
 

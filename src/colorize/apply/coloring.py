@@ -1,6 +1,6 @@
-"""Color many photographs of one's own: find them, color them, keep account of every one (album.py).
+"""Color many photographs of one's own: find them, color them, keep log of every one (album.py).
 
-A photograph whose row still holds is not colored again. A broken one is a row, not an end. A file is ours if the account
+A photograph whose row still holds is not colored again. A broken one is a row, not an end. A file is ours if the log
 lists it among what was written of that photograph, with the sha256 that it has: anything else is never overwritten, and all
 of that is looked at before the first photograph is colored. It knows neither params.yaml nor DVC.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 
 from colorize import files
 from colorize.apply import fullsize
-from colorize.data.album import ACCOUNT, Found, Row, append_account, counts, look, read_account, walk, write_account
+from colorize.data.album import LOG, Found, Row, append_log, counts, look, read_log, walk, write_log
 from colorize.data.formats import SUFFIXES
 from colorize.data.images import CropConfig, Refused
 from colorize.files import InputError, NameRefused, name_of, text_of
@@ -124,39 +124,39 @@ def color_all(
         max_megapixels: larger photographs are refused before they are decoded.
 
     Yields:
-        A row for each item as it ends; when all have ended, they stand in the account.
+        A row for each item as it ends; when all have ended, they stand in the log.
 
     Raises:
-        InputError: a model cannot do what is asked, a file that is not ours would be overwritten, or the account is damaged.
+        InputError: a model cannot do what is asked, a file that is not ours would be overwritten, or the log is damaged.
     """
     asked = {"samples": samples, "compare": compare, "models": [system.asked for system in systems]}
     made_by = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    account = read_account(output)
+    log = read_log(output)
     items = [item for item in items if item.status != "ignored"]
     written = {item.name: f".{item.kind}" if f".{item.kind}" in fullsize.SAVE else ".png" for item in items if item.kind}
     names = {name: output_names(name, suffix, systems, samples, compare) for name, suffix in written.items()}
     _refuse_twins(names, output)
-    rows = [_planned(item, names.get(item.name, []), account, made_by, output) for item in items]
+    rows = [_planned(item, names.get(item.name, []), log, made_by, output) for item in items]
     for folder in {(output / name).parent for outputs in names.values() for name in outputs}:
         for leftover in folder.glob(f".{'[0-9a-f]' * 8}{files.TEMPORARY}"):  # of a killed run
             leftover.unlink(missing_ok=True)
-    write_account(output, account)
+    write_log(output, log)
     try:
         for item, row in zip(items, rows, strict=True):
-            known = account.get(row.photo)
+            known = log.get(row.photo)
             if not row.status:
                 try:
                     made = _color(item, row, systems, samples, compare, max_megapixels)
                     _refuse_foreign(row, known, output)  # which may be there by now
-                    account[row.photo] = row
+                    log[row.photo] = row
                     _write(made, row, known, output)
                 except (Refused, NameRefused) as refused:
                     row.outputs, row.status = "", "failed"
                     row.reason = getattr(refused, "reason", str(refused))
-            account[row.photo] = row
+            log[row.photo] = row
             yield row
     finally:
-        write_account(output, read_account(output) | account)
+        write_log(output, read_log(output) | log)
 
 
 def output_names(name: str, suffix: str, systems: Sequence[System], samples: int, compare: bool) -> list[str]:
@@ -174,7 +174,7 @@ def _refuse_twins(names: Mapping[str, Sequence[str]], output: Path) -> None:
     """Raises InputError: two photographs would get one result, or one a file where another needs a folder."""
 
     def check(key: Callable[[str], str]) -> None:
-        owners = {key(ACCOUNT): ACCOUNT}
+        owners = {key(LOG): LOG}
         for photo, outputs in names.items():
             for name in outputs:
                 if (other := owners.setdefault(key(name), photo)) != photo:
@@ -216,7 +216,7 @@ def _obstacle(path: Path) -> Path | None:
     return None if os.path.isdir(way) else way
 
 
-def _planned(item: Found, names: Sequence[str], account: Mapping[str, Row], made_by: str, output: Path) -> Row:
+def _planned(item: Found, names: Sequence[str], log: Mapping[str, Row], made_by: str, output: Path) -> Row:
     """The row of an item before anything is written; without a status if it is to be colored.
 
     Raises:
@@ -225,7 +225,7 @@ def _planned(item: Found, names: Sequence[str], account: Mapping[str, Row], made
     source = os.path.relpath(os.path.realpath(item.source), os.path.realpath(output))
     outputs = "|".join(map(text_of, names))
     row = Row(text_of(item.name), outputs, item.status, item.reason, made_by=made_by, source=text_of(source))
-    known = account.get(row.photo)
+    known = log.get(row.photo)
     row.written = known.written if known else ""
     if any(_obstacle(output / name) for name in names):
         try:
@@ -303,7 +303,7 @@ def _color(
 
 
 def _write(made: Sequence[bytes], row: Row, known: Row | None, output: Path) -> None:
-    """Write a photograph's outputs, after the account says what will be written.
+    """Write a photograph's outputs, after the log says what will be written.
 
     Raises:
         InputError: the folder cannot be written to, or does not take a name.
@@ -312,7 +312,7 @@ def _write(made: Sequence[bytes], row: Row, known: Row | None, output: Path) -> 
     new = [f"{files.sha256_bytes(content)} {name}" for name, content in zip(names, made, strict=True)]
     earlier = row.written.split("|") if _is_same(known, row) and row.written else []
     row.status, row.written = "started", "|".join(dict.fromkeys(new + earlier))
-    append_account(output, row)
+    append_log(output, row)
     for name, content in zip(names, made, strict=True):
         files.write_bytes(output / name_of(name), content)
     row.status, row.written = "done", "|".join(new + [entry for entry in earlier if entry[65:] not in names])

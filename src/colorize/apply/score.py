@@ -96,7 +96,7 @@ def score(
         critic = plausibility.critic(crops, rule.batch, device, threads)
         tables = {
             name: evaluation.score(
-                name, model, side, kept, crops, rule.batch, rule.colorings, device, threads, critic
+                name, model, side, kept, crops, rule.batch, rule.samples, device, threads, critic
             ).assign(group=kept)
             for name, (model, side) in models.items()
         }

@@ -1,10 +1,10 @@
-"""A folder of photographs: the one walk through it, and the account of what became of each photograph.
+"""A folder of photographs: the one walk through it, and the log of what became of each photograph.
 
 The pipeline's folder source, `colorize apply` and `colorize score` walk alike. What a file is, its first bytes say. Hidden
 files, sidecars, cameras' raw files and our own results are passed over, each with its reason; a file that claims to be a
 photograph and is none, or is one of a format that is not read, has failed.
 
-The account is `colorize.csv` in a folder of results. While photographs are colored it only grows: a line that tells what
+The log is `colorize.csv` in a folder of results. While photographs are colored it only grows: a line that tells what
 will be written stands there before anything is, so that whatever a killed run leaves is known as ours.
 """
 
@@ -20,7 +20,7 @@ from colorize import files
 from colorize.data.formats import HEAD_BYTES, SUFFIXES, image_kind, why_no_image
 from colorize.files import InputError, name_of
 
-ACCOUNT = "colorize.csv"
+LOG = "colorize.csv"
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | {
     *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".mpo")
 }
@@ -54,7 +54,7 @@ class Found:
 
 @dataclass
 class Row:
-    """A row of the account: what became of a photograph. Names are as `files.text_of` writes them."""
+    """A row of the log: what became of a photograph. Names are as `files.text_of` writes them."""
 
     photo: str
     outputs: str = ""
@@ -91,43 +91,43 @@ def _table(rows: Iterable[Iterable[str]]) -> str:
     return text.getvalue()
 
 
-def read_account(folder: Path) -> dict[str, Row]:
-    """What a folder of results holds, by photograph; nothing if it has no account. Half a last line is not read.
+def read_log(folder: Path) -> dict[str, Row]:
+    """What a folder of results holds, by photograph; nothing if it has no log. Half a last line is not read.
 
     Raises:
-        InputError: the account is damaged, or is not ours.
+        InputError: the log is damaged, or is not ours.
     """
-    path = folder / ACCOUNT
+    path = folder / LOG
     if not os.path.lexists(path):
         return {}
     try:
         content = path.read_bytes()
         rows = files.parse_table(content[: content.rfind(b"\n") + 1], str(path), COLUMNS)
-        account = {row["photo"]: Row(**row) for _, row in rows}
-        if any("\0" in name_of(name) for row in account.values() for name in (row.outputs, row.written)):
+        log = {row["photo"]: Row(**row) for _, row in rows}
+        if any("\0" in name_of(name) for row in log.values() for name in (row.outputs, row.written)):
             raise ValueError
-        return account
+        return log
     except (OSError, TypeError, ValueError, InputError) as error:
-        raise InputError(f"{path} is no account of ours; move it away, or choose another --output") from error
+        raise InputError(f"{path} is not our log; move it away, or choose another --output") from error
 
 
-def write_account(folder: Path, rows: Mapping[str, Row]) -> None:
+def write_log(folder: Path, rows: Mapping[str, Row]) -> None:
     """Write what became of every photograph, in order of names."""
-    files.write_text(folder / ACCOUNT, _table([COLUMNS, *(astuple(rows[name]) for name in sorted(rows))]))
+    files.write_text(folder / LOG, _table([COLUMNS, *(astuple(rows[name]) for name in sorted(rows))]))
 
 
-def append_account(folder: Path, row: Row) -> None:
-    """Add a row to an account that is there; it replaces the photograph's earlier one."""
-    files.append_text(folder / ACCOUNT, _table([astuple(row)]))
+def append_log(folder: Path, row: Row) -> None:
+    """Add a row to a log that is there; it replaces the photograph's earlier one."""
+    files.append_text(folder / LOG, _table([astuple(row)]))
 
 
 def results(folder: Path) -> dict[str, list[str]]:
-    """The real paths of our results in a folder, as its account lists them, and the sha256 that each had."""
+    """The real paths of our results in a folder, as its log lists them, and the sha256 that each had."""
     try:
-        account = read_account(folder)
+        log = read_log(folder)
     except InputError:  # somebody else's table
         return {}
-    listed = (each for row in account.values() for each in row.hashes.items())
+    listed = (each for row in log.values() for each in row.hashes.items())
     return {os.path.realpath(folder / name_of(name)): digests for name, digests in listed}
 
 
@@ -189,7 +189,7 @@ def walk(root: Path, output: Path | None = None) -> list[Found]:
         return False
 
     for parent, folders, names in os.walk(root, onerror=give_up):
-        if ACCOUNT in names:
+        if LOG in names:
             ours |= results(Path(parent))
         folders[:] = [name for name in folders if enter(Path(parent, name))]
         for name in names:

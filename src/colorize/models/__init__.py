@@ -76,7 +76,7 @@ class ModelConfig:
     network: dict[str, Argument | list[Argument]] = field(default_factory=dict)
     """Keyword arguments of the file's Model."""
     head: HeadConfig = HeadConfig()
-    train: Recipe = Recipe()
+    recipe: Recipe = Recipe()
     init_from: str = ""
     """What its weights start from: another model of params.yaml, a folder with a trained one, or `shipped`, the one that
     comes with the library; empty: from fresh or pretrained ones."""
@@ -126,7 +126,7 @@ def model_class(block: ModelConfig) -> type[Colorizer]:
     if unknown or missing:
         what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
-    if not model.any_size and (block.train.crop != 1 or any(scale != 1 for scale in block.train.scales)):
+    if not model.any_size and (block.recipe.crop != 1 or any(scale != 1 for scale in block.recipe.scales)):
         raise InputError(f"architecture {block.arch!r} works at one size only; leave train.crop and train.scales at 1")
     weights, digits = pretrained_file(block)
     if weights and not digits:

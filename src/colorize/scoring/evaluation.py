@@ -40,13 +40,13 @@ class EvaluateConfig:
     """How models are scored and shown."""
 
     batch: Positive = 64
-    samples: Positive = 8
+    sheet_size: Positive = 8
     """Photographs on the sample sheet."""
     gallery: Positive = 100
     """Photographs that the report shows: evenly spread over the test split, and each system's best and worst."""
     bootstrap: Positive = 1000
     """Resamples for the 95 % intervals."""
-    colorings: Annotated[int, Ge(2)] = 8
+    samples: Annotated[int, Ge(2)] = 8
     """Colorings of each photograph from models that have several."""
 
 

@@ -7,7 +7,7 @@ bilinearly. One-hot decodes to the nearest bin. Soft, of 5 neighbors with sigma 
 temperature 1: sharpening a target towards its nearest bin, as the annealed mean does, only loses (on 115 COCO
 photographs at 64 pixels PSNR is 30.6 dB one-hot, 31.4 at temperature 0.38, 31.9 at 1 and also without any bins).
 
-A ceiling sees ab and so is no Colorizer. It is scored under the models' protocol, and never ranked among them.
+A oracle sees ab and so is no Colorizer. It is scored under the models' protocol, and never ranked among them.
 Source: section 1 of the specification; Zhang et al. 2016, section 2.
 """
 
@@ -41,7 +41,7 @@ def binned(ab: Tensor, neighbors: int) -> Tensor:
     return torch.einsum("bkhw,bkhwc->bchw", weight, head.centers[index])
 
 
-CEILINGS: dict[str, Callable[[Tensor], Tensor]] = {
+ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
     "ceiling_mean": mean_ab,
     "ceiling_onehot": lambda ab: binned(ab, neighbors=1),
     "ceiling_soft": lambda ab: binned(ab, neighbors=5),
@@ -51,9 +51,9 @@ CEILINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @torch.inference_mode()
 def color(name: str, truth: np.ndarray, device: torch.device | str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Color photographs, uint8 [n, S, S, 3], as one of `CEILINGS` does: `evaluation.paint`'s picture and ab."""
+    """Color photographs, uint8 [n, S, S, 3], as one of `ORACLES` does: `evaluation.paint`'s picture and ab."""
     _, ab = to_light_ab(torch.from_numpy(truth).to(device))
-    return paint(truth, CEILINGS[name](ab))
+    return paint(truth, ORACLES[name](ab))
 
 
 def score(
@@ -64,7 +64,7 @@ def score(
     threads: int = 1,
     critic: Critic | None = None,
 ) -> pd.DataFrame:
-    """Score one of `CEILINGS` on photographs.
+    """Score one of `ORACLES` on photographs.
 
     Args:
         batch: photographs at a time.

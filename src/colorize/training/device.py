@@ -22,19 +22,19 @@ class TrainConfig:
     """Caps every model's own number of epochs; 0 leaves them alone."""
     max_minutes: Annotated[float, Ge(0)] = 0
     """Caps the training time, interruptions not counted; 0 is no cap."""
-    lr_at_least: Annotated[float, Ge(0)] = 0.0003
+    min_lr: Annotated[float, Ge(0)] = 0.0003
     """A floor under every model's learning rate, for short runs; 0 keeps each model's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: Literal["auto", True, False] = "auto"
     threads: Threads = 2
     keep: Literal["best", "last"] = "best"
-    hold_gigabytes: Annotated[float, Ge(0)] = 0
+    dataset_gigabytes: Annotated[float, Ge(0)] = 0
     """Photographs up to this size are held in the device's memory, more are streamed from disk; 0 is half of that memory."""
     launcher: str = "python"
     """What stands before `-m pipeline.train`: python, or torchrun and its options for several processes."""
     checkpoint_seconds: Annotated[float, Ge(0)] = 30
-    keep_gigabytes: Annotated[float, Ge(0)] = 8
+    runs_gigabytes: Annotated[float, Ge(0)] = 8
 
 
 def select_device(rule: TrainConfig, gpu: int = 0) -> torch.device:
@@ -116,8 +116,8 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 def held_bytes(rule: TrainConfig, device: torch.device) -> float:
     """How many bytes of photographs this process may hold in the device's memory; ranks of a machine share the CPU's."""
-    if rule.hold_gigabytes:
-        return rule.hold_gigabytes * 1e9
+    if rule.dataset_gigabytes:
+        return rule.dataset_gigabytes * 1e9
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2
     return memory_bytes() / 2 / ranks_here()

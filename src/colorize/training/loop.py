@@ -34,7 +34,7 @@ from colorize.training.device import TrainConfig, use_bf16
 Row = dict[str, float]
 
 EVALUATION_BATCH = 64
-LOWER = "lower the model's train.lr (or train.lr_at_least)"
+LOWER = "lower the model's train.lr (or train.min_lr)"
 AVERAGED_EPOCHS = 20
 SAVING_COST = 10
 """The next state is saved at the earliest after so many times the seconds that the last one took."""
@@ -103,7 +103,7 @@ class Phase:
 def in_force(recipe: Recipe, rule: TrainConfig) -> Recipe:
     """The recipe with the number of epochs and the learning rate that `rule` leaves it."""
     epochs = min(recipe.epochs, rule.max_epochs or recipe.epochs)
-    return replace(recipe, epochs=epochs, lr=max(recipe.lr, rule.lr_at_least))
+    return replace(recipe, epochs=epochs, lr=max(recipe.lr, rule.min_lr))
 
 
 def end_of(progress: Progress, recipe: Recipe, rule: TrainConfig) -> Literal["epochs", "patience", "minutes", ""]:

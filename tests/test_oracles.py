@@ -1,4 +1,4 @@
-"""Ceilings against the whole chain written anew with scikit-image and a KD-tree, and the orders that must hold."""
+"""Oracles against the whole chain written anew with scikit-image and a KD-tree, and the orders that must hold."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from skimage.transform import downscale_local_mean, resize
 
 from colorize.bins import centers
 from colorize.scoring import metrics, oracles
-from colorize.scoring.oracles import CEILINGS
+from colorize.scoring.oracles import ORACLES
 
 SIDE = 64
 
@@ -34,7 +34,7 @@ def scores(name: str, batch: int = 2) -> pd.DataFrame:
 
 
 def reference(photo: np.ndarray, name: str) -> np.ndarray:
-    """One photograph, uint8 [SIDE, SIDE, 3], as the ceiling paints it."""
+    """One photograph, uint8 [SIDE, SIDE, 3], as the oracle paints it."""
     lab = rgb2lab(photo)
     if name == "ceiling_mean":
         ab = np.broadcast_to(lab[..., 1:].mean((0, 1)), (SIDE, SIDE, 2))
@@ -49,7 +49,7 @@ def reference(photo: np.ndarray, name: str) -> np.ndarray:
     return np.round(lab2rgb(np.dstack((lab[..., :1], ab))) * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", CEILINGS)
+@pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.filterwarnings("ignore:.*negative Z")
 def test_a_ceiling_equals_the_chain_written_anew(name: str) -> None:
     """Averaging, encoding, decoding, scaling, sRGB: within two levels, but for ties between bins; PSNR to 0.02 dB."""
@@ -82,7 +82,7 @@ def test_no_single_color_comes_nearer_than_the_mean() -> None:
 def test_a_color_that_is_a_bin_comes_back_exactly() -> None:
     """(20, -30) everywhere: one-hot is that bin, and soft too, as its four neighbors lie evenly around it."""
     ab = torch.tensor([20.0, -30.0]).reshape(1, 2, 1, 1).expand(1, 2, 16, 16)
-    for color in CEILINGS.values():
+    for color in ORACLES.values():
         found = color(ab)
         torch.testing.assert_close(found, ab[..., : found.shape[2], : found.shape[3]], atol=1e-4, rtol=0)
 
