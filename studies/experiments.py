@@ -1,7 +1,7 @@
 """Runs of the pipeline as DVC experiments: queue them, let several go on at a time, read what they left.
 
-An experiment runs in a copy of the project of its own and keeps its results as a commit under refs/exps; workers outlive
-the command that started them, so a study that was stopped finds them again by name.
+An experiment runs in a copy of the project and keeps its results as a commit under refs/exps. Workers outlive
+the command that started them, so a study that was stopped finds its experiments again by name.
 """
 
 import json
@@ -23,7 +23,7 @@ from pipeline import paths
 
 POLL_SECONDS = 5.0
 ABANDONED = 30
-"""So many polls in a row may show no worker: one takes seconds to appear, and on a busy machine they answer late."""
+"""So many polls in a row may show no worker: one takes seconds to appear, and a busy machine answers late."""
 TABLES = ("loss.csv", "comparison.csv", "per_image.csv")
 AB_UNIT = 128
 """Lab units in which the losses of document 000's models are squared."""
@@ -35,7 +35,7 @@ def _run(*command: str) -> str:
     Raises:
         InputError: it failed; the sentence is its last line.
     """
-    with tempfile.TemporaryFile("w+") as said:  # no pipe: queue workers outlive their command and would keep it open
+    with tempfile.TemporaryFile("w+") as said:  # no pipe: workers would keep it open
         status = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT).returncode
         said.seek(0)
         text = said.read()
@@ -51,21 +51,29 @@ def _dvc(*arguments: str) -> str:
 
 def find(name: str) -> str:
     """The commit that holds an experiment's results, "" if there is none of that name."""
-    return _run("git", "for-each-ref", "--count=1", "--format=%(objectname)", f"refs/exps/??/*/{name}").strip()
+    where = f"refs/exps/??/*/{name}"
+    return _run("git", "for-each-ref", "--count=1", "--format=%(objectname)", where).strip()
 
 
 def queue() -> tuple[dict[str, str], int]:
-    """What stands in DVC's queue, name to Queued, Running, Success or Failed; and how many workers answer."""
-    with Repo(".") as repo:
-        held = repo.experiments.celery_queue
-        return {task["name"]: task["status"] for task in held.status()}, len(held.worker_status())
+    """What stands in DVC's queue, name to Queued, Running, Success or Failed; and how many workers answer.
+
+    Raises:
+        InputError: this is no project of DVC, or its queue is damaged.
+    """
+    try:
+        with Repo(".") as repo:
+            held = repo.experiments.celery_queue
+            return {task["name"]: task["status"] for task in held.status()}, len(held.worker_status())
+    except (OSError, DvcException) as error:
+        raise InputError(f"DVC's queue cannot be read ({error}); the same command continues") from error
 
 
-def run(wanted: Mapping[str, Sequence[str]], jobs: int, again: bool = False) -> Generator[tuple[str, str, str]]:
-    """Run experiments, `jobs` at a time; yields each once as it ends: its name, its commit, or "" and why it failed.
+def run(wanted: Mapping[str, Sequence[str]], jobs: int, again: bool) -> Generator[tuple[str, str, str]]:
+    """Run experiments, `jobs` at a time; yields each as it ends: name, commit or "", and why it failed.
 
-    What waits in the queue or runs already is not started twice, and what has results only if it shall run `again`. Left
-    before the end, by Ctrl-C or `close`, it stops the workers and those of the experiments that run.
+    What waits in the queue or runs already is not started twice, and what has results only if it shall run
+    `again`. Left before the end, by Ctrl-C or `close`, it stops the workers and those experiments that run.
 
     Args:
         wanted: name to what changes in params.yaml, each "parameter=value".
@@ -83,8 +91,8 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int, again: bool = False) -> 
             continue
         if there:  # with --force, DVC would replace it too, and run every stage anew
             _dvc("exp", "remove", name)
-        # ++ also sets what a model's block inherits and so does not hold yet; the check stage refuses what is misspelt.
-        _dvc("exp", "run", "--quiet", "--queue", "--name", name, *(f"-S++{setting}" for setting in settings))
+        changes = [f"-S++{each}" for each in settings]  # ++: a model's may be one that its block inherits
+        _dvc("exp", "run", "--quiet", "--queue", "--name", name, *changes)
     waiting, silent = set(wanted), 0
     try:
         _dvc("queue", "start", "--jobs", str(jobs))  # workers that run already are left alone
@@ -92,7 +100,7 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int, again: bool = False) -> 
             states, workers = queue()
             silent = 0 if workers else silent + 1
             for name in sorted(waiting):
-                # DVC lists a task nowhere while a worker takes it; one that stays away was removed or left no result.
+                # DVC lists a task nowhere while a worker takes it; one that stays away was removed by hand.
                 away = name not in states and (silent == ABANDONED or find(name))
                 if away or states.get(name) in ("Success", "Failed"):
                     waiting.discard(name)
@@ -112,7 +120,7 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int, again: bool = False) -> 
 
 
 def _of_state(names: Collection[str], *states: str, do: str = "") -> list[str]:
-    """Those experiments that the queue lists as such, after `dvc queue DO` with them; results are never removed."""
+    """Those experiments that the queue lists as such, after `dvc queue DO` with them; results stay."""
     known, _ = queue()
     found = sorted(name for name in names if known.get(name) in states)
     if found and do:
@@ -131,7 +139,10 @@ def _reason(name: str) -> str:
 
 
 def fetch(commit: str, path: Path, folder: Path) -> Path:
-    """Copy what an experiment made, a folder or a file, from Git or DVC's cache into `folder`; returns the copy.
+    """Copy what an experiment made, a folder or a file, out of Git or DVC's cache into `folder`.
+
+    Returns:
+        the copy.
 
     Raises:
         InputError: it is in neither.
@@ -146,11 +157,13 @@ def fetch(commit: str, path: Path, folder: Path) -> Path:
 
 def scores(comparison: pd.DataFrame) -> dict[str, dict[str, list[float | None]]]:
     """The `metrics` of `results` from a comparison.csv."""
-    rows = comparison.astype(object).where(comparison.notna(), None).set_index(["system", "metric"])  # JSON has no NaN
+    known = comparison.astype(object).where(comparison.notna(), None)  # JSON has no NaN
+    rows = known.set_index(["system", "metric"])
     found: dict[str, dict[str, list[float | None]]] = {system: {} for system in rows.index.unique("system")}
     for system, metric in rows.index:
         over = [f"over_{system}{end}" for end in ("", "_low", "_high")] if system != "model" else []
-        found[system][metric] = [*rows.loc[(system, metric), ["mean", "low", "high"]], *rows.loc[("model", metric), over]]
+        own = rows.loc[(system, metric), ["mean", "low", "high"]]
+        found[system][metric] = [*own, *rows.loc[("model", metric), over]]
     return found
 
 
@@ -158,11 +171,11 @@ def results(commit: str) -> dict[str, Any]:
     """What an experiment measured, as plain values.
 
     Returns:
-        `commit`: what it started from; `model`: name, parameters, epochs, best_epoch and size of the trained model;
-        `images`: how many were scored; `metrics`: system (model, grey, mean_color) to metric to mean, low, high and, of a
-        baseline, what the model has more, low, high; low and high are None without an interval; and `mse_ab`, the
-        squared error over ab in document 000's unit;
-        `curves`: column to one number per epoch, among them the measured training `seconds` so far.
+        `commit`: what it started from; `model`: what the trained one is; `images`: how many were scored;
+        `metrics`: system (model, grey, mean_color) to metric to mean, low, high and, of a baseline, what the
+        model has more, low, high; low and high are None without an interval; among them `mse_ab`, the squared
+        error over ab in document 000's unit; `curves`: column to a number per epoch, among them `seconds` of
+        training so far.
     """
     with tempfile.TemporaryDirectory() as folder:
         description = json.loads(fetch(commit, paths.MODEL / "model.json", Path(folder)).read_text())
@@ -174,7 +187,8 @@ def results(commit: str) -> dict[str, Any]:
     metrics = scores(comparison)
     for system, table in per_image.groupby("system"):
         metrics[str(system)]["mse_ab"] = [float(f"{(table['rmse_ab'] ** 2).mean() / AB_UNIT**2:.6g}")]
-    curves = {column: [float(f"{x:.5g}") for x in history[column]] for column in history if "_ma20" not in str(column)}
+    history = history.loc[:, ~history.columns.str.contains("_ma20")]
+    curves = {column: [float(f"{x:.5g}") for x in history[column]] for column in history}
     return {
         "commit": _run("git", "rev-parse", "--short=10", f"{commit}^").strip(),
         "model": {key: description[key] for key in ("name", "parameters", "epochs", "best_epoch", "size")},

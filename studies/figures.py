@@ -1,6 +1,6 @@
 """The figures of a study: curves and bars of what was measured, and what its trained models paint.
 
-Models and photographs come out of the experiments themselves, so pictures are drawn only where these were run.
+Models and photographs come out of the experiments, so pictures are drawn only where these were run.
 """
 
 import tempfile
@@ -55,7 +55,7 @@ def _photographs(figure: Figure, commit: str, below: Path, places: Mapping[str, 
     """
     crops = experiments.fetch(commit, paths.CROPS, below)
     if figure.photographs in ("train", "test"):
-        splits = pd.read_csv(experiments.fetch(commit, paths.SPLITS_CSV, below), dtype=str, keep_default_na=False)
+        splits = pd.read_csv(experiments.fetch(commit, paths.SPLITS_CSV, below))
         indices = splits.loc[splits["split"] == figure.photographs, "index"].astype(int).to_numpy()
         return Crops(crops, indices[sheets.spread(len(indices), figure.count)])[:]
     if figure.photographs not in places:
@@ -96,7 +96,7 @@ def paint(figure: Figure, commits: Mapping[str, str], places: Mapping[str, Path]
                 columns[run] = evaluation.predict(model, size, photographs).image
                 continue
             if not isinstance(model.head, Classification):
-                raise InputError(f"figure {figure.name}: run {run} has no temperature; choose one that classifies")
+                raise InputError(f"figure {figure.name}: {run} has no temperature; name one that has")
             for model.head.temperature in TEMPERATURES:
                 label = f"T = {model.head.temperature:g}"
                 columns[label] = evaluation.predict(model, size, photographs).image

@@ -1,8 +1,8 @@
 """Answer a document: run what its study lists as DVC experiments, set our figures beside the printed ones.
 
-`python -m studies.run studies/003.yaml --path cifar=PATH` queues every run that studies/003.json does not hold yet, waits
-for them, and writes studies/003.json (everything measured), studies/003.md (the tables) and its figures beside them.
-Stopped and started again it goes on; with nothing left to run it writes the tables from the .json alone.
+`python -m studies.run studies/003.yaml --path cifar=PATH` queues every run that studies/003.json does not
+hold yet, waits for them, and writes studies/003.json (everything measured), studies/003.md (the tables) and
+figures. Stopped and started again it goes on; with nothing left to run it writes the tables from the .json.
 """
 
 import argparse
@@ -59,7 +59,8 @@ def run_missing(
     wanted = study.wanted(device)
     missing = {f"{store.stem}-{each}": each for each in wanted if again or each not in records}
     print(f"{store.stem}: {len(wanted)} runs on {device}, {len(wanted) - len(missing)} of them done")
-    changes = {name: [resolve(each, study, places) for each in wanted[missing[name]]["settings"]] for name in missing}
+    settings = {name: wanted[each]["settings"] for name, each in missing.items()}
+    changes = {name: [resolve(each, study, places) for each in settings[name]] for name in missing}
     hardware = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
     about = {"device": device, "hardware": hardware, "torch": torch.__version__}
     failed = {}
@@ -84,20 +85,20 @@ def run_missing(
 def main(_: Params) -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.run", description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path, help="one of studies/*.yaml")
-    parser.add_argument("--path", metavar="NAME=PATH", action="append", default=[], help="where the study's data lies")
+    parser.add_argument("--path", metavar="NAME=PATH", action="append", default=[], help="its data")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one per GPU, else one per core")
     parser.add_argument("--again", action="store_true", help="run everything, also what is in the .json")
     arguments = parser.parse_args()
     places = {each.partition("=")[0]: Path(each.partition("=")[2]) for each in arguments.path}
     study = read(arguments.study)
-    name, store = arguments.study.stem, arguments.study.with_suffix(".json")
+    name, store, page = arguments.study.stem, *(arguments.study.with_suffix(end) for end in (".json", ".md"))
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     jobs = arguments.jobs or (torch.cuda.device_count() if device == "cuda" else os.cpu_count()) or 1
     if unknown := sorted(set(places) - set(study.paths)):
         raise InputError(f"--path {unknown[0]}: {arguments.study} asks for {', '.join(study.paths)}")
     records = run_missing(study, store, device, places, jobs, arguments.again)
     values = tables.frame(records, study.hour.get(device, 3600))
-    files.write_text(arguments.study.with_suffix(".md"), tables.page(study, name, device, records, values))
+    files.write_text(page, tables.page(study, name, device, records, values))
     for figure in study.figures:
         path = arguments.study.with_name(figure.file(name))
         if figure.kind in ("curves", "bars"):
@@ -109,7 +110,7 @@ def main(_: Params) -> None:
             files.write_bytes(path, figures.paint(figure, commits, places))
         else:
             print(f"{path} is left as it is: its models were trained elsewhere; --again trains them here")
-    print(f"{arguments.study.with_suffix('.md')} and {store}: {len(records)} runs, {len(study.figures)} figures")
+    print(f"{page} and {store}: {len(records)} runs, {len(study.figures)} figures")
 
 
 if __name__ == "__main__":

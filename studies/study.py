@@ -1,4 +1,4 @@
-"""What a studies/*.yaml holds: which runs there are, with which settings, and which tables and figures they answer.
+"""What a studies/*.yaml holds: its runs, their settings, and the tables and figures they answer.
 
 A column of a table and a bar of a figure name a value of a run as `studies.tables.measured` does.
 """
@@ -25,7 +25,7 @@ class Strict(BaseModel):
 
 
 class Row(Strict):
-    """One run in a table, and what the document prints of it: column by column or not at all, null where nothing."""
+    """One run in a table; what the document prints of it column by column, if anything; null is nothing."""
 
     label: str
     run: str
@@ -35,8 +35,8 @@ class Row(Strict):
 class Table(Strict):
     """One table of the document, or several of its sentences in the form of one.
 
-    `columns` gives a heading its value; our values are divided by `unit` to stand beside the printed ones. `order` is
-    the heading by which the document's order and ours are compared; a `ranked` table stands in ours, best row first.
+    `columns` gives a heading its value; our values are divided by `unit` to stand beside the printed ones.
+    `order` is the heading by which the document's order and ours are compared; `ranked` tables stand in ours.
     """
 
     title: str
@@ -51,15 +51,15 @@ class Table(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.order not in self.columns or {len(row.printed) for row in self.rows} - {0, len(self.columns)}:
-            raise ValueError(f"{self.title}: order has to be a column, and a row prints a value or null for each of them")
+            raise ValueError(f"{self.title}: order names a column, and a row prints a value or null of each")
         return self
 
 
 class Figure(Strict):
     """One figure: curves and bars of what was measured, the others of what the trained models are or paint.
 
-    A sheet has a column for each run, strips are for many runs, temperatures have a column for each, of one run.
-    `show` names the curves or the bars' values. Curves are `averaged` over 20 epochs, or what there is of them.
+    A sheet has a column for each run, strips are for many runs, temperatures have a column for each, of one
+    run. `show` names the curves or the bars' values. Curves are `averaged` over 20 epochs, or what there is.
     `photographs` are of the train or test split, or of the folder that --path gives under this name.
     """
 
@@ -75,7 +75,7 @@ class Figure(Strict):
 
     @property
     def photographic(self) -> bool:
-        """Whether it shows photographs: WebP, a tenth of the size, and not in Git, as they are others' property."""
+        """Whether it shows photographs: as WebP, and not in Git, as they are others' property."""
         return self.kind in ("sheet", "strips", "temperatures")
 
     def file(self, study: str) -> str:
@@ -86,9 +86,10 @@ class Figure(Strict):
 class Study(Strict):
     """The whole file.
 
-    `paths` says what each --path NAME=PATH has to be; a setting's value "@NAME" becomes that path. `used` tells how data
-    and effort differ from the document's. `seeds` are of training: the photographs follow data.seed. `settings` are of
-    every run, "parameter=value"; `runs` has those of each beside them. After `hour` seconds values "@hour" are taken.
+    `paths` says what each --path NAME=PATH has to be; a setting's value "@NAME" becomes that path. `used`
+    says how data and effort differ from the document's. `seeds` are of training: a split follows data.seed.
+    `settings` are of every run, "parameter=value"; `runs` has those of each beside them. After `hour` seconds
+    values "@hour" are taken.
     """
 
     title: str
@@ -103,14 +104,14 @@ class Study(Strict):
     remarks: str = ""
 
     def wanted(self, device: Device) -> dict[str, dict[str, Any]]:
-        """Every run with every seed, a whole seed before the next: name to run, seed and settings, paths still by name.
+        """Every run with every seed, one seed after the other: name to run, seed and settings, paths by name.
 
         A name ends in six digits over the settings, so that no run passes for another.
         """
         found = {}
         for seed, run in itertools.product(self.seeds[device], self.runs):
             given = [*self.settings[device], *self.runs[run], f"seed={seed}"]
-            settings = list({each.split("=", 1)[0]: each for each in given}.values())  # the last of a name wins
+            settings = list({each.split("=")[0]: each for each in given}.values())  # the last of a name wins
             digits = hashlib.sha256("\n".join(sorted(settings)).encode()).hexdigest()[:6]
             found[f"{run}-{seed}-{digits}"] = {"run": run, "seed": seed, "settings": settings}
         return found
@@ -123,7 +124,8 @@ def read(path: Path) -> Study:
         InputError: the file is missing or holds what does not fit.
     """
     study = checked(Study, files.read_yaml(path), path)
-    named = {row.run for table in study.tables for row in table.rows} | {r for f in study.figures for r in f.runs}
+    named = {row.run for table in study.tables for row in table.rows}
+    named |= {run for figure in study.figures for run in figure.runs}
     if unknown := sorted(named - set(study.runs)):
         raise InputError(f"{path}: tables or figures name the run {unknown[0]!r}; add it under runs")
     return study

@@ -21,19 +21,22 @@ Record = Mapping[str, Any]
 def measured(record: Record, hour: float) -> dict[str, float]:
     """Every value of a run that a study can name.
 
-    A metric on the test split, `psnr` say; `psnr of grey`, a baseline's; `psnr over grey`, what the model has more, with
-    the ends of its paired interval as `psnr over grey low` and `high`. A curve's last epoch, `val_loss`; the mean of its
-    last 20, `ma20:val_loss`; that mean after `hour` seconds of training, `ma20:val_loss@hour`. And `parameters`,
-    `epochs` and `minutes` of training.
+    A metric on the test split, `psnr` say; `psnr of grey`, a baseline's; `psnr over grey`, what the model
+    has more, and the ends of its paired interval, `psnr over grey low` and `high`. A curve's last epoch,
+    `val_loss`; the mean of its last 20, `ma20:val_loss`; that mean after `hour` seconds of training,
+    `ma20:val_loss@hour`. And `parameters`, `epochs` and `minutes` of training.
     """
     curves = pd.DataFrame(record["curves"], dtype=float)
-    minutes = curves["seconds"].max() / 60 if len(curves) and "seconds" in curves else 0
-    found = {"parameters": record["model"]["parameters"], "epochs": record["model"]["epochs"], "minutes": minutes}
-    if len(curves):
-        averaged = curves.rolling(AVERAGED_EPOCHS, min_periods=1).mean().add_prefix("ma20:")
-        first = int(np.searchsorted(curves["seconds"], hour, "right")) - 1 if "seconds" in curves else -1
-        for row in (curves.iloc[-1], averaged.iloc[-1], averaged.iloc[max(first, 0)].add_suffix("@hour")):
-            found |= {str(name): value for name, value in row.items()}
+    averaged = curves.rolling(AVERAGED_EPOCHS, min_periods=1).mean().add_prefix("ma20:")
+    rows = [curves[-1:], averaged[-1:]]
+    found = {name: record["model"][name] for name in ("parameters", "epochs")}
+    found["minutes"] = np.nan if len(curves) else 0
+    if len(curves) and "seconds" in curves:  # they are measured, so not every machine has them
+        done = max(1, int(np.searchsorted(curves["seconds"], hour, "right")))
+        rows.append(averaged[done - 1 : done].add_suffix("@hour"))
+        found["minutes"] = curves["seconds"].max() / 60
+    for row in rows:
+        found |= {str(name): values.iloc[0] for name, values in row.items() if len(values)}
     for system, metrics in record["metrics"].items():
         for metric, values in metrics.items():
             found[metric if system == "model" else f"{metric} of {system}"] = values[0]
@@ -55,7 +58,7 @@ def markdown(cells: pd.DataFrame) -> str:
 
 
 def cell(own: pd.DataFrame, name: str, table: Table) -> str:
-    """A value of one run, given its rows of `frame`: the mean of the seeds, and the range if they differ; or nothing."""
+    """A value of one run, given its rows of `frame`: the seeds' mean, their range if they differ."""
     if name not in own or own[name].isna().all():
         return ""
     values = own[name] / table.unit
@@ -74,7 +77,7 @@ def compared(table: Table, values: pd.DataFrame) -> str:
         InputError: a column names what no run has.
     """
     if unknown := sorted(set(table.columns.values()) - set(values)):
-        raise InputError(f"table {table.title!r}: no run has {unknown[0]!r}; name a metric, a curve, epochs or minutes")
+        raise InputError(f"table {table.title!r}: no run has {unknown[0]!r}; name a metric or a curve")
     rows = list(table.rows)
     if table.ranked:
         best = values[table.columns[table.order]].groupby(level=0).mean()
@@ -93,7 +96,7 @@ def compared(table: Table, values: pd.DataFrame) -> str:
 
 
 def order(table: Table, values: pd.DataFrame) -> str:
-    """How many pairs of rows stand in the document's order, and which do not; how many in one order with every seed."""
+    """How many pairs of rows stand in the document's order, which do not, how many in one with every seed."""
     by_seed = values.pivot_table(table.columns[table.order], "run", "seed")
     ours, column = by_seed.mean(axis=1), list(table.columns).index(table.order)
     pairs = list(itertools.combinations(table.rows, 2))
@@ -122,22 +125,31 @@ def costs(records: Sequence[Record], values: pd.DataFrame) -> str:
     rows = []
     for run, minutes in values["minutes"].groupby(level=0, sort=False).mean().items():
         own = [record for record in records if record["run"] == run]
-        row = {"run": run, "seeds": [record["seed"] for record in own]}
-        row["parameters"] = f"{own[0]['model']['parameters']:,}"
-        row["epochs"] = [record["model"]["epochs"] for record in own]
-        row["weights of epoch"] = [record["model"]["best_epoch"] for record in own]
-        rows.append(row | {"training, minutes": f"{minutes:.1f}"})
-    return markdown(pd.DataFrame(rows).map(lambda each: ", ".join(map(str, each)) if isinstance(each, list) else each))
+        models = [record["model"] for record in own]
+        rows.append(
+            {
+                "run": run,
+                "seeds": ", ".join(str(record["seed"]) for record in own),
+                "parameters": f"{models[0]['parameters']:,}",
+                "epochs": ", ".join(str(model["epochs"]) for model in models),
+                "weights of epoch": ", ".join(str(model["best_epoch"]) for model in models),
+                "training, minutes": with_interval([minutes], ".1f"),
+            }
+        )
+    return markdown(pd.DataFrame(rows))
 
 
 def page(study: Study, name: str, device: Device, records: Sequence[Record], values: pd.DataFrame) -> str:
     """The whole study as markdown."""
-    facts = {
-        key: sorted({str(record[key]) for record in records}) for key in ("seed", "torch", "commit", "hardware", "images")
-    }
-    blocks = [(table.title, compared(table, values), order(table, values)) for table in study.tables]
+    kinds = ("seed", "torch", "commit", "hardware", "images")
     folder = FileSystemLoader(Path(__file__).parent)
-    template = Environment(loader=folder, trim_blocks=True, undefined=StrictUndefined).get_template("page.md.j2")
-    return template.render(
-        study=study, name=name, device=device, count=len(records), facts=facts, tables=blocks, costs=costs(records, values)
+    environment = Environment(loader=folder, trim_blocks=True, undefined=StrictUndefined)
+    return environment.get_template("page.md.j2").render(
+        study=study,
+        name=name,
+        device=device,
+        count=len(records),
+        facts={kind: sorted({str(record[kind]) for record in records}) for kind in kinds},
+        tables=[(table.title, compared(table, values), order(table, values)) for table in study.tables],
+        costs=costs(records, values),
     )
