@@ -97,8 +97,8 @@ def paint(figure: Figure, commits: Mapping[str, str], places: Mapping[str, Path]
                 continue
             if not isinstance(model.head, Classification):
                 raise InputError(f"figure {figure.name}: {run} has no temperature; name one that has")
-            for model.head.temperature in TEMPERATURES:
-                label = f"T = {model.head.temperature:g}"
-                columns[label] = evaluation.predict(model, size, photographs).image
+            for temperature in TEMPERATURES:
+                model.head.temperature = temperature
+                columns[f"T = {temperature:g}"] = evaluation.predict(model, size, photographs).image
         picture = sheets.strips(columns) if figure.kind == "strips" else sheets.sheet(columns)
         return sheets.encode(picture, "webp")

@@ -78,14 +78,14 @@ def compared(table: Table, values: pd.DataFrame) -> str:
     """
     if unknown := sorted(set(table.columns.values()) - set(values)):
         raise InputError(f"table {table.title!r}: no run has {unknown[0]!r}; name a metric or a curve")
-    rows = list(table.rows)
+    rows, first = list(table.rows), values.loc[[table.rows[0].run]]
     if table.ranked:
         best = values[table.columns[table.order]].groupby(level=0).mean()
         rows.sort(key=lambda row: best[row.run], reverse=table.better == "higher")
     cells = {"": [row.label for row in rows] + [f"*{baseline}*" for baseline in BASELINES]}
     for column, (heading, name) in enumerate(table.columns.items()):
         ours = [cell(values.loc[[row.run]], name, table) for row in rows]
-        ours += [cell(values.loc[[rows[0].run]], f"{name} of {baseline}", table) for baseline in BASELINES]
+        ours += [cell(first, f"{name} of {baseline}", table) for baseline in BASELINES]
         printed = [row.printed[column] if row.printed else None for row in rows] + [None] * len(BASELINES)
         if any(number is not None for number in printed):
             cells[f"{heading}, document"] = ["" if number is None else f"{number:g}" for number in printed]

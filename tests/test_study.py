@@ -3,17 +3,14 @@
 import io
 import json
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from conftest import ROOT
 from dvc.utils.hydra import apply_overrides
-from test_pipeline import at_work, environment, run, until
 
 from colorize import files
 from colorize.files import InputError
@@ -33,7 +30,7 @@ def record(run: str, seed: int = 1, raw_mse: float = 0.04) -> dict[str, Any]:
     curves = dict.fromkeys(losses, EPOCHS)
     baseline = dict.fromkeys(METRICS, [0.026, 0.02, 0.03, 0.5, 0.4, 0.7])
     own = dict.fromkeys([*METRICS, "mse_ab"], [raw_mse, raw_mse - 0.01, raw_mse + 0.01])
-    about = {"run": run, "seed": seed, "hardware": "1 CPU core", "torch": "2", "commit": "0123abc", "images": 7}
+    about = {"run": run, "seed": seed, "hardware": "1 core", "torch": "2", "commit": "0123abc", "images": 7}
     return about | {
         "model": {"name": run, "parameters": 1234, "epochs": 30, "best_epoch": 3},
         "metrics": {"model": own, "grey": baseline, "mean_color": baseline},
@@ -95,7 +92,7 @@ def test_orders_are_compared_pair_by_pair_and_ranked_tables_stand_in_ours() -> N
 
 @pytest.mark.parametrize(("photographs", "expected"), [(12, "+1.0 [+1.0, +1.0]"), (9, "+1.0")])
 def test_a_gain_over_a_baseline_has_an_interval_where_there_is_one(photographs: int, expected: str) -> None:
-    """From a comparison.csv to a cell of a table, through JSON: nothing takes the place of what is missing."""
+    """From a comparison.csv to a cell of a table, through JSON: nothing replaces what is missing."""
     base = pd.DataFrame({name: np.linspace(20, 30, photographs) for name in METRICS if name != "psnr_pooled"})
     base = base.assign(group=range(photographs), grey_truth=False)
     found = compare({"model": base.assign(psnr=base["psnr"] + 1), "grey": base, "mean_color": base}, 20)
@@ -176,63 +173,3 @@ def test_what_was_measured_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["study", str(path), "--again"])
     with pytest.raises(InputError, match="--path photos"):
         main(load(ROOT / "params.yaml"))
-
-
-WORK = """
-import sys, time
-seconds = float(open("params.yaml").read().split(":")[1])
-if seconds < 0:
-    sys.exit("error: seconds run forwards")
-time.sleep(seconds)
-open("out.txt", "w").write(str(seconds))
-"""
-STAGE = "stages: {work: {cmd: python work.py, params: [seconds], outs: [out.txt: {cache: false}]}}\n"
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of one stage, which takes as many seconds as params.yaml says; its queue is asked each second."""
-    folder = tmp_path / "project"
-    for name, text in {"work.py": WORK, "dvc.yaml": STAGE, "params.yaml": "seconds: 0\n"}.items():
-        files.write_text(folder / name, text)
-    for command in ("git init -q", "dvc init -q", "git add -A", "git commit -qm start"):
-        run(folder, *command.split())
-    for name, value in environment(folder).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(experiments, "POLL_SECONDS", 1.0)
-    return folder
-
-
-@pytest.mark.slow
-def test_experiments_go_through_the_queue_and_failures_are_told(project: Path) -> None:
-    """Two at a time; one fails with its last sentence. What has results is run again only if it shall be."""
-    out = Path("out.txt")
-    wanted = {"a": ["seconds=1"], "b": ["seconds=-1"], "c": ["seconds=2"]}
-    ended = {name: (commit, reason) for name, commit, reason in experiments.run(wanted, 2, again=False)}
-    assert ended["b"] == ("", "seconds run forwards") and experiments.queue()[0] == {}
-    assert experiments.fetch(ended["c"][0], out, project / "copies").read_text() == "2.0"
-    assert list(experiments.run({"a": ["seconds=1"]}, 2, again=False)) == [("a", *ended["a"])]
-    [(_, commit, _)] = experiments.run({"a": ["seconds=0.5"]}, 2, again=True)
-    assert experiments.fetch(commit, out, project / "copies").read_text() == "0.5"
-    with pytest.raises(InputError, match="none.txt of experiment"):
-        experiments.fetch(commit, Path("none.txt"), project)
-
-
-@pytest.mark.slow
-def test_workers_that_were_killed_are_started_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What they ran counts as failed, what waits in the queue is run."""
-    monkeypatch.setattr(experiments, "ABANDONED", 8)
-
-    def kill() -> None:
-        until(lambda: any("work.py" in each for each in at_work(project)), "no experiment has begun")
-        for process in psutil.process_iter(["cmdline", "cwd"]):
-            command = " ".join(process.info["cmdline"] or [])
-            own = Path(process.info["cwd"] or "/").is_relative_to(project)
-            if own and any(word in command for word in ("queue-worker", "exec-run", "work.py")):
-                process.kill()
-
-    threading.Thread(target=kill, daemon=True).start()
-    wanted = {"a": ["seconds=600"], "b": ["seconds=1"]}
-    ended = {name: bool(commit) for name, commit, _ in experiments.run(wanted, 1, again=False)}
-    assert ended == {"a": False, "b": True}
