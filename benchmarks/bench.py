@@ -373,22 +373,27 @@ GPU_SLICES = {
 
 def table(kept: Mapping[str, Row]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| `python -m benchmarks.bench` | what | against | ours | theirs | ratio | |",
-        "|---|---|---|---:|---:|---:|---|",
-    ]
+    rows = []
     shown = ("what", "against", "unit", "ours a second", "theirs a second", "ratio", "ratios", "machine")
     for name, row in kept.items():
-        further = "; ".join(f"{key}: {value}" for key, value in row.items() if key not in shown)
-        ratio = "{} ({} to {})".format(row["ratio"], *row["ratios"])
-        speeds = f"{row['ours a second']:g} | {row['theirs a second']:g}"
-        lines.append(f"| `{name}` | {row['what']} | {row['against']} | {speeds} | {ratio} | {further} |")
+        rows.append(
+            {
+                "`python -m benchmarks.bench`": f"`{name}`",
+                "what": row["what"],
+                "against": row["against"],
+                "ours": f"{row['ours a second']:g}",
+                "theirs": f"{row['theirs a second']:g}",
+                "ratio": "{} ({} to {})".format(row["ratio"], *row["ratios"]),
+                "": "; ".join(f"{key}: {value}" for key, value in row.items() if key not in shown),
+            }
+        )
     for name, what in GPU_SLICES.items():
         there = (RESULTS.parent / f"gpu/{name}.json").exists()
-        lines.append(
-            f"| `make gpu`: `{name}` | {what} | | | | | {f'gpu/{name}.json' if there else 'empty: no GPU was at hand'} |"
-        )
-    return "\n".join(["Made by `make bench`; units a second, the median of the rounds.", "", *lines]) + "\n"
+        measured = f"gpu/{name}.json" if there else "empty: no GPU was at hand"
+        rows.append({"`python -m benchmarks.bench`": f"`make gpu`: `{name}`", "what": what, "": measured})
+    sides = ["global"] * 3 + ["right"] * 3  # what is long is not padded
+    lines = pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True, stralign=None, colalign=sides)
+    return f"Made by `make bench`; units a second, the median of the rounds.\n\n{lines}\n"
 
 
 def main() -> None:

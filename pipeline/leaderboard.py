@@ -106,18 +106,20 @@ def warn(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]]) -> list
 
 def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
     """The board as a markdown table, with a column of training seconds if they are given, and the notes below it."""
-    heads = ["model", "kind", "parameters", "epochs", "psnr dB", *COLUMNS]
-    heads += [f"psnr over {baseline}" for baseline in metrics.BASELINES] + ["training s"] * (seconds is not None)
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    rows = []
     for row in board.to_dict("records"):
-        cells = [row["model"], row["kind"], f"{row['parameters']:,}", str(row["epochs"])]
-        cells.append(metrics.with_interval([row[f"psnr{end}"] for end in ENDS], ".2f"))
-        cells += [metrics.with_interval([row[metric]], f".{metrics.METRICS[metric].decimals}f") for metric in COLUMNS]
+        cells = {"model": row["model"], "kind": row["kind"]}
+        cells |= {"parameters": f"{row['parameters']:,}", "epochs": str(row["epochs"])}
+        cells["psnr dB"] = metrics.with_interval([row[f"psnr{end}"] for end in ENDS], ".2f")
+        for metric in COLUMNS:
+            cells[metric] = metrics.with_interval([row[metric]], f".{metrics.METRICS[metric].decimals}f")
         for baseline in metrics.BASELINES:
-            cells.append(metrics.with_interval([row[f"psnr_over_{baseline}{end}"] for end in ENDS], "+.2f"))
-        if seconds is not None:
-            cells.append(seconds.get(row["model"], "-"))
-        lines.append("| " + " | ".join(cells) + " |")
+            ends = [row[f"psnr_over_{baseline}{end}"] for end in ENDS]
+            cells[f"psnr over {baseline}"] = metrics.with_interval(ends, "+.2f")
+        rows.append(cells | ({"training s": seconds.get(row["model"], "-")} if seconds is not None else {}))
+    table = pd.DataFrame(rows)
+    sides = ["left", "left", *["right"] * (len(table.columns) - 2)]
+    lines = [table.to_markdown(index=False, disable_numparse=True, colalign=sides)]
     remarks = page.remarks(dict(zip(board["model"], board["notes"], strict=True)))
     notes = [f"- {', '.join(names)}: {note}" for note, names in remarks.items()]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"

@@ -44,9 +44,9 @@ def table() -> str:
                 if mark.name == "fault" and test.__module__ == path.stem:
                     happens = " ".join(inspect.getdoc(test).split("\n\n")[0].split())
                     rows.append((*mark.args, happens, f"`{path.stem}.{name}`"))
-    lines = ["| | what goes wrong | what happens | shown by |", "| ---: | --- | --- | --- |"]
-    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in sorted(rows)]
-    return INTRODUCTION + "\n".join(lines) + "\n"
+    cells = pd.DataFrame(sorted(rows), columns=["", "what goes wrong", "what happens", "shown by"], dtype=str)
+    escaped = cells.map(lambda cell: cell.replace("|", "\\|"))
+    return f"{INTRODUCTION}{escaped.to_markdown(index=False, disable_numparse=True, stralign=None)}\n"
 
 
 INTRODUCTION = """# What goes wrong, and what happens then

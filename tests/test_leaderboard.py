@@ -172,7 +172,7 @@ def test_tiles_of_too_few_photographs_are_ranked_without_intervals(
     records = json.loads((paths.METRICS / "leaderboard.json").read_text())
     assert records[0]["psnr_over_grey"] == pytest.approx(3) and "psnr_low" not in records[0]
     said = capsys.readouterr().out
-    assert "| 23.00 |" in said and said.endswith("10 tiles of 2 photographs: too few for an interval\n")
+    assert " 23.00 |" in said and said.endswith("10 tiles of 2 photographs: too few for an interval\n")
     for kind in ("md", "html"):
         text = (paths.METRICS / f"leaderboard.{kind}").read_text()
         assert "10 tiles of 2 photographs: too few for an interval" in text and "test photographs" not in text

@@ -215,15 +215,6 @@ def test_a_revision_colors_and_a_changed_file_is_named(project: Path, photos: Pa
     assert run(project, "colorize", "verify", status=1).startswith("metrics/metrics.json: differs")
 
 
-STUDY = """
-import runpy
-from pipeline import experiments
-experiments.POLL_SECONDS = 3
-runpy.run_module("pipeline.study", run_name="__main__", alter_sys=True)
-"""
-"""`python -m pipeline.study`, but it looks more often whether something has ended."""
-
-
 def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(project: Path, photos: Path) -> None:
     """Queued, two at a time, one of them failing: the others count, the same command tries it again, pictures are drawn."""
     path = project / "studies/009.yaml"
@@ -235,7 +226,7 @@ def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(proj
         "figures: [{name: sheet, title: S, kind: sheet, runs: [plain, deeper], count: 2}]\n"
     )
     path.write_text(text.replace("CHANNELS", "-8"))
-    command = (sys.executable, "-c", STUDY, "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "2")
+    command = (sys.executable, "-m", "studies.run", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "2")
     output = run(project, *command, status=1)
     assert "1 of 2 runs failed, first deeper" in output and "Traceback" not in output
     assert [each["run"] for each in json.loads(path.with_suffix(".json").read_text()).values()] == ["plain"]
@@ -247,11 +238,9 @@ def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(proj
     for each in measured.values():
         assert len(each["curves"]["val_loss"]) == len(each["curves"]["seconds"]) == 2
         assert set(each["metrics"]) == {"model", "grey", "mean_color"}
-    page = path.with_suffix(".md").read_text()
-    assert (
-        f"| A | 1 | {next(r for r in measured.values() if r['run'] == 'deeper')['metrics']['model']['psnr'][0]:.2f} |"
-        in page
-    )
+    psnr = next(each for each in measured.values() if each["run"] == "deeper")["metrics"]["model"]["psnr"][0]
+    [row] = [line for line in path.with_suffix(".md").read_text().splitlines() if line.startswith("| A ")]
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["1", f"{psnr:.2f}"]
     assert Image.open(path.with_name("009-sheet.webp")).size[0] > 200
     assert "No experiment tasks" in run(project, "dvc", "queue", "status")
 
@@ -283,7 +272,7 @@ def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_runni
         "runs: {quick: [], endless: [train.max_epochs=0, models.cae.recipe.epochs=1000000, models.cae.recipe.patience=0]}\n"
         "tables: []\n"
     )
-    command = (sys.executable, "-c", STUDY, "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "1")
+    command = (sys.executable, "-m", "studies.run", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "1")
     study = subprocess.Popen(
         command,
         cwd=project,
