@@ -59,7 +59,9 @@ def mosaic(width: int, height: int) -> bytes:
     base, picture = tiles(128), Image.new("RGB", (width, height))
     columns = -(-width // 128)
     for place in range(columns * -(-height // 128)):
-        picture.paste(Image.fromarray(base[place % len(base)]), (place % columns * 128, place // columns * 128))
+        picture.paste(
+            Image.fromarray(base[place % len(base)]), (place % columns * 128, place // columns * 128)
+        )
     return jpeg(picture)
 
 
@@ -83,7 +85,9 @@ def _crop(width: int, height: int, count: int) -> Row:
     floor = statistics.median(seconds(lambda: [_draft(content) for _ in range(count)]) for _ in range(ROUNDS))
     distance = psnr(lanczos(content)[None], crop_square(content, rule)[0][None])[0]
     return row | {
-        "share of the floor (decoding at the scale that is enough)": round(row["ours a second"] * floor / count, 2),
+        "share of the floor (decoding at the scale that is enough)": round(
+            row["ours a second"] * floor / count, 2
+        ),
         "PSNR between the answers, dB": round(float(distance), 1),
     }
 
@@ -136,7 +140,9 @@ def lab() -> Row:
     images = crops(32, 256)
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
     row = race(len(images), "photographs", lambda: bytes_to_lab(batch), lambda: rgb2lab(images))
-    each = race(len(images), "photographs", lambda: bytes_to_lab(batch), lambda: [rgb2lab(image) for image in images])
+    each = race(
+        len(images), "photographs", lambda: bytes_to_lab(batch), lambda: [rgb2lab(image) for image in images]
+    )
     difference = np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max()
     return row | {
         "ratio to rgb2lab of one photograph after the other": each["ratio"],
@@ -175,7 +181,10 @@ def palette() -> Row:
         lambda: main_colors(images, "fastoctree"),
         lambda: main_colors(images, "mediancut"),
     )
-    return row | {"error of the weighted L*, ours": round(error("fastoctree"), 2), "theirs": round(error("mediancut"), 2)}
+    return row | {
+        "error of the weighted L*, ours": round(error("fastoctree"), 2),
+        "theirs": round(error("mediancut"), 2),
+    }
 
 
 def encode() -> Row:
@@ -299,7 +308,12 @@ def scikit_scores(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray) -> 
     return {
         "psnr": peak_signal_noise_ratio(truth, prediction),
         "ssim": structural_similarity(
-            truth, prediction, gaussian_weights=True, use_sample_covariance=False, data_range=255, channel_axis=-1
+            truth,
+            prediction,
+            gaussian_weights=True,
+            use_sample_covariance=False,
+            data_range=255,
+            channel_axis=-1,
         ),
         "rmse": np.sqrt(np.square(error).mean()),
         "rmse_ab": np.sqrt(np.square(lab[..., 1:] - ab).mean()),
@@ -325,7 +339,9 @@ def evaluate() -> Row:
         rounds=2,
     )
     differences = (ours[-1][theirs[-1].columns] - theirs[-1]).abs().max()
-    return row | {f"largest difference of {name}": float(f"{value:.1g}") for name, value in differences.items()}
+    return row | {
+        f"largest difference of {name}": float(f"{value:.1g}") for name, value in differences.items()
+    }
 
 
 def repro() -> Row:
@@ -339,10 +355,16 @@ def repro() -> Row:
 
         def run(*command: str) -> None:
             result = subprocess.run(
-                command, cwd=clone if clone.exists() else ROOT, env=environment, capture_output=True, text=True
+                command,
+                cwd=clone if clone.exists() else ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
             )
             if result.returncode:
-                raise InputError(f"`{' '.join(command)}` failed: {(result.stderr.strip() or result.stdout.strip())[-300:]}")
+                raise InputError(
+                    f"`{' '.join(command)}` failed: {(result.stderr.strip() or result.stdout.strip())[-300:]}"
+                )
 
         run("git", "clone", "--quiet", str(ROOT), str(clone))
         run("dvc", "repro")
@@ -353,7 +375,20 @@ def repro() -> Row:
 EPOCHS = (epoch_cae, epoch_fcae2, epoch_mlp1, epochs_80_mlp1, epoch_zhang_simplified)
 ROWS: Mapping[str, Callable[[], Row]] = {
     row.__name__: row
-    for row in (crop_12mp, crop_1mp, cores, lab, prior, palette, encode, soft_loss, *EPOCHS, streamed, evaluate, repro)
+    for row in (
+        crop_12mp,
+        crop_1mp,
+        cores,
+        lab,
+        prior,
+        palette,
+        encode,
+        soft_loss,
+        *EPOCHS,
+        streamed,
+        evaluate,
+        repro,
+    )
 }
 
 GPU_SLICES = {
@@ -392,7 +427,11 @@ def table(kept: Mapping[str, Row]) -> str:
         measured = f"gpu/{name}.json" if there else "empty: no GPU was at hand"
         rows.append({"`python -m benchmarks.bench`": f"`make gpu`: `{name}`", "what": what, "": measured})
     sides = ["global"] * 3 + ["right"] * 3  # what is long is not padded
-    lines = pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True, stralign=None, colalign=sides)
+    lines = (
+        pd.DataFrame(rows)
+        .fillna("")
+        .to_markdown(index=False, disable_numparse=True, stralign=None, colalign=sides)
+    )
     return f"Made by `make bench`; units a second, the median of the rounds.\n\n{lines}\n"
 
 

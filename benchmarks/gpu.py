@@ -60,7 +60,9 @@ DOCUMENTS = {
 }
 KINDS = ("cae", "deshpande", "koalarization", "zhang_simplified", "cgan", "resnet18", "mlp1", "fcae2")
 THREADS = os.cpu_count() or 1
-FAST = TrainConfig(max_epochs=3, min_lr=0, threads=THREADS, precision="bf16", deterministic=False, keep="last")
+FAST = TrainConfig(
+    max_epochs=3, min_lr=0, threads=THREADS, precision="bf16", deterministic=False, keep="last"
+)
 
 
 class Run:
@@ -76,7 +78,9 @@ class Run:
     def block(self, name: str) -> ModelConfig:
         block = self.params.models[name]
         own = {"released": "empirical", "released_smoothed": "smoothed"}
-        return replace(block, head=replace(block.head, weights=own.get(block.head.weights, block.head.weights)))
+        return replace(
+            block, head=replace(block.head, weights=own.get(block.head.weights, block.head.weights))
+        )
 
     def names(self, *names: str) -> Sequence[str]:
         """The models of a slice, or those asked for instead."""
@@ -107,9 +111,14 @@ def zhang(run: Run) -> Row:
         for batch in (32, 128):
             for precision in ("bf16", "fp32"):
                 recipe = replace(block.recipe, batch=batch, crop=share)
-                rate = run.speed(replace(block, recipe=recipe), photos, replace(run.rule, precision=precision))
+                rate = run.speed(
+                    replace(block, recipe=recipe), photos, replace(run.rule, precision=precision)
+                )
                 key = f"{side} pixels, batch {batch}, {precision}"
-                found[key] = {"photographs a second": rate, "share of the floor": round(rate / FLOOR[side], 3)}
+                found[key] = {
+                    "photographs a second": rate,
+                    "share of the floor": round(rate / FLOOR[side], 3),
+                }
     return found
 
 
@@ -132,7 +141,9 @@ def epochs(run: Run) -> Row:
         best = {side: max(each) for side, each in rates.items()}
         ratio = round(best["ours"] / best["theirs"], 2)
         found[name] = (
-            {"size": photos.size} | {f"{side}, photographs a second": best[side] for side in best} | {"ratio": ratio}
+            {"size": photos.size}
+            | {f"{side}, photographs a second": best[side] for side in best}
+            | {"ratio": ratio}
         )
     return found
 
@@ -142,12 +153,18 @@ def kernels(run: Run) -> Row:
     select_device(run.rule)
     images = crops(min(256, run.options.count), min(256, run.options.largest))
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(run.device)
-    found = {"lab": race(len(images), "photographs", lambda: bytes_to_lab(batch), lambda: rgb2lab(images), rounds=3)}
+    found = {
+        "lab": race(
+            len(images), "photographs", lambda: bytes_to_lab(batch), lambda: rgb2lab(images), rounds=3
+        )
+    }
     difference = np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).cpu().numpy() - rgb2lab(images)).max()
     found["lab"]["largest difference, Lab units"] = float(f"{difference:.2g}")
     ours, theirs = losses(32, 64, run.device)
     found["soft loss"] = race(32, "photographs, 313 bins at 64x64", ours, theirs)
-    found["soft loss"]["largest difference of the gradients"] = float(f"{(ours() - theirs()).abs().max():.2g}")
+    found["soft loss"]["largest difference of the gradients"] = float(
+        f"{(ours() - theirs()).abs().max():.2g}"
+    )
     if run.device.type == "cuda":
         peaks = []
         for way in (ours, theirs):
@@ -209,7 +226,9 @@ def resume(run: Run) -> Row:
             for at in (2, 3, 4, 0):
                 resumed = run.model(block)
                 try:
-                    train_ours(resumed, photos, block, rule, state=Path(folder) / "s.pt", on_epoch=partial(stop, at))
+                    train_ours(
+                        resumed, photos, block, rule, state=Path(folder) / "s.pt", on_epoch=partial(stop, at)
+                    )
                 except Stopped:
                     continue
         found[name] = {"the same bytes": _bytes(whole) == _bytes(resumed)}
@@ -241,16 +260,24 @@ def document(run: Run, number: str) -> Row:
         side = run.side(block)
         images = photographs(run.options, side)
         order = np.random.default_rng(1).permutation(len(images))  # one split, whatever the seed
-        train, val, test = (images[part] for part in np.split(order, [len(images) * 8 // 10, len(images) * 9 // 10]))
+        train, val, test = (
+            images[part] for part in np.split(order, [len(images) * 8 // 10, len(images) * 9 // 10])
+        )
         rule = replace(run.rule, max_epochs=0, max_minutes=minutes, keep="best")
         select_device(rule)
         statistics = Statistics.measure(train, PriorConfig())
         model = run.model(block, statistics)
         with TemporaryDirectory() as folder:
             sets = [Photos(part, side, run.device) for part in (train, val)]
-            progress = train_ours(model, sets[0], block, rule, val=sets[1], seed=run.options.seed, state=Path(folder) / "s")
+            progress = train_ours(
+                model, sets[0], block, rule, val=sets[1], seed=run.options.seed, state=Path(folder) / "s"
+            )
         baselines = {key: build_baseline(key, statistics) for key in metrics.BASELINES}
-        found[name] = {"size": side, "photographs": [len(train), len(val), len(test)], "epochs": progress.epoch}
+        found[name] = {
+            "size": side,
+            "photographs": [len(train), len(val), len(test)],
+            "epochs": progress.epoch,
+        }
         photos = [str(number) for number in range(len(test))]
         critic = plausibility.critic(test, 16, run.device, THREADS)
         tables = {
@@ -276,7 +303,9 @@ def photographs(options: argparse.Namespace, side: int) -> np.ndarray:
             except Refused as reason:
                 print(f"{path.name} is left out: {reason}", file=sys.stderr)
     if len(found) < 20:
-        sys.exit(f"error: {options.photos} holds {len(found)} photographs that can be read; give a folder with at least 20")
+        sys.exit(
+            f"error: {options.photos} holds {len(found)} photographs that can be read; give a folder with at least 20"
+        )
     return np.stack(found)
 
 
@@ -287,17 +316,27 @@ SLICES: dict[str, Callable[[Run], Row]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("slice", nargs="*", help=f"of {', '.join(SLICES)}; those that are missing, if none is given")
+    parser.add_argument(
+        "slice", nargs="*", help=f"of {', '.join(SLICES)}; those that are missing, if none is given"
+    )
     parser.add_argument("--models", nargs="+", help="blocks of params.yaml, instead of those of the slices")
     parser.add_argument("--photos", type=Path, help="a folder of photographs for the documents' models")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu", help="where the JSON goes")
-    parser.add_argument("--minutes", type=float, default=9, help="of one call: after half of them no slice is begun")
-    parser.add_argument("--budget", type=float, default=4, help="minutes that the models of a document train together")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/gpu", help="where the JSON goes"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9, help="of one call: after half of them no slice is begun"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=4, help="minutes that the models of a document train together"
+    )
     parser.add_argument("--count", type=int, default=2048, help="photographs of a measurement")
     parser.add_argument("--largest", type=int, default=608, help="cap of the models' sizes, in pixels")
     parser.add_argument("--workers", type=int, default=8, help="of the documents' loader")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the slices themselves")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the slices themselves"
+    )
     options = parser.parse_args()
     if unknown := set(options.slice) - set(SLICES):
         parser.error(f"there is no slice {min(unknown)!r}; choose among {', '.join(SLICES)}")
@@ -313,7 +352,12 @@ def main() -> None:
             print(f"{name} and what follows are left for the next time; the same command goes on")
             break
         began = time.monotonic()
-        content = {"slice": name, "found": SLICES[name](run), "seconds": round(time.monotonic() - began), "machine": there}
+        content = {
+            "slice": name,
+            "found": SLICES[name](run),
+            "seconds": round(time.monotonic() - began),
+            "machine": there,
+        }
         files.write_json(path, content)
         measured += 1
         print(json.dumps(content, indent=2))

@@ -37,7 +37,9 @@ def make(folder: Path, count: int) -> None:
     """`count` JPEGs, 1,000 to a subfolder."""
     base, random = tiles(SIDE), np.random.default_rng(1)
     for number in tqdm(range(count), desc="photographs", unit="", leave=False):
-        cloud = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        cloud = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize(
+            (SIDE, SIDE), Image.Resampling.BICUBIC
+        )
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(Image.blend(Image.fromarray(base[number % len(base)]), cloud, 0.4)))
@@ -100,7 +102,9 @@ if __name__ == "__main__":
     found: dict[str, Any] = {str(count): measure(count) for count in counts}
     used = {count: {stage: found[str(count)][stage]["cpu_seconds"] for stage in STAGES} for count in counts}
     growth = {
-        f"{few} to {many}": {stage: round(used[many][stage] / used[few][stage] / (many / few), 2) for stage in STAGES}
+        f"{few} to {many}": {
+            stage: round(used[many][stage] / used[few][stage] / (many / few), 2) for stage in STAGES
+        }
         for few, many in zip(counts, counts[1:], strict=False)
     }
     print(json.dumps({"photographs": found, "growth beyond linear": growth, "machine": machine()}, indent=2))

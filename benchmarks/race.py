@@ -36,7 +36,9 @@ def tiles(side: int) -> np.ndarray:
     for photograph in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.retina()):
         rows, columns = photograph.shape[0] // side, photograph.shape[1] // side
         found += [
-            photograph[r * side : (r + 1) * side, c * side : (c + 1) * side] for r in range(rows) for c in range(columns)
+            photograph[r * side : (r + 1) * side, c * side : (c + 1) * side]
+            for r in range(rows)
+            for c in range(columns)
         ]
     return np.stack(found)
 
@@ -63,7 +65,9 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def race(units: int, unit: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS) -> Row:
+def race(
+    units: int, unit: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS
+) -> Row:
     """Both sides in turns; each once before the clock counts, unless there is but one round, of work that takes minutes."""
     if rounds > 1:
         seconds(ours), seconds(theirs)
@@ -79,11 +83,19 @@ def race(units: int, unit: str, ours: Callable[[], Any], theirs: Callable[[], An
     }
 
 
-def losses(count: int, side: int, device: str | torch.device = "cpu") -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def losses(
+    count: int, side: int, device: str | torch.device = "cpu"
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """The gradient of the soft cross-entropy over 313 bins, our way and with dense targets."""
     head = Classification(5, 5, 0.38, torch.ones(bins.Q)).to(device)
-    ab = ((torch.rand(count, 2, side, side, generator=torch.Generator().manual_seed(1)) - 0.5) * 150).to(device)
-    logits = torch.randn(count, bins.Q, side, side, generator=torch.Generator().manual_seed(2)).to(device).requires_grad_()
+    ab = ((torch.rand(count, 2, side, side, generator=torch.Generator().manual_seed(1)) - 0.5) * 150).to(
+        device
+    )
+    logits = (
+        torch.randn(count, bins.Q, side, side, generator=torch.Generator().manual_seed(2))
+        .to(device)
+        .requires_grad_()
+    )
 
     def ours() -> Tensor:
         logits.grad = None

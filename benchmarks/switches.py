@@ -36,12 +36,18 @@ class Switch(NamedTuple):
 
 
 ROWS = {
-    "large_pages": Switch("20 steps of `mlp1` | with 4 KB pages", {"THP_MEM_ALLOC_ENABLE": "0"}, "mlp1", threads=1),
+    "large_pages": Switch(
+        "20 steps of `mlp1` | with 4 KB pages", {"THP_MEM_ALLOC_ENABLE": "0"}, "mlp1", threads=1
+    ),
     "waiting_paint": Switch("color spread over 0.55 megapixels | spinning threads", SPIN, "paint"),
-    "waiting_paint_busy": Switch("the same beside one busy process | spinning threads", SPIN, "paint", busy=1),
+    "waiting_paint_busy": Switch(
+        "the same beside one busy process | spinning threads", SPIN, "paint", busy=1
+    ),
     "waiting_train": Switch("20 steps of `cae` | spinning threads", SPIN, "cae"),
     "waiting_train_busy": Switch("the same beside one busy process | spinning threads", SPIN, "cae", busy=1),
-    "processors_cae": Switch("20 steps of `cae`, rounded alike everywhere | the processor's own", FASTEST, "cae", 1),
+    "processors_cae": Switch(
+        "20 steps of `cae`, rounded alike everywhere | the processor's own", FASTEST, "cae", 1
+    ),
     "processors_mlp1": Switch("20 steps of `mlp1` | the same", FASTEST, "mlp1", 1),
     "processors_zhang": Switch("20 steps of `zhang_simplified` | the same", FASTEST, "zhang_simplified", 1),
 }
@@ -101,9 +107,15 @@ def measure(switch: Switch, rounds: int) -> dict[str, Any]:
             stack.callback(subprocess.Popen([sys.executable, "-c", BUSY]).kill)
         for _ in range(rounds):
             for results, environment in zip(found, ({}, switch.theirs), strict=True):
-                said = subprocess.check_output(command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL)
+                said = subprocess.check_output(
+                    command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL
+                )
                 results.append(json.loads(said))
-    row: dict[str, Any] = {"without": switch.theirs, "threads": switch.threads, "busy processes beside": switch.busy}
+    row: dict[str, Any] = {
+        "without": switch.theirs,
+        "threads": switch.threads,
+        "busy processes beside": switch.busy,
+    }
     for number, unit in enumerate(("seconds", "CPU seconds")):
         ours, theirs = (statistics.median(run[number] for run in side) for side in found)
         ratios = [other[number] / own[number] for own, other in zip(*found, strict=True)]
@@ -130,8 +142,15 @@ def main() -> None:
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in asked.row or ROWS:
         what, against = ROWS[name].what.split(" | ")
-        kept[name] = {"what": what, "against": against} | measure(ROWS[name], asked.rounds) | {"machine": machine()}
-        print(name, *(f"{key}: {value}" for key, value in kept[name].items() if key != "machine"), sep="\n  ", flush=True)
+        kept[name] = (
+            {"what": what, "against": against} | measure(ROWS[name], asked.rounds) | {"machine": machine()}
+        )
+        print(
+            name,
+            *(f"{key}: {value}" for key, value in kept[name].items() if key != "machine"),
+            sep="\n  ",
+            flush=True,
+        )
         files.write_json(RESULTS, {row: kept[row] for row in ROWS if row in kept})
 
 

@@ -80,7 +80,11 @@ def main(folder: Path) -> None:
             scale = side / min(image.size)
             if scale >= 1:
                 continue
-            small = lab(image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC))
+            small = lab(
+                image.resize(
+                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+                )
+            )
             for method in METHODS:
                 found = method(small[:, :1], small[:, 1:], full[:, :1])
                 errors[side, method.__name__].append(float((found - full[:, 1:]).square().mean().sqrt()))

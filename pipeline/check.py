@@ -72,7 +72,9 @@ class AllParams(Params):
                     f"{paths.PARAMS}: models: {name!r} cannot be a folder's name everywhere; use letters, digits, _ . + -"
                 )
             if name == SHIPPED:
-                raise InputError(f"{where}: the model that comes with the library has that name; choose another")
+                raise InputError(
+                    f"{where}: the model that comes with the library has that name; choose another"
+                )
             if (last := list(starts.values())[-1]).init_from in starts:
                 raise InputError(f"{where}.init_from leads back to {last.init_from}; name another model")
         return self
@@ -89,14 +91,18 @@ def main(params: AllParams) -> None:
             starts = block.init_from
             if starts and starts not in params.models and not (initial_folder(starts) / WEIGHTS).exists():
                 names = [SHIPPED, *params.models]
-                raise InputError(f"init_from: {starts} is no folder with a trained model; {suggest(starts, names)}")
+                raise InputError(
+                    f"init_from: {starts} is no folder with a trained model; {suggest(starts, names)}"
+                )
             trained = starts and starts not in params.models and load_model(initial_folder(starts), "meta")
             if name == params.model:
                 with torch.device("meta"):  # no memory for its weights
                     model = build_model(block, block.working_size(params.crop.size))
                     if starts:
                         origin = params.models.get(starts, block)
-                        start_from(model, trained or build_model(origin, origin.working_size(params.crop.size)))
+                        start_from(
+                            model, trained or build_model(origin, origin.working_size(params.crop.size))
+                        )
         except InputError as error:
             raise InputError(f"{paths.PARAMS}: models.{name}: {error}") from error
     for name in params.models:
@@ -127,7 +133,9 @@ def check_path(data: DataConfig) -> None:
     for parent, _, names in os.walk(data.path):
         for inner in (os.path.join(parent, name) for name in names):
             if inner != os.fsencode(inner).decode("utf-8", "replace"):
-                raise InputError(f"data.path: {inner} has a name that is not UTF-8, which DVC cannot take; rename it")
+                raise InputError(
+                    f"data.path: {inner} has a name that is not UTF-8, which DVC cannot take; rename it"
+                )
             if not os.path.isfile(inner):
                 raise InputError(
                     f"data.path: {inner} is a broken link, a pipe or the like, which DVC cannot take; remove it"

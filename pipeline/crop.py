@@ -53,7 +53,9 @@ def main(params: CropParams) -> None:
     reasons = pd.Series([record.reason for record in records if record.reason], dtype=str).value_counts()
     counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     if not any(record.status == "ok" for record in records):
-        remedy = SENTENCES.get(reasons.index[0], "") if counted else "No row is ok; check data.path in params.yaml"
+        remedy = (
+            SENTENCES.get(reasons.index[0], "") if counted else "No row is ok; check data.path in params.yaml"
+        )
         raise InputError(
             f"none of the {len(records)} photographs in {paths.PHOTOS_CSV} can be used ({counted or 'none'}). {remedy}"
         )

@@ -47,7 +47,9 @@ def _clear() -> None:
             old.unlink(missing_ok=True)
         files.remove_partial(paths.PHOTOS)
     except OSError as error:
-        raise InputError(f"cannot clear {paths.PHOTOS} ({error.strerror}); make the folder writable") from error
+        raise InputError(
+            f"cannot clear {paths.PHOTOS} ({error.strerror}); make the folder writable"
+        ) from error
 
 
 def _fetch(photos: list[Item], data: DataConfig) -> None:

@@ -30,7 +30,9 @@ def read_test() -> pd.DataFrame:
     Raises:
         InputError: the table is missing or damaged, or lists none.
     """
-    splits = files.read_table(paths.SPLITS_CSV, paths.SPLIT | {"photo": str, "group": str, "class": str}, unique="index")
+    splits = files.read_table(
+        paths.SPLITS_CSV, paths.SPLIT | {"photo": str, "group": str, "class": str}, unique="index"
+    )
     test = splits.loc[splits["split"] == "test", ["index", "photo", "group", "class"]]
     if not len(test):
         raise InputError(f"{paths.SPLITS_CSV} lists no test photograph; raise filter.test")
@@ -62,7 +64,9 @@ def main(params: EvaluateParams, name: str | None = None) -> None:
     crops, photos = Crops(paths.CROPS, test["index"].to_numpy()), test["photo"].to_list()
     folder = paths.MODEL if name is None else paths.ZOO / name
     description = load_description(folder)
-    systems: dict[str, tuple[Colorizer, int]] = {"model": (load_model(folder, device.type), description["size"])}
+    systems: dict[str, tuple[Colorizer, int]] = {
+        "model": (load_model(folder, device.type), description["size"])
+    }
     if name is None:
         statistics, side = Statistics.read(paths.PRIOR), crops.side
         systems |= {baseline: (build_baseline(baseline, statistics), side) for baseline in metrics.BASELINES}
@@ -72,7 +76,16 @@ def main(params: EvaluateParams, name: str | None = None) -> None:
     for system, (model, size) in systems.items():
         known_as = description["name"] if system == "model" else system
         scores = evaluation.score(
-            known_as, model, size, photos, crops, rule.batch, rule.samples, device, params.train.threads, critic
+            known_as,
+            model,
+            size,
+            photos,
+            crops,
+            rule.batch,
+            rule.samples,
+            device,
+            params.train.threads,
+            critic,
         )
         tables[system] = test.join(scores)
     comparison = metrics.compare(tables, rule.bootstrap)

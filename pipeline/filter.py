@@ -64,7 +64,9 @@ def _other_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
 
 def _remove(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
     """The reasons for which each photograph is removed, joined by +; empty if it is kept."""
-    reasons = np.array(["+".join(name for name in masks if masks[name][i]) for i in range(count)], dtype=object)
+    reasons = np.array(
+        ["+".join(name for name in masks if masks[name][i]) for i in range(count)], dtype=object
+    )
     if (reasons != "").all():
         most = max((name for name in REMEDY if name in masks), key=lambda name: masks[name].sum())
         raise InputError(
@@ -166,7 +168,9 @@ def main(params: FilterParams) -> None:
     _draw(table, hints, small, rule, params.data.seed)
 
     removed = {
-        name: table.reason.str.split("+", regex=False).apply(lambda names, name=name: name in names).to_numpy()
+        name: table.reason.str.split("+", regex=False)
+        .apply(lambda names, name=name: name in names)
+        .to_numpy()
         for name in (*masks, "unused", "duplicate")
     }
     removed = {name: mask for name, mask in removed.items() if mask.any()}

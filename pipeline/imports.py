@@ -49,13 +49,17 @@ def _files(name: str) -> Iterator[Path]:
 
 def _below(path: Path) -> Path:
     """Where a file lies below the folder that holds its package: colorize/files.py, say."""
-    return next(path.relative_to(folder.parent) for folder in PACKAGES.values() if path.is_relative_to(folder))
+    return next(
+        path.relative_to(folder.parent) for folder in PACKAGES.values() if path.is_relative_to(folder)
+    )
 
 
 def imported(path: Path) -> set[Path]:
     """The project's files that a file of it imports itself."""
     package = _below(path).parent.parts
-    return {file for name in (".".join(package), *_names(path.read_bytes(), package)) for file in _files(name)}
+    return {
+        file for name in (".".join(package), *_names(path.read_bytes(), package)) for file in _files(name)
+    }
 
 
 def closure(paths: Iterable[Path]) -> set[Path]:

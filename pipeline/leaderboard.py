@@ -61,7 +61,9 @@ def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.
         tables[name] = page.read_scores(folder / "per_image.csv", PER_IMAGE, ZOO)
         same = ["index", "photo", "group"]
         if not tables[name][same].equals(tables[names[0]][same]):
-            raise InputError(f"{folder / 'per_image.csv'} holds other photographs than {names[0]}'s; run `make zoo`")
+            raise InputError(
+                f"{folder / 'per_image.csv'} holds other photographs than {names[0]}'s; run `make zoo`"
+            )
     return descriptions, tables
 
 
@@ -77,7 +79,11 @@ def rank(descriptions: dict[str, dict[str, Any]], scores: pd.DataFrame) -> pd.Da
         psnr = own.loc["psnr"]
         row = {
             "model": name,
-            "kind": "oracle" if name in oracles.ORACLES else "baseline" if name in metrics.BASELINES else "model",
+            "kind": "oracle"
+            if name in oracles.ORACLES
+            else "baseline"
+            if name in metrics.BASELINES
+            else "model",
             "parameters": descriptions[name]["parameters"],
             "epochs": descriptions[name]["epochs"],
         }
@@ -144,11 +150,15 @@ def read_pictures(names: list[str], common: list[int]) -> dict[str, dict[int, np
             pictures = files.read_arrays(path, remedy=ZOO)
             found[name] = dict(zip(map(int, pictures["index"]), pictures["model"], strict=True))
         if missing := set(common) - set(found[name]):
-            raise InputError(f"{path} lacks photograph {min(missing)}, which evaluate.gallery asks for; run `make zoo`")
+            raise InputError(
+                f"{path} lacks photograph {min(missing)}, which evaluate.gallery asks for; run `make zoo`"
+            )
     return found
 
 
-def draw(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], truths: dict[int, np.ndarray]) -> bytes:
+def draw(
+    board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], truths: dict[int, np.ndarray]
+) -> bytes:
     """A JPEG of the same few test photographs as every system of the board colors them.
 
     Args:
@@ -192,7 +202,9 @@ def build(
         facts = {"parameters": f"{row['parameters']:,}", "epochs": str(row["epochs"])}
         pictures = {position[index]: picture for index, picture in painted[name].items()}
         summary = page.summary_of(scores, name)
-        shown.append(Shown(name, row["kind"], tables[name], summary, over, pictures, facts, history, row["notes"]))
+        shown.append(
+            Shown(name, row["kind"], tables[name], summary, over, pictures, facts, history, row["notes"])
+        )
     wanted = sorted({place for system in shown for place in system.pictures})
     truth = dict(zip(wanted, crops[np.array(wanted)], strict=True))
     best = next(system for system in shown if system.kind != "oracle")
@@ -209,9 +221,13 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
     names = list(params.models)
     for baseline in metrics.BASELINES:
         if baseline not in names:
-            raise InputError(f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it")
+            raise InputError(
+                f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it"
+            )
     if taken := sorted(set(names) & set(oracles.ORACLES)):
-        raise InputError(f"{paths.PARAMS}: models.{taken[0]} has the name of an oracle; give the model another")
+        raise InputError(
+            f"{paths.PARAMS}: models.{taken[0]} has the name of an oracle; give the model another"
+        )
     descriptions, tables = read_zoo(names)
     photos = tables["grey"]
     crops = Crops(paths.CROPS, photos["index"].to_numpy())
@@ -237,7 +253,9 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
     html = build(params, board, tables, scores, painted, crops)
     listed = board.assign(notes=board["notes"].map("; ".join))
     files.write_text(paths.METRICS / "leaderboard.csv", listed.to_csv(index=False, lineterminator="\n"))
-    records = [{key: value for key, value in row.items() if value == value} for row in board.to_dict("records")]
+    records = [
+        {key: value for key, value in row.items() if value == value} for row in board.to_dict("records")
+    ]
     files.write_json(paths.METRICS / "leaderboard.json", records)  # JSON has no NaN
     basis = page.basis(photos, scores, crops.side, params.evaluate.bootstrap)
     text = (
@@ -252,6 +270,10 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipeline.leaderboard", description=__doc__.splitlines()[0])
-    parser.add_argument("--cost", action="store_true", help="print the table with training seconds; write nothing")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.leaderboard", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--cost", action="store_true", help="print the table with training seconds; write nothing"
+    )
     stage(LeaderboardParams, partial(main, cost=parser.parse_args().cost))

@@ -77,7 +77,9 @@ def summary_of(scores: pd.DataFrame, system: str) -> dict[str, list[float]]:
 def basis(table: pd.DataFrame, scores: pd.DataFrame, size: int, resamples: int) -> str:
     """What the figures of a page stand on, and its intervals, or why it has none."""
     known = scores["low"].notna().any()
-    end = f", with 95 % intervals from {resamples} bootstrap resamples of the photographs" if known else TOO_FEW
+    end = (
+        f", with 95 % intervals from {resamples} bootstrap resamples of the photographs" if known else TOO_FEW
+    )
     return f"Means at {size} × {size} pixels over {scored(table)}{end}"
 
 
@@ -86,7 +88,9 @@ def strip(photos: Sequence[np.ndarray | None], side: int) -> bytes:
     sheet = Image.new("RGB", (side * len(photos), side), "#808080")
     for place, pixels in enumerate(photos):
         if pixels is not None:
-            sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (place * side, 0))
+            sheet.paste(
+                Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (place * side, 0)
+            )
     return sheets.encode(sheet, "webp")
 
 
@@ -145,7 +149,9 @@ def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
         if system.kind != "model":
             continue
         gain = system.table["psnr"].to_numpy() - grey["psnr"].to_numpy()
-        cells = [(f"{gain[mask].mean():+.2f}" if mask.any() else "").replace("-", "−") for mask in groups.values()]
+        cells = [
+            (f"{gain[mask].mean():+.2f}" if mask.any() else "").replace("-", "−") for mask in groups.values()
+        ]
         worse = float((gain[counted] < 0).mean())
         rows.append({"name": system.name, "cells": cells, "worse": f"{100 * worse:.0f} %"})
     return [{"name": "", "cells": list(groups), "worse": "worse than grey"}, *rows]
@@ -156,7 +162,9 @@ def curves(history: pd.DataFrame) -> Markup:
     names = [name for name in figures.CURVES if name in history]
     epochs, losses = history["epoch"].to_numpy(), history[names]
     shown = {"each epoch": losses, "mean of 20 epochs": losses.rolling(20, min_periods=1).mean()}
-    panels = {title: {name: (epochs, table[name].to_numpy()) for name in names} for title, table in shown.items()}
+    panels = {
+        title: {name: (epochs, table[name].to_numpy()) for name in names} for title, table in shown.items()
+    }
     svg = figures.curves(panels, "epoch", "svg").decode()
     return Markup(NAMESPACE.sub("", svg[svg.index("<svg") :]))
 
@@ -173,7 +181,10 @@ def remarks(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
             reason = ASKED.sub(", because ", note)
             about.setdefault(reason, []).append(name)
             wordings.setdefault(reason, set()).add(note)
-    return {(reason if len(wordings[reason]) > 1 else wordings[reason].pop()): names for reason, names in about.items()}
+    return {
+        (reason if len(wordings[reason]) > 1 else wordings[reason].pop()): names
+        for reason, names in about.items()
+    }
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:

@@ -50,7 +50,9 @@ def main(params: PriorParams) -> None:
     statistics.write(paths.PRIOR)
     counts = statistics.arrays["counts"]
     a, b = statistics.arrays["mean_ab"]
-    print(f"prior: {counts.sum():,} pixels of {len(training):,} photographs in {(counts > 0).sum()} of {Q} bins")
+    print(
+        f"prior: {counts.sum():,} pixels of {len(training):,} photographs in {(counts > 0).sum()} of {Q} bins"
+    )
     print(f"mean color: a* {a:.2f}, b* {b:.2f}")
 
 

@@ -167,7 +167,8 @@ def build(params: ReportParams) -> tuple[str, bytes, str]:
     shown[0].notes = description["notes"]
     extra = {
         "rows": rows,
-        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()} | flatten(description["recipe"]),
+        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()}
+        | flatten(description["recipe"]),
         "best_epoch": description["best_epoch"],
         "epochs": len(history),
         "keep": params.train.keep,
@@ -193,7 +194,9 @@ def summary(rows: list[dict[str, Any]], name: str, basis: str) -> str:
     shown = [row for row in rows if row["name"] in ("psnr", "ssim", "rmse")]
     known_as = dict(zip(SYSTEMS, (name, *BASELINES), strict=True))
     width = max(map(len, known_as.values()))
-    lines = [" " * width + "".join(f"  {row['name'] + ' ' + row['metric'].unit:<26}" for row in shown).rstrip()]
+    lines = [
+        " " * width + "".join(f"  {row['name'] + ' ' + row['metric'].unit:<26}" for row in shown).rstrip()
+    ]
     for system, label in known_as.items():
         found = [row["cells"][system] for row in shown]
         cells = ["{} [{}, {}]".format(*cell) if cell[1:] else cell[0] for cell in found]

@@ -7,7 +7,16 @@ photographs: neither takes a training.
 
 import argparse
 
-from colorize.models import HISTORY, SHIPPED_FOLDER, WEIGHTS, ModelConfig, block_of, load_description, load_model, save_model
+from colorize.models import (
+    HISTORY,
+    SHIPPED_FOLDER,
+    WEIGHTS,
+    ModelConfig,
+    block_of,
+    load_description,
+    load_model,
+    save_model,
+)
 from colorize.settings import SHIPPED
 from pipeline import paths
 from pipeline.params import Params, stage
@@ -26,7 +35,9 @@ def main(params: ShipParams) -> None:
     about = description | {"name": SHIPPED, "size": parser.parse_args().size or description["size"]}
     history = (paths.MODEL / HISTORY).read_text(encoding="utf-8")
     save_model(SHIPPED_FOLDER, load_model(paths.MODEL).half(), about, history)
-    print(f"{description['name']}: {(SHIPPED_FOLDER / WEIGHTS).stat().st_size / 1e6:.1f} MB in {SHIPPED_FOLDER}")
+    print(
+        f"{description['name']}: {(SHIPPED_FOLDER / WEIGHTS).stat().st_size / 1e6:.1f} MB in {SHIPPED_FOLDER}"
+    )
 
 
 if __name__ == "__main__":

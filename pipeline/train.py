@@ -104,7 +104,9 @@ def prune(keep: Path, gigabytes: float) -> None:
     folders = sorted(ours, key=lambda folder: folder.stat().st_mtime, reverse=True)
     total = 0
     for folder in [keep, *(f for f in folders if f != keep)]:
-        with suppress(Timeout, FileNotFoundError):  # another process trains it, renames in it or has just deleted it
+        with suppress(
+            Timeout, FileNotFoundError
+        ):  # another process trains it, renames in it or has just deleted it
             total += sum(file.stat().st_size for file in folder.iterdir())
             if folder != keep and total > gigabytes * 1e9:
                 with FileLock(folder / "lock", timeout=0):
@@ -117,7 +119,9 @@ def lock(folder: Path, name: str) -> AcquireReturnProxy:
     try:
         return file.acquire(timeout=0)
     except Timeout:
-        tqdm.write(f"{name}: another process is training it in {folder}; waiting for its weights", file=sys.stderr)
+        tqdm.write(
+            f"{name}: another process is training it in {folder}; waiting for its weights", file=sys.stderr
+        )
         return file.acquire()
 
 
@@ -157,7 +161,9 @@ def recipe_of(
         "lr": (asked.lr, used.lr),
         "batch": (asked.batch, batch),
     }
-    recipe: dict[str, Any] = {name: dict(zip(("asked", "in_force"), pair, strict=True)) for name, pair in pairs.items()}
+    recipe: dict[str, Any] = {
+        name: dict(zip(("asked", "in_force"), pair, strict=True)) for name, pair in pairs.items()
+    }
     recipe |= {
         "patience": asked.patience,
         "max_minutes": rule.max_minutes,
@@ -210,7 +216,9 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
     if model_class(block).phases:
         recipe, differences = recipe_of(params, block, size, len(indices["train"]), device)
         notes += differences
-    sets = {split: Photos(Streamed(Crops(paths.CROPS, rows), device), size) for split, rows in indices.items()}
+    sets = {
+        split: Photos(Streamed(Crops(paths.CROPS, rows), device), size) for split, rows in indices.items()
+    }
     if sum(photos.bytes for photos in sets.values()) <= held_bytes(params.train, device):
         sets = {split: photos.held() for split, photos in sets.items()}
     digits = fingerprint(params, name, device)
@@ -236,14 +244,18 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
         distributed.synchronize(model, name, device)
         state, seed = folder / STATE, params.seed
-        progress = fit(model, sets["train"], sets["val"], block.recipe, params.train, seed, state, report, begin)
+        progress = fit(
+            model, sets["train"], sets["val"], block.recipe, params.train, seed, state, report, begin
+        )
         if first:
             lines = [f"{epoch},{seconds:.3f}" for epoch, seconds in enumerate(progress.seconds, start=1)]
             files.write_text(folder / paths.TIMING, "\n".join(["epoch,seconds", *lines]) + "\n")
     if recipe:
         recipe["ended_by"] = end_of(progress, in_force(block.recipe, params.train), params.train)
         if recipe["ended_by"] == "minutes":
-            notes.append(f"stopped before its last epoch, because train.max_minutes is {params.train.max_minutes:g}")
+            notes.append(
+                f"stopped before its last epoch, because train.max_minutes is {params.train.max_minutes:g}"
+            )
     description = {
         "name": name,
         "block": describe_block(block),
@@ -286,7 +298,9 @@ def own_gpu(gpus: Sequence[int]) -> Iterator[int]:
 
 def main(params: TrainParams) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model")
+    parser.add_argument(
+        "--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model"
+    )
     arguments = parser.parse_args()
     name = arguments.model or params.model
     out = paths.ZOO / name if arguments.model else paths.MODEL

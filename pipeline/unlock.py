@@ -36,7 +36,9 @@ def runs_dvc(process: int) -> bool:
     """Whether the process of that number is alive and DVC."""
     try:
         found = psutil.Process(process)
-        return found.status() != psutil.STATUS_ZOMBIE and any(part.rpartition("/")[2] == "dvc" for part in found.cmdline())
+        return found.status() != psutil.STATUS_ZOMBIE and any(
+            part.rpartition("/")[2] == "dvc" for part in found.cmdline()
+        )
     except (psutil.NoSuchProcess, ValueError, OverflowError):  # or no number that a process can have
         return False
     except psutil.AccessDenied:  # another user's: it may well be

@@ -69,7 +69,9 @@ def _running(port: int, *commands: list[str], **changes: str) -> Iterator[list[s
         yield started
     finally:
         for process in started:
-            with_children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            with_children = (
+                psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            )
             for each in (*with_children, process):
                 each.kill()
             process.wait()
@@ -81,7 +83,16 @@ def dask(workers: int = WORKERS, threads: int = 1) -> Iterator[tuple[str, subpro
     port = free_port()
     address, command = f"tcp://{HOST}:{port}", [sys.executable, "-m", "dask"]
     scheduler = [*command, "scheduler", "--host", address, "--no-dashboard"]
-    worker = [*command, "worker", address, "--nworkers", str(workers), "--nthreads", str(threads), "--no-dashboard"]
+    worker = [
+        *command,
+        "worker",
+        address,
+        "--nworkers",
+        str(workers),
+        "--nthreads",
+        str(threads),
+        "--no-dashboard",
+    ]
     # Two deaths instead of four: new workers take a while to start.
     with _running(port, scheduler, worker, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1") as (process, _):
         yield address, process

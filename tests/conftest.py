@@ -110,7 +110,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelConfig], ModelConfig]:
     """A function that gives a block with the same kinds of layers and far fewer channels: quick, and small on the disk."""
-    monkeypatch.setattr(deshpande, "ENCODER", [(c // 8, kernel, stride) for c, kernel, stride in deshpande.ENCODER])
+    monkeypatch.setattr(
+        deshpande, "ENCODER", [(c // 8, kernel, stride) for c, kernel, stride in deshpande.ENCODER]
+    )
     monkeypatch.setattr(koalarization, "ENCODER", [(c // 8, stride) for c, stride in koalarization.ENCODER])
     blocks = {variant: [(c // 8, *rest) for c, *rest in table] for variant, table in zhang.BLOCKS.items()}
     monkeypatch.setattr(zhang, "BLOCKS", blocks)
@@ -134,7 +136,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelConfig], ModelConf
 @pytest.fixture
 def browser() -> Iterator[object]:
     """Headless Chromium, where there is one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="the browser's tests need pip install playwright"
+    )
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium here")

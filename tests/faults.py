@@ -86,7 +86,13 @@ class Album:
 
     def params(self, data: Mapping[str, Any], rule: Mapping[str, Any]) -> AllParams:
         block = YAML(typ="safe").load(AllParams, ROOT / "params.yaml")
-        block["data"] |= {"source": "urls", "path": "list.csv", "allow_private": True, "threads": 4, "attempts": 2}
+        block["data"] |= {
+            "source": "urls",
+            "path": "list.csv",
+            "allow_private": True,
+            "threads": 4,
+            "attempts": 2,
+        }
         block["data"] |= {"max_failed": 1.0, "timeout_seconds": 20} | data
         block["crop"] |= {"size": 16, "workers": 1} | rule
         return checked(AllParams, block)
@@ -98,12 +104,19 @@ class Album:
             files.write_text(Path("list.csv"), "\n".join(rows) + "\n")
             download.main(params)
             crop.main(params)
-            read = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in (paths.PHOTOS_CSV, paths.CROPS_CSV)]
+            read = [
+                pd.read_csv(path, dtype=str, keep_default_na=False)
+                for path in (paths.PHOTOS_CSV, paths.CROPS_CSV)
+            ]
         assert all(each["photo"].is_unique for each in read)
         return read[0].set_index("photo"), read[1].set_index("photo")
 
     def fates(
-        self, faulty: Mapping[str, Answer | bytes], sha256: str = "", rule: Mapping[str, Any] | None = None, **data: Any
+        self,
+        faulty: Mapping[str, Answer | bytes],
+        sha256: str = "",
+        rule: Mapping[str, Any] | None = None,
+        **data: Any,
     ) -> dict[str, Fate]:
         """What became of each faulty address (a path of the server, or a whole one), all invariants asserted.
 
@@ -122,13 +135,20 @@ class Album:
         order = [path for pair in zip(self.good, list(faulty), strict=False) for path in pair]
         order += [*list(self.good)[len(faulty) :], *list(faulty)[len(self.good) :]]
         addresses = [self.server.url(path) if path.startswith("/") else path for path in order]
-        rows = ["url,sha256", *(f'"{a}",{sha256 if o in faulty else ""}' for a, o in zip(addresses, order, strict=True))]
+        rows = [
+            "url,sha256",
+            *(f'"{a}",{sha256 if o in faulty else ""}' for a, o in zip(addresses, order, strict=True)),
+        ]
         folder = self.folder / "faulty"
         photos, crops = self.run(folder, rows, params)
 
         assert len(photos) == len(order), "every item is a row"
-        assert ((photos["reason"] == "") == (photos["status"] == "ok")).all(), "every failure has its reason, no success one"
-        assert list(crops.index) == list(photos.index[photos["status"] == "ok"]), "every one that came is a row again"
+        assert ((photos["reason"] == "") == (photos["status"] == "ok")).all(), (
+            "every failure has its reason, no success one"
+        )
+        assert list(crops.index) == list(photos.index[photos["status"] == "ok"]), (
+            "every one that came is a row again"
+        )
         assert ((crops["reason"] == "") == (crops["status"] == "ok")).all()
         assert not list(folder.rglob("*.partial")), "nothing half-written"
         pixels = Crops(folder / paths.CROPS)[:]
@@ -161,7 +181,11 @@ class Album:
         return {path: fate.reason for path, fate in self.fates(faulty, **changes).items()}
 
     def snapshot(self, folder: Path) -> dict[str, str]:
-        return {p.relative_to(folder).as_posix(): files.sha256(p) for p in (folder / "data").rglob("*") if p.is_file()}
+        return {
+            p.relative_to(folder).as_posix(): files.sha256(p)
+            for p in (folder / "data").rglob("*")
+            if p.is_file()
+        }
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def packed(values: np.ndarray, bits: int, order: str) -> bytes:
 Tags = Mapping[int, int | Sequence[int] | bytes | None]
 
 
-def tiff(*pages: tuple[np.ndarray, int, Tags], order: str = "<", big: bool = False, below: bool = False) -> bytes:
+def tiff(
+    *pages: tuple[np.ndarray, int, Tags], order: str = "<", big: bool = False, below: bool = False
+) -> bytes:
     """A TIFF of pages: samples [h, w] or [h, w, channels], their bits, and tags, of which None leaves out a usual one.
 
     Args:
@@ -65,19 +67,38 @@ def tiff(*pages: tuple[np.ndarray, int, Tags], order: str = "<", big: bool = Fal
             starts.append(len(out))
             sizes.append(len(strip))
             out += strip + bytes(len(strip) % 2)
-        usual: Tags = {256: samples.shape[1], 257: len(samples), 258: [bits] * channels, 259: 1, 273: starts, 277: channels}
-        tags = {tag: value for tag, value in {**usual, 278: len(samples), 279: sizes, **given}.items() if value is not None}
+        usual: Tags = {
+            256: samples.shape[1],
+            257: len(samples),
+            258: [bits] * channels,
+            259: 1,
+            273: starts,
+            277: channels,
+        }
+        tags = {
+            tag: value
+            for tag, value in {**usual, 278: len(samples), 279: sizes, **given}.items()
+            if value is not None
+        }
         if below and link < 9:
             tags[SUB_IFDS] = 0
         entries = b""
         for tag, value in sorted(tags.items()):
             numbers = [value] if isinstance(value, int) else value
-            kind, code = (7, "B") if isinstance(value, bytes) else (4, "L") if tag in (273, 279, SUB_IFDS) else (3, "H")
+            kind, code = (
+                (7, "B")
+                if isinstance(value, bytes)
+                else (4, "L")
+                if tag in (273, 279, SUB_IFDS)
+                else (3, "H")
+            )
             content = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
             if len(content) > (8 if big else 4):
                 out += content + bytes(len(content) % 2)
                 content = struct.pack(f"{order}{place}", len(out) - len(content) - len(content) % 2)
-            entries += struct.pack(f"{order}HH{place}", tag, kind, len(numbers)) + content.ljust(8 if big else 4, b"\0")
+            entries += struct.pack(f"{order}HH{place}", tag, kind, len(numbers)) + content.ljust(
+                8 if big else 4, b"\0"
+            )
         start = len(out)
         struct.pack_into(f"{order}{place}", out, link, start)
         out += struct.pack(f"{order}{'Q' if big else 'H'}", len(tags)) + entries
@@ -98,7 +119,10 @@ def profile(space: bytes, gamma: float = 1.0, one_way: bool = False) -> bytes:
         return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
 
     curve = b"curv" + struct.pack(">IIH", 0, 1, round(gamma * 256))
-    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(80), b"wtpt": b"XYZ " + bytes(4) + s15(*D50)}
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", 2) + b"x\0" + bytes(80),
+        b"wtpt": b"XYZ " + bytes(4) + s15(*D50),
+    }
     if one_way:
         ramp = bytes(range(256))
         table = b"mft1" + bytes(4) + bytes((3, 3, 2, 0)) + s15(1, 0, 0, 0, 1, 0, 0, 0, 1) + 3 * ramp
@@ -113,5 +137,9 @@ def profile(space: bytes, gamma: float = 1.0, one_way: bool = False) -> bytes:
         table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
         body += content + bytes(-len(content) % 4)
     kind = (b"scnr" if one_way else b"mntr") + space + (b"Lab " if one_way else b"XYZ ")
-    header = struct.pack(">II", 0, 0x02400000) + kind + bytes(12) + b"acsp" + bytes(28) + s15(*D50) + bytes(48)
-    return struct.pack(">I", 132 + len(table) + len(body)) + header + struct.pack(">I", len(tags)) + table + body
+    header = (
+        struct.pack(">II", 0, 0x02400000) + kind + bytes(12) + b"acsp" + bytes(28) + s15(*D50) + bytes(48)
+    )
+    return (
+        struct.pack(">I", 132 + len(table) + len(body)) + header + struct.pack(">I", len(tags)) + table + body
+    )

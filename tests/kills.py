@@ -26,7 +26,10 @@ COMPARED = ("dvc.lock", "metrics", "data/model")
 def snapshot(project: Path) -> dict[str, str]:
     from colorize import files
 
-    return {Path(p).relative_to(project).as_posix(): h for p, h in files.sha256_of([project / p for p in COMPARED]).items()}
+    return {
+        Path(p).relative_to(project).as_posix(): h
+        for p, h in files.sha256_of([project / p for p in COMPARED]).items()
+    }
 
 
 def torture(project: Path, whole: Path, seconds: float, kills: int, seed: int) -> dict[str, Any]:

@@ -31,7 +31,9 @@ JPEG = encoded("JPEG")
 BOX = b"\0\0\0\x18ftyp%s\0\0\0\0mif1%s"
 FILES = {
     # photographs, whatever they are called
-    **dict.fromkeys(("p.jpg", "P.JPG", "p.jpeg", "p.jpe", "p.jfif", "q", "deep/er/p.txt", "Thumbs.jpg"), ("", JPEG)),
+    **dict.fromkeys(
+        ("p.jpg", "P.JPG", "p.jpeg", "p.jpe", "p.jfif", "q", "deep/er/p.txt", "Thumbs.jpg"), ("", JPEG)
+    ),
     "p.png.jpg": ("", encoded("PNG")),
     "p.avif": ("", encoded("AVIF")),
     "p.tif": ("", encoded("TIFF", big_tiff=True)),
@@ -47,10 +49,13 @@ FILES = {
     "DSC_3.raw": ("raw", b"\1\2\3\4" * 9),
     "DSC_4.CR3": ("raw", BOX % (b"crx ", b"crx ")),
     # nobody's photographs
-    **dict.fromkeys((".hidden.jpg", "._p.jpg", ".thumbnails/p.jpg", "@eaDir/p.jpg", "__MACOSX/p.jpg"), ("hidden", JPEG)),
+    **dict.fromkeys(
+        (".hidden.jpg", "._p.jpg", ".thumbnails/p.jpg", "@eaDir/p.jpg", "__MACOSX/p.jpg"), ("hidden", JPEG)
+    ),
     "MVI_1.THM": ("thumbnail", JPEG),
     **dict.fromkeys(
-        ("Thumbs.db", "desktop.ini", "p.xmp", "IMG_1.MOV", "notes.txt", "empty.txt"), ("not_image", b"\xd0\xcf")
+        ("Thumbs.db", "desktop.ini", "p.xmp", "IMG_1.MOV", "notes.txt", "empty.txt"),
+        ("not_image", b"\xd0\xcf"),
     ),
 }
 CLASSES = {
@@ -83,7 +88,9 @@ def expected() -> dict[str, tuple[str, str]]:
 
 def test_the_pipeline_and_the_command_line_walk_alike(folder: Path) -> None:
     """Every file has a status, and one that is not taken a reason; the same one for both."""
-    of_source = {p.photo: (p.status, p.reason) for p in list_items(DataConfig(source="folder", path=str(folder)), 1)[0]}
+    of_source = {
+        p.photo: (p.status, p.reason) for p in list_items(DataConfig(source="folder", path=str(folder)), 1)[0]
+    }
     of_command = {text_of(item.name): (item.status or "ok", item.reason) for item in find([folder])}
     assert of_source == of_command == expected()
 
@@ -94,7 +101,9 @@ def test_what_is_passed_over_fails_no_batch(folder: Path, tmp_path: Path) -> Non
         if status == "failed":
             (folder / name).unlink()
     rows = apply(folder, tmp_path / "out")
-    assert {name for name, reason in rows.items() if reason == "done"} == {n for n, e in expected().items() if e[0] == "ok"}
+    assert {name for name, reason in rows.items() if reason == "done"} == {
+        n for n, e in expected().items() if e[0] == "ok"
+    }
     assert {name: reason for name, reason in rows.items() if reason != "done"} == {
         name: reason for name, (status, reason) in expected().items() if status == "skipped"
     }
@@ -114,7 +123,9 @@ def test_a_file_that_is_named_is_tried(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["DSC_1.NEF", "._p.jpg", "notes.txt"], ["notes.txt"], []])
-def test_a_folder_without_a_photograph_says_what_there_is(folder: Path, tmp_path: Path, names: list[str]) -> None:
+def test_a_folder_without_a_photograph_says_what_there_is(
+    folder: Path, tmp_path: Path, names: list[str]
+) -> None:
     only = tmp_path / "only"
     only.mkdir()
     for name in names:

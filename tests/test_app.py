@@ -70,7 +70,10 @@ def test_a_photograph_comes_back_in_color_at_its_own_size(address: str) -> None:
 def test_each_model_has_its_own_knob(address: str) -> None:
     """The temperature moves a classifier, the saturation a regression; unturned they stand where the model has them."""
     content = photo()
-    for model, mine, other in (("zhang_simplified", "temperature", "saturation"), ("cae", "saturation", "temperature")):
+    for model, mine, other in (
+        ("zhang_simplified", "temperature", "saturation"),
+        ("cae", "saturation", "temperature"),
+    ):
         own = ask(address, content, model=model).content
         assert ask(address, content, model=model, **{mine: 0}).content != own
         assert ask(address, content, model=model, **{other: 0}).content == own
@@ -80,7 +83,9 @@ def test_each_model_has_its_own_knob(address: str) -> None:
 def test_grey_and_the_original_are_shown_without_a_model(address: str) -> None:
     """Grey has no color left."""
     grey, original = (
-        np.asarray(Image.open(io.BytesIO(ask(address, photo(), model=name).content)).convert("RGB")).astype(int)
+        np.asarray(Image.open(io.BytesIO(ask(address, photo(), model=name).content)).convert("RGB")).astype(
+            int
+        )
         for name in ("grey", "original")
     )
     assert np.ptp(grey, axis=2).max() <= 8 < np.ptp(original, axis=2).max()
@@ -106,13 +111,18 @@ def test_what_cannot_be_colored_is_said_in_a_sentence(
 def test_other_pages_and_other_hosts_are_refused(address: str) -> None:
     """A page of another origin cannot use the server, nor can a name that was pointed at it."""
     assert (
-        requests.post(f"{address}/color?model=cae", headers={"origin": "http://evil.example"}, timeout=9).status_code == 403
+        requests.post(
+            f"{address}/color?model=cae", headers={"origin": "http://evil.example"}, timeout=9
+        ).status_code
+        == 403
     )
     assert requests.get(address, headers={"host": "evil.example"}, timeout=9).status_code == 400
 
 
 @pytest.mark.parametrize("width", [1200, 375])
-def test_a_person_colors_and_downloads_a_photograph(address: str, browser, width: int, tmp_path: Path) -> None:
+def test_a_person_colors_and_downloads_a_photograph(
+    address: str, browser, width: int, tmp_path: Path
+) -> None:
     """Choose a file, compare two models, move temperature and slider, download; then a broken file; also on a phone."""
     from playwright.sync_api import expect
 

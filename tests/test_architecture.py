@@ -86,7 +86,11 @@ def noting(params: AllParams, read: set[str]) -> AllParams:
 
 
 READ_ONLY = {
-    "crop": {"crop.workers", "crop.cluster", "data.path"},  # who crops, and where photographs lie: the same bytes
+    "crop": {
+        "crop.workers",
+        "crop.cluster",
+        "data.path",
+    },  # who crops, and where photographs lie: the same bytes
     "train": {"models"},  # data/blocks/NAME.json holds the chosen block
     "score": {"models"},
 }
@@ -152,7 +156,13 @@ def test_a_stage_depends_on_the_parameters_that_it_reads_and_on_no_others(
     for stage, entry in GRAPH.items():
         compare(stage, entry["params"], main[stage])
     for name in params.models:
-        compare("score", ZOO["score"]["do"]["params"], main["train"], partial(main["evaluate"], name=name), model=name)
+        compare(
+            "score",
+            ZOO["score"]["do"]["params"],
+            main["train"],
+            partial(main["evaluate"], name=name),
+            model=name,
+        )
     compare("leaderboard", ZOO["leaderboard"]["params"], leaderboard.main)
 
 
@@ -182,7 +192,10 @@ def test_every_architecture_file_names_its_source_and_has_a_block() -> None:
     """Its docstring opens with what it is; some block of params.yaml uses it."""
     used = {block.arch for block in load(AllParams, ROOT / "params.yaml").models.values()}
     for name in architecture_names():
-        docstring = ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/architectures/{name}.py").read_text())) or ""
+        docstring = (
+            ast.get_docstring(ast.parse((ROOT / f"src/colorize/models/architectures/{name}.py").read_text()))
+            or ""
+        )
         assert len(docstring.splitlines()) >= 3 and "document" in docstring, name
         assert name in used, name
 
@@ -239,7 +252,11 @@ def test_paths_of_the_graph_are_those_of_the_code() -> None:
 
 def test_no_source_file_is_a_grab_bag() -> None:
     """One obvious place for everything."""
-    names = {path.stem for folder in ("src", "pipeline", "studies", "tests") for path in (ROOT / folder).rglob("*.py")}
+    names = {
+        path.stem
+        for folder in ("src", "pipeline", "studies", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    }
     assert not names & {"utils", "util", "helpers", "common", "misc"}
 
 
@@ -249,11 +266,15 @@ def test_a_copy_of_the_project_runs_its_own_library(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     code = "import pipeline.paths, colorize.files; print(colorize.files.__file__)"
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=kept, capture_output=True, text=True, check=True
+    )
     assert Path(result.stdout.strip()).is_relative_to(tmp_path)
 
 
-def test_imports_are_found_wherever_and_however_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_are_found_wherever_and_however_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In functions and conditions, relative, under another name, by name; with the packages around them."""
     sources = {
         "__init__": "",

@@ -76,7 +76,12 @@ def test_random_crops_are_windows_of_their_photograph() -> None:
     whole = torch.cat(to_light_ab(torch.tensor(image[None])), 1)[0]
     corners = set()
     for crop in epoch_images(photos, seed=1, size=20, crop=0.6875):
-        matches = [(i, j) for i in range(17) for j in range(17) if torch.equal(whole[:, i : i + 48, j : j + 48], crop)]
+        matches = [
+            (i, j)
+            for i in range(17)
+            for j in range(17)
+            if torch.equal(whole[:, i : i + 48, j : j + 48], crop)
+        ]
         assert len(matches) == 1
         corners.add(matches[0])
     assert len(corners) > 10
@@ -96,7 +101,8 @@ def test_a_spread_sample_is_not_the_first_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "share", "expected"), [(608, 0.3684, 224), (256, 0.6875, 176), (64, 0.3684, 24), (14, 0.99, 14), (64, 0.01, 8)]
+    ("side", "share", "expected"),
+    [(608, 0.3684, 224), (256, 0.6875, 176), (64, 0.3684, 24), (14, 0.99, 14), (64, 0.01, 8)],
 )
 def test_shares_of_a_side_are_multiples_of_8(side: int, share: float, expected: int) -> None:
     """224 of 608 in document 004, 176 of 256 in document 001; never below 8, never above the side."""
@@ -107,7 +113,9 @@ def test_scaled_photographs_are_averages_of_the_whole_ones(photographs) -> None:
     """All of them, in the same order; a share of 1 copies nothing."""
     photos = Photos(photographs(3, 32), 32)
     half = photos.scaled(0.5)
-    assert np.abs(half.images.numpy() - downscale_local_mean(photos.images.numpy(), (1, 2, 2, 1))).max() <= 0.5
+    assert (
+        np.abs(half.images.numpy() - downscale_local_mean(photos.images.numpy(), (1, 2, 2, 1))).max() <= 0.5
+    )
     assert photos.scaled(1).images.data_ptr() == photos.images.data_ptr()
 
 
@@ -122,7 +130,9 @@ def streamed(images: np.ndarray, folder: Path, size: int) -> Photos:
 
 
 @pytest.mark.parametrize("size", [32, 16])
-def test_streamed_photographs_are_the_held_ones_in_the_same_order(photographs, tmp_path: Path, size: int) -> None:
+def test_streamed_photographs_are_the_held_ones_in_the_same_order(
+    photographs, tmp_path: Path, size: int
+) -> None:
     """Every batch of every way to hand them out, bit for bit: scaled, cropped, mirrored, the part of one of two ranks."""
     images = photographs(23, 32)
     here, there = Photos(images, size), streamed(images, tmp_path, size)
@@ -170,13 +180,20 @@ def test_ranks_share_every_batch(photographs) -> None:
     assert torch.equal(torch.cat(shares), torch.cat([light for light, _ in photos.batches(4)]))
 
 
-def test_what_lies_before_the_first_batch_asked_for_is_not_read(photographs, tmp_path: Path, monkeypatch) -> None:
+def test_what_lies_before_the_first_batch_asked_for_is_not_read(
+    photographs, tmp_path: Path, monkeypatch
+) -> None:
     """And the batches from there on are those of the whole epoch, held or streamed, also for the second rank."""
     images, read = photographs(23, 16), []
     original = Streamed._read
-    monkeypatch.setattr(Streamed, "_read", lambda self, rows: read.extend(rows.tolist()) or original(self, rows))
+    monkeypatch.setattr(
+        Streamed, "_read", lambda self, rows: read.extend(rows.tolist()) or original(self, rows)
+    )
     for photos in (Photos(images, 16), streamed(images, tmp_path, 16)):
-        for ways in (partial(photos.epoch, 4, 5, flip=True, crop=0.5, rank=1, ranks=2), partial(photos.batches, 4, 1, 2)):
+        for ways in (
+            partial(photos.epoch, 4, 5, flip=True, crop=0.5, rank=1, ranks=2),
+            partial(photos.batches, 4, 1, 2),
+        ):
             whole = list(ways())
             for start in (0, 2, len(whole)):
                 read.clear()
@@ -184,7 +201,9 @@ def test_what_lies_before_the_first_batch_asked_for_is_not_read(photographs, tmp
                 assert len(rest) == len(whole) - start
                 for (light, ab), (expected, color) in zip(rest, whole[start:], strict=True):
                     assert torch.equal(light, expected) and torch.equal(ab, color)
-                assert len(read) == (sum(len(light) for light, _ in rest) if isinstance(photos.images, Streamed) else 0)
+                assert len(read) == (
+                    sum(len(light) for light, _ in rest) if isinstance(photos.images, Streamed) else 0
+                )
 
 
 def test_zoomed_windows_are_the_photograph_scaled(photographs) -> None:

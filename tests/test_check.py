@@ -64,8 +64,14 @@ def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make
             {"model": "zhang_simplified_final", "models.zhang_simplified_final.network.variant": "full"},
             "models.zhang_simplified_final: .*differ in shape",
         ),
-        ({"model": "tuned", "models.tuned.network.channels": [8, 8, 8, 8]}, "models.tuned: .*differ in shape"),
-        ({"models.tuned.init_from": "shiped"}, "models.tuned: init_from: shiped is no .*did you mean 'shipped'"),
+        (
+            {"model": "tuned", "models.tuned.network.channels": [8, 8, 8, 8]},
+            "models.tuned: .*differ in shape",
+        ),
+        (
+            {"models.tuned.init_from": "shiped"},
+            "models.tuned: init_from: shiped is no .*did you mean 'shipped'",
+        ),
         (
             {"models.tuned.init_from": "no/where"},
             "models.tuned: init_from: no/where is no folder .*choose among shipped, grey",
@@ -90,7 +96,9 @@ def test_what_cannot_work_is_refused(make_params, changes: dict, words: str) -> 
 
 
 @pytest.mark.parametrize("what", ["name", "broken link", "pipe"])
-def test_a_file_that_dvc_cannot_hash_is_named_before_dvc_meets_it(make_params, tmp_path: Path, what: str) -> None:
+def test_a_file_that_dvc_cannot_hash_is_named_before_dvc_meets_it(
+    make_params, tmp_path: Path, what: str
+) -> None:
     """DVC says of a name that a codec cannot encode it, and waits for ever for a pipe."""
     folder = tmp_path / "photos/1950"
     folder.mkdir(parents=True)
@@ -101,7 +109,9 @@ def test_a_file_that_dvc_cannot_hash_is_named_before_dvc_meets_it(make_params, t
         os.mkfifo(path)
     else:
         path.symlink_to("nothing")
-    words = {"name": r"caf\\xe9.jpg has a name that is not UTF-8"}.get(what, "1950/x.jpg is a broken link, a pipe")
+    words = {"name": r"caf\\xe9.jpg has a name that is not UTF-8"}.get(
+        what, "1950/x.jpg is a broken link, a pipe"
+    )
     with pytest.raises(InputError, match=words):
         check.main(make_params({"data.source": "folder", "data.path": str(tmp_path / "photos")}))
     path.unlink()

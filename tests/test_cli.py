@@ -35,7 +35,13 @@ def make_model(folder: Path, name: str, **network: object) -> Path:
     statistics = Statistics.measure(_photographs(2, 32), PriorConfig())
     block = replace(BLOCKS[name], network=BLOCKS[name].network | network)
     model = build_model(block, 32, statistics)
-    description = {"name": name, "block": describe_block(block), "size": 32, "parameters": 7, "mean_ab": [3.0, 9.0]}
+    description = {
+        "name": name,
+        "block": describe_block(block),
+        "size": 32,
+        "parameters": 7,
+        "mean_ab": [3.0, 9.0],
+    }
     save_model(folder, model, description, "epoch\n")
     return folder
 
@@ -65,12 +71,16 @@ def album(tmp_path: Path) -> Path:
 def call(*arguments: object, status: int = 0) -> str:
     """What the command prints, on both streams."""
     result = CliRunner().invoke(cli.app, [str(each) for each in arguments])
-    text = result.output + (f"error: {result.exception}" if isinstance(result.exception, cli.InputError) else "")
+    text = result.output + (
+        f"error: {result.exception}" if isinstance(result.exception, cli.InputError) else ""
+    )
     assert (result.exit_code if not isinstance(result.exception, cli.InputError) else 1) == status, text
     return text
 
 
-def test_a_folder_is_colored_and_every_photograph_accounted_for(models: Path, album: Path, tmp_path: Path) -> None:
+def test_a_folder_is_colored_and_every_photograph_accounted_for(
+    models: Path, album: Path, tmp_path: Path
+) -> None:
     """Names and sizes stay; a broken photograph is one line and status 1; a second call does nothing again."""
     out = tmp_path / "out"
     text = call("apply", album, "--model", models / "cae", "--output", out, status=1)
@@ -96,7 +106,9 @@ def test_a_scan_above_the_limit_is_refused_until_the_limit_is_raised(models: Pat
     assert "1 colored" in call(*arguments, 1.1) and Image.open(out / "scan.avif").size == (1600, 640)
 
 
-def test_another_temperature_or_a_lost_result_is_colored_again(models: Path, album: Path, tmp_path: Path) -> None:
+def test_another_temperature_or_a_lost_result_is_colored_again(
+    models: Path, album: Path, tmp_path: Path
+) -> None:
     """What is done is told by what was asked, not by a file's name."""
     out, photo = tmp_path / "out", album / "a.jpg"
     model = models / "zhang_simplified"
@@ -146,7 +158,9 @@ def test_what_cannot_work_is_one_sentence(
     assert (album / "a.jpg").read_bytes() == before
 
 
-def test_scores_are_those_of_the_pipeline(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_those_of_the_pipeline(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three systems, every metric; grey's PSNR is that of scikit-image on its own grey pictures.
 
     Nine are too few. Where the weights that `kid` needs are not installed, its cells are empty, and a sentence says so.
@@ -191,7 +205,9 @@ def test_workers_that_crop_for_scores_import_no_more_than_they_need(models: Path
     look = "__import__('os').getpid(), [*__import__('sys').modules]"
     asked = Parallel(2)(delayed(eval)(look) for _ in range(4))
     assert os.getpid() not in [process for process, _ in asked]
-    assert any("colorize.data.images" in modules for _, modules in asked), "these are not the workers that cropped"
+    assert any("colorize.data.images" in modules for _, modules in asked), (
+        "these are not the workers that cropped"
+    )
     assert not any({"torch", "matplotlib", "pandas"} & set(modules) for _, modules in asked)
 
 
@@ -220,7 +236,9 @@ def test_as_many_threads_compute_as_one_asks_for(models: Path) -> None:
     assert said.splitlines() == ["threads: 1", "threads: 3"]
 
 
-def test_models_are_listed_with_what_is_known_of_them(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_listed_with_what_is_known_of_them(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained ones with their folder and scores, the others with their number of parameters."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
@@ -230,7 +248,10 @@ def test_models_are_listed_with_what_is_known_of_them(models: Path, tmp_path: Pa
     monkeypatch.chdir(tmp_path / "deep/er")
     rows = {row["model"]: row for row in json.loads(call("models", "--json"))}
     assert rows["cae"]["trained"] == "data/zoo/cae" and rows["cae"]["psnr"] == 21.5
-    assert rows["zhang_rebalanced_ours"]["parameters"] == 32_235_385 and rows["zhang_rebalanced_ours"]["document"] == "001"
+    assert (
+        rows["zhang_rebalanced_ours"]["parameters"] == 32_235_385
+        and rows["zhang_rebalanced_ours"]["document"] == "001"
+    )
     assert rows["mlp1"]["trained"] is None
     assert "32,235,385" in call("models")
     assert list(rows) == ["shipped", *BLOCKS]
@@ -274,7 +295,11 @@ def test_the_command_is_installed() -> None:
     """As `colorize`, and says in one sentence that there is no project."""
     script = Path(sys.executable).with_name("colorize")
     result = subprocess.run([script, "verify"], cwd="/", capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.startswith("error: there is no params.yaml") and not result.stdout
+    assert (
+        result.returncode == 1
+        and result.stderr.startswith("error: there is no params.yaml")
+        and not result.stdout
+    )
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -60,7 +60,9 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, address: str) -> None:
 def test_a_photograph_that_kills_workers_costs_only_itself(tmp_path: Path, address: str) -> None:
     """Once the cluster has given its shard up, this machine takes it apart: `failed`, `crash`; it costs only itself."""
     whole = crop_all(tmp_path / "whole", Store(tiles(), tmp_path / "notes"))
-    records = crop_all(tmp_path / "crops", Store(tiles(), tmp_path / "others", deadly="80", deaths=99), address)
+    records = crop_all(
+        tmp_path / "crops", Store(tiles(), tmp_path / "others", deadly="80", deaths=99), address
+    )
     assert [(r.photo, r.status, r.reason) for r in records if r.status != "ok"] == [("80", "failed", "crash")]
     survivors = np.array([record.photo != "80" for record in whole])
     assert np.array_equal(Crops(tmp_path / "crops")[:], Crops(tmp_path / "whole")[survivors])
@@ -69,16 +71,22 @@ def test_a_photograph_that_kills_workers_costs_only_itself(tmp_path: Path, addre
 def test_what_a_worker_cannot_do_is_one_sentence(tmp_path: Path, address: str) -> None:
     """Its reason arrives here as it was: the folder cannot be written to."""
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"^cannot write .*crops-\d+.npy: Not a directory; make the folder writable"):
+    with pytest.raises(
+        InputError, match=r"^cannot write .*crops-\d+.npy: Not a directory; make the folder writable"
+    ):
         crop_all(tmp_path / "file/crops", Store(tiles(), tmp_path / "notes"), address)
 
 
 @fault(48, "a worker of a cluster that hangs in a photograph")
-def test_a_worker_of_a_cluster_that_hangs_is_noticed(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_of_a_cluster_that_hangs_is_noticed(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After half an hour without the next shard the run ends and names it; the worker goes on hanging."""
     monkeypatch.setattr(images, "HANG_SECONDS", 3)
     store = Store(tiles(), tmp_path / "notes", endless="80")
-    with pytest.raises(InputError, match=r"one of the photographs \d+ to \d+ keeps a worker busy for over 3 seconds"):
+    with pytest.raises(
+        InputError, match=r"one of the photographs \d+ to \d+ keeps a worker busy for over 3 seconds"
+    ):
         crop_all(tmp_path / "crops", store, address)
 
 
@@ -100,7 +108,9 @@ def test_a_scheduler_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
 def test_a_scheduler_that_does_not_answer_is_named() -> None:
     """Nobody listens there: told at once, and what to do."""
     for place, reason in ((f"{clusters.HOST}:{clusters.free_port()}", "refused"), ("host:99999", "0-65535")):
-        with pytest.raises(InputError, match=rf"crop.cluster: Dask's scheduler at tcp://{place} cannot be used .*{reason}"):
+        with pytest.raises(
+            InputError, match=rf"crop.cluster: Dask's scheduler at tcp://{place} cannot be used .*{reason}"
+        ):
             cluster.connected(f"tcp://{place}").__enter__()
 
 
@@ -130,7 +140,9 @@ def test_what_is_not_installed_or_given_is_named(monkeypatch: pytest.MonkeyPatch
         cluster.check("tcp://host:8786")
     monkeypatch.setattr(cluster, "find_spec", lambda name: name)
     for address in ("host:8786", "http://host:8786", "tcp://host", "tcp://:8786 "):
-        with pytest.raises(InputError, match=r"crop.cluster: give the address of a Dask scheduler, say tcp://host:8786"):
+        with pytest.raises(
+            InputError, match=r"crop.cluster: give the address of a Dask scheduler, say tcp://host:8786"
+        ):
             cluster.check(address)
     cluster.check("tcp://host:8786")
     cluster.check("")

@@ -21,7 +21,12 @@ def test_lab_of_many_colors_equals_scikit_image() -> None:
 
 def test_lab_of_bytes_is_that_of_their_shares() -> None:
     """All levels of each channel, bit for bit, and to 1e-3 scikit-image's."""
-    levels = np.random.default_rng(2).permuted(np.tile(np.arange(256), (3, 1)), axis=1).T.reshape(16, 16, 3).astype(np.uint8)
+    levels = (
+        np.random.default_rng(2)
+        .permuted(np.tile(np.arange(256), (3, 1)), axis=1)
+        .T.reshape(16, 16, 3)
+        .astype(np.uint8)
+    )
     found = bytes_to_lab(torch.from_numpy(levels).permute(2, 0, 1))
     assert torch.equal(found, rgb_to_lab(channels_first(levels) / 255))
     assert np.abs(np.moveaxis(found.numpy(), 0, -1) - rgb2lab(levels)).max() < 1e-3
@@ -31,7 +36,10 @@ def test_lab_of_a_batch_of_bytes_is_scikit_images_to_a_ten_thousandth() -> None:
     """Every third level of each channel as photographs of odd sides, more than a cache holds, in either layout."""
     levels = np.arange(0, 256, 3, dtype=np.uint8)
     images = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(86, 43, 172, 3)
-    for batch in (torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()):
+    for batch in (
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+    ):
         assert np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max() < 1e-4
         assert np.abs(bytes_to_light(batch)[:, 0].numpy() - rgb2lab(images)[..., 0]).max() < 1e-4
 
@@ -45,7 +53,9 @@ def test_the_way_back_is_exact_in_uint8() -> None:
 
 def test_clipped_are_the_colors_that_do_not_come_back() -> None:
     """Of random L*, a and b: what is not clipped is the same color again, what is clipped is another one."""
-    lab = torch.from_numpy(np.random.default_rng(2).uniform([1, -120, -120], [99, 120, 120], (64, 64, 3))).float()
+    lab = torch.from_numpy(
+        np.random.default_rng(2).uniform([1, -120, -120], [99, 120, 120], (64, 64, 3))
+    ).float()
     lab = lab.permute(2, 0, 1)
     rgb, clipped = lab_to_clipped_rgb(lab)
     off = (rgb_to_lab(rgb) - lab).abs().amax(0)
@@ -68,7 +78,11 @@ def test_colors_outside_the_gamut_are_clipped_as_scikit_image_clips_them() -> No
 
 def test_conversion_has_finite_gradients_everywhere() -> None:
     """Black, white and out-of-gamut colors included."""
-    lab = torch.tensor([[0.0, 0, 0], [100, 0, 0], [50, 110, -110], [1, -80, 80]]).T.reshape(3, 4, 1).requires_grad_()
+    lab = (
+        torch.tensor([[0.0, 0, 0], [100, 0, 0], [50, 110, -110], [1, -80, 80]])
+        .T.reshape(3, 4, 1)
+        .requires_grad_()
+    )
     lab_to_rgb(lab).sum().backward()
     rgb = torch.tensor([[0.0, 0, 0], [1, 1, 1], [0.04045, 0.5, 0]]).T.reshape(3, 3, 1).requires_grad_()
     rgb_to_lab(rgb).sum().backward()
@@ -77,7 +91,9 @@ def test_conversion_has_finite_gradients_everywhere() -> None:
 
 def test_gradients_of_lab_are_its_slopes() -> None:
     """Of colors on both sides of either knee, against differences."""
-    rgb = torch.tensor([[0.01, 0.03, 0.02], [0.08, 0.1, 0.12], [0.2, 0.01, 0.9], [1, 0, 0.5]], dtype=torch.float64)
+    rgb = torch.tensor(
+        [[0.01, 0.03, 0.02], [0.08, 0.1, 0.12], [0.2, 0.01, 0.9], [1, 0, 0.5]], dtype=torch.float64
+    )
     assert torch.autograd.gradcheck(rgb_to_lab, rgb.T.reshape(3, 4, 1).requires_grad_(), eps=1e-7, atol=1e-4)
 
 

@@ -37,7 +37,9 @@ def photo(path: Path, pixels: np.ndarray = PIXELS, kind: str | None = None) -> P
 
 def apply(given: Path | list[Path], output: Path, *systems: System, **how: object) -> dict[str, str]:
     """What `colorize apply` does: reason or status of each photograph."""
-    rows = color_all(find(given if isinstance(given, list) else [given], output), systems or [BROWN], output, **how)
+    rows = color_all(
+        find(given if isinstance(given, list) else [given], output), systems or [BROWN], output, **how
+    )
     return {row.photo: row.reason or row.status for row in rows}
 
 
@@ -61,8 +63,12 @@ def photos(tmp_path: Path) -> Path:
 # ---- what is not ours ----
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "link", "broken link", "copy of the photograph", "file in the way"])
-def test_what_is_not_ours_is_refused_each_time_and_nothing_is_written(photos: Path, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    "what", ["file", "folder", "link", "broken link", "copy of the photograph", "file in the way"]
+)
+def test_what_is_not_ours_is_refused_each_time_and_nothing_is_written(
+    photos: Path, tmp_path: Path, what: str
+) -> None:
     """Not even the log, nor the other photograph's result, which would come first."""
     out, precious = tmp_path / "out", tmp_path / "precious.jpg"
     precious.write_bytes(b"someone's only copy")
@@ -75,7 +81,9 @@ def test_what_is_not_ours_is_refused_each_time_and_nothing_is_written(photos: Pa
     elif what.endswith("link"):
         (out / "a.jpg").symlink_to(precious if what == "link" else tmp_path / "nothing")
     else:
-        (out / "a.jpg").write_bytes((photos / "a.jpg").read_bytes() if what.startswith("copy") else b"another")
+        (out / "a.jpg").write_bytes(
+            (photos / "a.jpg").read_bytes() if what.startswith("copy") else b"another"
+        )
     before = contents(tmp_path)
     for _ in range(3):
         with pytest.raises(InputError, match="out/(a.jpg|1950) would be overwritten"):
@@ -124,7 +132,9 @@ def test_one_command_after_another_replaces_its_own_results(photos: Path, tmp_pa
     assert {"a.jpg", "a.jpg-compared.jpg", "blue/1950/b.png"} <= set(contents(out))
 
 
-def test_a_changed_photograph_is_colored_anew_but_not_another_one_of_its_name(photos: Path, tmp_path: Path) -> None:
+def test_a_changed_photograph_is_colored_anew_but_not_another_one_of_its_name(
+    photos: Path, tmp_path: Path
+) -> None:
     """The first replaces its own result; the second would replace the result of another photograph."""
     out, other = tmp_path / "out", photo(tmp_path / "other/a.jpg", 255 - PIXELS)
     apply(photos, out)
@@ -188,7 +198,9 @@ def test_two_photographs_never_become_one_file(photos: Path, tmp_path: Path) -> 
 TWINS = ("x.jpg", "X.jpg", "\u00e9.jpg", "e\u0301.jpg")
 
 
-@pytest.mark.skipif(os.path.lexists(__file__.upper()), reason="needs a file system that tells names' cases apart")
+@pytest.mark.skipif(
+    os.path.lexists(__file__.upper()), reason="needs a file system that tells names' cases apart"
+)
 def test_names_that_differ_in_case_or_form_are_two_where_the_file_system_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +212,9 @@ def test_names_that_differ_in_case_or_form_are_two_where_the_file_system_says_so
 
     def lexists(path: Path) -> bool:
         path = Path(path)
-        return path.parent.is_dir() and path.name.casefold() in {each.casefold() for each in os.listdir(path.parent)}
+        return path.parent.is_dir() and path.name.casefold() in {
+            each.casefold() for each in os.listdir(path.parent)
+        }
 
     monkeypatch.setattr(os.path, "lexists", lexists)
     with pytest.raises(InputError, match="X.jpg and x.jpg would both become"):
@@ -211,8 +225,19 @@ def test_names_that_differ_in_case_or_form_are_two_where_the_file_system_says_so
 # ---- names ----
 
 ODD = [
-    *(b"caf\xe9.jpg", b"caf\\xe9.jpg", "Scan\u00a01.jpg", "3.04.05\u202fPM.jpg", "\u30ad\u30e3\u30f3\u3000001.jpg"),
-    *("\u0639\u06a9\u0633\u200c\u0647\u0627.jpg", "\U0001f468\u200d\U0001f469.jpg", "two\nlines.jpg", "tab\t.jpg"),
+    *(
+        b"caf\xe9.jpg",
+        b"caf\\xe9.jpg",
+        "Scan\u00a01.jpg",
+        "3.04.05\u202fPM.jpg",
+        "\u30ad\u30e3\u30f3\u3000001.jpg",
+    ),
+    *(
+        "\u0639\u06a9\u0633\u200c\u0647\u0627.jpg",
+        "\U0001f468\u200d\U0001f469.jpg",
+        "two\nlines.jpg",
+        "tab\t.jpg",
+    ),
     *("a|b.jpg", "q\"u,o;t'e.jpg", " blank .jpg", "--help.jpg", "=cmd.jpg", "back\\slash.jpg", "*?.jpg"),
     *("\u202egnp.jpg", "\x1b[31m.jpg"),
 ]
@@ -223,7 +248,9 @@ def test_a_name_is_bytes(tmp_path: Path) -> None:
     names = [name if isinstance(name, bytes) else name.encode() for name in ODD]
     (tmp_path / "photos").mkdir()
     for number, name in enumerate(names):
-        (tmp_path / "photos" / os.fsdecode(name)).write_bytes(photo(tmp_path / "1.jpg", PIXELS[: number + 1]).read_bytes())
+        (tmp_path / "photos" / os.fsdecode(name)).write_bytes(
+            photo(tmp_path / "1.jpg", PIXELS[: number + 1]).read_bytes()
+        )
     for told in ("done", "kept"):
         found = apply(tmp_path / "photos", tmp_path / "out")
         assert set(found.values()) == {told}
@@ -238,7 +265,11 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None
     fits, too_long = f"{'x' * 251}.jpg", f"{'y' * 251}.jpx"
     for name in (fits, too_long, "z.jpg"):
         photo(tmp_path / "photos" / name, kind="jpeg")
-    assert apply(tmp_path / "photos", tmp_path / "out") == {fits: "done", too_long: "name_too_long", "z.jpg": "done"}
+    assert apply(tmp_path / "photos", tmp_path / "out") == {
+        fits: "done",
+        too_long: "name_too_long",
+        "z.jpg": "done",
+    }
     assert set(contents(tmp_path / "out")) == {fits, "z.jpg", "colorize.csv"}
 
 
@@ -281,7 +312,9 @@ def test_an_account_that_a_spreadsheet_saved_is_read(photos: Path, tmp_path: Pat
     apply(photos, tmp_path / "out")
     path = tmp_path / "out/colorize.csv"
     rows = [line.split(",") for line in path.read_text().splitlines()]
-    path.write_text("\ufeff" + "".join(",".join(f'"{cell}"' for cell in row) + "\r\n" for row in rows), newline="")
+    path.write_text(
+        "\ufeff" + "".join(",".join(f'"{cell}"' for cell in row) + "\r\n" for row in rows), newline=""
+    )
     assert set(apply(photos, tmp_path / "out").values()) == {"kept"}
 
 
@@ -348,17 +381,23 @@ def test_what_is_stopped_while_it_works_stays_as_it_was(
     assert contents(tmp_path / "out") == before
 
 
-def test_what_a_killed_run_finished_is_not_done_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_run_finished_is_not_done_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its log tells only what was about to be written; the files tell that it was."""
     write, calls = coloring.write_log, []
-    monkeypatch.setattr(coloring, "write_log", lambda *given: calls.append(1) or len(calls) > 1 or write(*given))
+    monkeypatch.setattr(
+        coloring, "write_log", lambda *given: calls.append(1) or len(calls) > 1 or write(*given)
+    )
     apply(photos, tmp_path / "out")
     monkeypatch.undo()
     assert (tmp_path / "out/colorize.csv").read_text().count("started") == 2
     assert set(apply(photos, tmp_path / "out").values()) == {"kept"}
 
 
-def test_half_a_line_at_the_end_of_an_account_is_what_a_killed_run_leaves(photos: Path, tmp_path: Path) -> None:
+def test_half_a_line_at_the_end_of_an_account_is_what_a_killed_run_leaves(
+    photos: Path, tmp_path: Path
+) -> None:
     """It is not read, and the next run removes it."""
     apply(photos, tmp_path / "out")
     whole = (tmp_path / "out/colorize.csv").read_text()
@@ -381,7 +420,9 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(coloring, "write_log", lambda *_: None)
         patched.setattr(os, "replace", full)
-        with pytest.raises(InputError, match="b.png: No space left on device; make the folder writable or free some space"):
+        with pytest.raises(
+            InputError, match="b.png: No space left on device; make the folder writable or free some space"
+        ):
             apply(photos, out)
     after = contents(out)
     assert after.pop("colorize.csv") != before.pop("colorize.csv") and after == before

@@ -62,7 +62,9 @@ def contents(tmp_path, monkeypatch) -> dict[str, bytes]:
                 info = tarfile.TarInfo(row["member"])
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(b"2" if name == "changed" else content))
-    rows.append(rows[0] | {"photo": "404", "status": "failed", "reason": "http_404", "shard": "", "member": ""})
+    rows.append(
+        rows[0] | {"photo": "404", "status": "failed", "reason": "http_404", "shard": "", "member": ""}
+    )
     rows.append(rows[1] | {"photo": "gone", "member": "gone.jpg"})
     pd.DataFrame(rows).to_csv(paths.PHOTOS_CSV, index=False, lineterminator="\n")
     return contents

@@ -60,7 +60,9 @@ def test_encoder_has_11_convolutions_and_ends_in_4x4_at_256_pixels(name: str, bu
     kernels = [layer.kernel_size[0] for layer in layers(net.encoder, nn.Conv2d)]
     assert len(kernels) == 11 and set(kernels) == {3, 5}
     assert net.encoder(torch.zeros(1, 1, 256, 256)).shape == (1, 512, 4, 4)
-    assert [layer.out_features // 2 for layer in layers(net, nn.Linear)[:1]] == ([64] if name == "vae" else [])
+    assert [layer.out_features // 2 for layer in layers(net, nn.Linear)[:1]] == (
+        [64] if name == "vae" else []
+    )
 
 
 @pytest.mark.parametrize("name", ["deshpande", "vae"])
@@ -69,7 +71,9 @@ def test_batch_norm_and_l1_are_switches(name: str, build: Build, batch) -> None:
     model = build(name, l1=0.002, batch_norm=True).eval()
     assert layers(model, nn.BatchNorm2d) and not layers(build(name), nn.BatchNorm2d)
     losses = model.losses("net", *batch)
-    expected = sum(weight.abs().sum() for key, weight in model.net.encoder.named_parameters() if key.endswith("weight"))
+    expected = sum(
+        weight.abs().sum() for key, weight in model.net.encoder.named_parameters() if key.endswith("weight")
+    )
     assert losses["l1"].item() == pytest.approx(expected.item(), rel=1e-6)
     rest = losses["reconstruction"] + model.kl * losses.get("kl", 0)
     assert losses["loss"].item() == pytest.approx((rest + 0.002 * expected).item(), rel=1e-6)
@@ -114,7 +118,9 @@ def test_mdn_has_the_published_networks_parameters(build: Build) -> None:
     assert round(parameter_count(model.vae) / 1e6, 1) == 46.1
 
 
-def test_mdn_losses_are_those_of_a_loop_over_the_photographs(build: Build, statistics: Statistics, batch) -> None:
+def test_mdn_losses_are_those_of_a_loop_over_the_photographs(
+    build: Build, statistics: Statistics, batch
+) -> None:
     """Histogram-weighted, gradient and KL terms by NumPy; the weights are the prior stage's, by nearest bin."""
     model = build("deshpande_mdn", width=4).eval()
     light, ab = batch

@@ -41,7 +41,10 @@ def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     alone = held_bytes(TrainConfig(), cpu)
     assert alone == memory_bytes() / 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert held_bytes(TrainConfig(), cpu) == alone / 4 and held_bytes(TrainConfig(dataset_gigabytes=3), cpu) == 3e9
+    assert (
+        held_bytes(TrainConfig(), cpu) == alone / 4
+        and held_bytes(TrainConfig(dataset_gigabytes=3), cpu) == 3e9
+    )
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +54,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(InputError, match="3 processes need a GPU each but GPUs found: 2; lower --nproc-per-node"):
+    with pytest.raises(
+        InputError, match="3 processes need a GPU each but GPUs found: 2; lower --nproc-per-node"
+    ):
         select_device(TrainConfig(), 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert select_device(TrainConfig(deterministic=True), 1) == torch.device("cuda", 1) == taken[0]

@@ -67,7 +67,15 @@ def trained_by_every_rank(folder: str) -> None:
                     if isinstance(inner, nn.BatchNorm2d):
                         setattr(layer, key, nn.Identity())
             recipe, photos = replace(block.recipe, batch=8), Photos(images, 16)
-            fit(model, photos, photos.spread(7), recipe, TrainConfig(max_epochs=2), 3, Path(folder) / f"{name}.pt")
+            fit(
+                model,
+                photos,
+                photos.spread(7),
+                recipe,
+                TrainConfig(max_epochs=2),
+                3,
+                Path(folder) / f"{name}.pt",
+            )
             files.write_state(Path(folder) / f"{name} {distributed.rank()}", model.state_dict())
 
 
@@ -87,14 +95,18 @@ def test_all_ranks_end_with_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "trains"), [("resnet18", True), ("efficientnet_unet", True), ("mlp1", True), ("cae", False)]
 )
-def test_batch_norms_are_synchronized_on_gpus_and_refused_on_the_cpu(name: str, trains: bool, monkeypatch, narrow) -> None:
+def test_batch_norms_are_synchronized_on_gpus_and_refused_on_the_cpu(
+    name: str, trains: bool, monkeypatch, narrow
+) -> None:
     """By PyTorch's own, which colors as before; a model without them trains anywhere, and so does one process."""
     block = narrow(load(AllParams, ROOT / "params.yaml").models[name])
     model = build_model(block, 32, Statistics.measure(_photographs(8, 16), PriorConfig()))
     light = torch.rand(2, 1, 32, 32) * 100
 
     def norms() -> set[type]:
-        return {type(layer) for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+        return {
+            type(layer) for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        }
 
     before, kinds = model.eval().colorize(light), norms()
     distributed.synchronize(model, name, torch.device("cpu"))
@@ -144,7 +156,10 @@ def start(folder: Path, launcher: str) -> subprocess.Popen:
         [*shlex.split(launcher), "-m", "pipeline.train"],
         cwd=folder,
         env=os.environ
-        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        | {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -178,7 +193,9 @@ def together(project) -> tuple[Path, str]:
     return folder, train(folder, TOGETHER)
 
 
-def test_torchrun_trains_with_as_many_processes_as_it_is_told(alone: Path, together: tuple[Path, str]) -> None:
+def test_torchrun_trains_with_as_many_processes_as_it_is_told(
+    alone: Path, together: tuple[Path, str]
+) -> None:
     """One line an epoch after one of notes; a second run trains nothing."""
     folder, said = together
     epochs = [["cae", "epoch", str(epoch)] for epoch in range(1, EPOCHS + 1)]

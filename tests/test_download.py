@@ -177,7 +177,9 @@ def test_unsplash_photographs_are_asked_for_in_the_right_size(run: Run, server: 
     rows = [("aaaaaaaaaaa", "/0.jpg?ixid=abc"), ("bbbbbbbbbbb", "/gone"), ("ccccccccccc", "/1.jpg")]
     photos = "photo_id\tphoto_image_url\n" + "".join(f"{name}\t{server.url(path)}\n" for name, path in rows)
     colors = "photo_id\thex\tred\tgreen\tblue\tkeyword\tai_coverage\tai_score\n"
-    colors += "".join(f"{name}\tFF0000\t255\t{n}\t0\tred\t0.{n}\t0.9\n" for name, _ in rows for n in (1, 3, 2))
+    colors += "".join(
+        f"{name}\tFF0000\t255\t{n}\t0\tred\t0.{n}\t0.9\n" for name, _ in rows for n in (1, 3, 2)
+    )
     with zipfile.ZipFile("lite.zip", "w") as archive:
         archive.writestr("unsplash-lite/photos.tsv000", photos)
         archive.writestr("unsplash-lite/colors.tsv000", colors)

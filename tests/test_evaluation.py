@@ -191,7 +191,9 @@ def test_an_empty_test_split_is_refused() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]) -> AllParams:
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]
+) -> AllParams:
     """A project of 15 crops, 11 of them the test split, and `mean_color` as its trained model."""
     monkeypatch.chdir(tmp_path)
     crops = tiles(15)
@@ -232,8 +234,12 @@ def test_the_stage_writes_the_scores_of_model_and_baselines(project: AllParams) 
     comparison = pd.read_csv(paths.METRICS / "comparison.csv").set_index(["metric", "system"])
     model = comparison.loc[("psnr", "model")]
     assert model["over_mean_color"] == 0 and model["mean"] == numbers["psnr"]
-    assert [numbers[name] for name in gain] == model[["over_grey", "over_grey_low", "over_grey_high"]].to_list()
-    assert numbers[gain[0]] == pytest.approx(model["mean"] - comparison.loc[("psnr", "grey"), "mean"], abs=1e-4)
+    assert [numbers[name] for name in gain] == model[
+        ["over_grey", "over_grey_low", "over_grey_high"]
+    ].to_list()
+    assert numbers[gain[0]] == pytest.approx(
+        model["mean"] - comparison.loc[("psnr", "grey"), "mean"], abs=1e-4
+    )
     table = pd.read_csv(paths.METRICS / "per_image.csv")
     assert table.groupby("system").size().to_dict() == {"model": 11, "grey": 11, "mean_color": 11}
     assert table["photo"].to_list() == table["group"].to_list() == [f"p{i}.png" for i in range(3, 14)] * 3
@@ -245,7 +251,9 @@ def test_tiles_of_one_photograph_have_no_interval(project: AllParams) -> None:
     files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
     evaluate.main(project)
     numbers = json.loads((paths.METRICS / "metrics.json").read_text())
-    assert list(numbers)[0] == "psnr_over_grey" and not [name for name in numbers if name.endswith(("_low", "_high"))]
+    assert list(numbers)[0] == "psnr_over_grey" and not [
+        name for name in numbers if name.endswith(("_low", "_high"))
+    ]
     comparison = pd.read_csv(paths.METRICS / "comparison.csv")
     assert comparison[["low", "high", "over_grey_low"]].isna().all(axis=None)
     assert comparison.loc[comparison["metric"] != "kid", "over_grey"].notna().all()
@@ -306,7 +314,10 @@ def test_pictures_are_spread_and_of_the_best_and_worst(project: AllParams) -> No
     painted = np.load(paths.PICTURES)
     assert set(painted["index"]) >= {*ranked[:3], *ranked[-3:], 3, 13}
     assert np.array_equal(painted["truth"], np.load(paths.CROPS / "crops-00000.npy")[painted["index"]])
-    assert np.array_equal(painted["model"], painted["mean_color"]) and painted["grey"].shape == painted["truth"].shape
+    assert (
+        np.array_equal(painted["model"], painted["mean_color"])
+        and painted["grey"].shape == painted["truth"].shape
+    )
 
 
 @pytest.mark.parametrize(

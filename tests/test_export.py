@@ -34,7 +34,9 @@ def test_an_exported_model_is_the_same_elsewhere(name: str, network: dict, tmp_p
         assert np.abs(found - model.colorize(light).numpy()).max() < 0.05
 
 
-def test_an_export_overwrites_nothing_but_the_same_models_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_overwrites_nothing_but_the_same_models_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If one of the three files is another's, none is written; the same model again, or half of it, is fine."""
     monkeypatch.setattr(export, "to_onnx", lambda *_: b"onnx")
     folder = make_model(tmp_path / "model", "cae", channels=[2, 4])
@@ -48,6 +50,8 @@ def test_an_export_overwrites_nothing_but_the_same_models_export(tmp_path: Path,
         (out / name).unlink()
     for left in (0, 1, 2, 3):
         paths = export.export(folder, out)
-        assert [path.read_bytes() for path in paths[:2]] == [(folder / path.name).read_bytes() for path in paths[:2]]
+        assert [path.read_bytes() for path in paths[:2]] == [
+            (folder / path.name).read_bytes() for path in paths[:2]
+        ]
         for path in paths[left:]:
             path.unlink()

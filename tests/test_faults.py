@@ -24,7 +24,19 @@ from faults import TABLE, Album, fault, table
 from PIL import Image
 from skimage import data
 from test_images import encoded, png_header
-from webserver import Server, content, cut, cut_chunked, drip, endless, first, jpegs, redirect, silence, status
+from webserver import (
+    Server,
+    content,
+    cut,
+    cut_chunked,
+    drip,
+    endless,
+    first,
+    jpegs,
+    redirect,
+    silence,
+    status,
+)
 
 from colorize.data import fetch
 from colorize.data.manifest import DataConfig
@@ -50,7 +62,11 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Album]:
 def test_the_table_is_that_of_the_tests() -> None:
     """docs/faults.md is what `python tests/faults.py` writes, and no row of the matrix is without a test."""
     assert TABLE.read_text(encoding="utf-8") == table(), "run python tests/faults.py"
-    numbers = [int(line.split("|")[1]) for line in table().splitlines() if line.startswith("| ") and line[2].isdigit()]
+    numbers = [
+        int(line.split("|")[1])
+        for line in table().splitlines()
+        if line.startswith("| ") and line[2].isdigit()
+    ]
     assert set(numbers) == set(range(1, 49))
 
 
@@ -67,7 +83,9 @@ def test_what_is_gone_is_not_asked_for_again(album: Album) -> None:
 @fault(2, "429 with Retry-After in seconds")
 def test_a_host_that_asks_for_a_pause_gets_it(album: Album) -> None:
     """The host is left alone for that long, other hosts keep flowing, and the photograph arrives."""
-    album.server.answers["/good0.jpg"] = first(1, status(429, Retry_After="1"), content(album.good["/good0.jpg"]))
+    album.server.answers["/good0.jpg"] = first(
+        1, status(429, Retry_After="1"), content(album.good["/good0.jpg"])
+    )
     with Server() as other:
         other.answers["/a"] = content(GOOD)
         rows = ["url", *map(album.server.url, album.good), other.url("/a")]
@@ -90,7 +108,9 @@ def test_an_absurd_pause_is_bounded(album: Album, monkeypatch: pytest.MonkeyPatc
 
 
 @fault(4, "500, 502, 504, connection reset, a name that does not resolve")
-def test_a_server_that_is_down_is_tried_so_often_and_no_more(album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_down_is_tried_so_often_and_no_more(
+    album: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`data.attempts` tries with growing pauses, then `failed`; the next run tries again."""
     genuine = socket.getaddrinfo
 
@@ -107,7 +127,13 @@ def test_a_server_that_is_down_is_tried_so_often_and_no_more(album: Album, monke
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     faulty = {f"/{code}": status(code) for code in (500, 502, 504)} | {"/reset": reset}
     fates = album.fates(faulty | {"http://nowhere.test/a": b""})
-    assert [fate.reason for fate in fates.values()] == ["http_500", "http_502", "http_504", "connection", "connection"]
+    assert [fate.reason for fate in fates.values()] == [
+        "http_500",
+        "http_502",
+        "http_504",
+        "connection",
+        "connection",
+    ]
     assert all(fate.retryable for fate in fates.values())
     assert album.server.asked["/500"] == 4, "two attempts in each of two runs"
 
@@ -149,7 +175,9 @@ def test_redirects_are_counted(album: Album) -> None:
     """`redirects`."""
     chain = {f"/hop{number}": redirect(f"/hop{number + 1}") for number in range(7)}
     album.server.answers |= chain
-    assert set(album.reasons({"/loop": redirect("/loop"), "/far": redirect("/hop0")}).values()) == {"redirects"}
+    assert set(album.reasons({"/loop": redirect("/loop"), "/far": redirect("/hop0")}).values()) == {
+        "redirects"
+    }
 
 
 @fault(10, "a redirect to a file, to FTP, to this machine or a private network")
@@ -173,7 +201,13 @@ def test_every_hop_is_checked_as_the_first_one_was(album: Album, monkeypatch: py
 @fault(11, "file, ftp, data and javascript addresses, no host, credentials in the address")
 def test_only_plain_web_addresses_are_asked(album: Album) -> None:
     """`forbidden_url`; a password is written to no file."""
-    addresses = ["file:///etc/passwd", "ftp://example.org/a", "data:image/png;base64;AAAA", "javascript:alert(1)", "http://"]
+    addresses = [
+        "file:///etc/passwd",
+        "ftp://example.org/a",
+        "data:image/png;base64;AAAA",
+        "javascript:alert(1)",
+        "http://",
+    ]
     addresses += ["http://me:hush-hush@127.0.0.1/a", "http://[", "http://" + "ä" * 70 + ".test/"]
     assert set(album.reasons(dict.fromkeys(addresses, b"")).values()) == {"forbidden_url"}
     kept = [p for p in (album.folder / "faulty").rglob("*") if p.is_file() and p.name != "list.csv"]
@@ -216,7 +250,10 @@ def test_twins_are_told(album: Album) -> None:
     assert fates["/copy"].status == "ok" and len(album.good) == 4
 
 
-@fault(15, "a list with a byte order mark, CRLF, blank lines, comments, spaces; 100,000 rows; bytes that are no text")
+@fault(
+    15,
+    "a list with a byte order mark, CRLF, blank lines, comments, spaces; 100,000 rows; bytes that are no text",
+)
 def test_a_list_is_read_whatever_wrote_it(tmp_path: Path) -> None:
     """Read, or refused with the file's name; every row is an item."""
     many = "".join(f"http://example.org/{number} \r\n\r\n" for number in range(100_000))
@@ -242,7 +279,12 @@ def test_a_changed_photograph_is_not_taken(album: Album) -> None:
 def test_a_cut_photograph_is_refused(album: Album) -> None:
     """`truncated` (or `corrupt`): no partial picture is ever used, not even one that lacks nothing but its end mark."""
     png = encoded(PHOTO, "PNG")
-    faulty = {"/header": JPEG[:200], "/middle": JPEG[: len(JPEG) // 2], "/end": JPEG[:-2], "/png": png[: len(png) // 2]}
+    faulty = {
+        "/header": JPEG[:200],
+        "/middle": JPEG[: len(JPEG) // 2],
+        "/end": JPEG[:-2],
+        "/png": png[: len(png) // 2],
+    }
     reasons = album.reasons(faulty)
     assert reasons["/middle"] == reasons["/end"] == reasons["/png"] == "truncated"
     assert reasons["/header"] in ("truncated", "corrupt")
@@ -274,7 +316,9 @@ def test_what_is_no_photograph_is_said_to_be_none(album: Album) -> None:
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.jpg", GOOD)
     noise = np.random.default_rng(1).bytes(4000)
-    fates = album.fates({"/empty": b"", "/noise": noise, "/zip": packed.getvalue(), "/polyglot": GOOD + packed.getvalue()})
+    fates = album.fates(
+        {"/empty": b"", "/noise": noise, "/zip": packed.getvalue(), "/polyglot": GOOD + packed.getvalue()}
+    )
     assert [fate.reason for fate in fates.values()] == ["empty_file", "not_image", "not_image", ""]
 
 
@@ -310,13 +354,19 @@ def test_grey_photographs_teach_no_color(album: Album) -> None:
     assert list(splits["reason"]) == ["", "grey", "", "grey", "", ""]
 
 
-@fault(30, "formats that nobody shoots in: EPS, PPM, ICO, TGA; those that cameras write and that are not read")
+@fault(
+    30, "formats that nobody shoots in: EPS, PPM, ICO, TGA; those that cameras write and that are not read"
+)
 def test_odd_formats_never_reach_a_decoder(album: Album) -> None:
     """`not_image`, or the format's name (`heic`, `raw`, `jpeg_xl`, `pdf` ...): seven formats are tried and no other."""
-    faulty = {f"/{kind}": encoded(PHOTO.resize((32, 32)), kind) for kind in ("EPS", "PPM", "ICO", "TGA", "PDF")}
+    faulty = {
+        f"/{kind}": encoded(PHOTO.resize((32, 32)), kind) for kind in ("EPS", "PPM", "ICO", "TGA", "PDF")
+    }
     faulty["/HEIC"] = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
     reasons = album.reasons(faulty)
-    assert (reasons.pop("/PDF"), reasons.pop("/HEIC")) == ("pdf", "heic") and set(reasons.values()) == {"not_image"}
+    assert (reasons.pop("/PDF"), reasons.pop("/HEIC")) == ("pdf", "heic") and set(reasons.values()) == {
+        "not_image"
+    }
 
 
 @fault(31, "a progressive JPEG of 1,000 scans; 200 MB of text in a PNG of 200 KB")

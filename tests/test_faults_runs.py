@@ -124,7 +124,11 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, photos: Path) -> None:
 def test_a_training_that_is_stopped_stops(tmp_path: Path, prepared: Path, how: str) -> None:
     """Ends within seconds with status 130 and a sentence, leaves no process, and goes on from its last state."""
     folder = Path(shutil.copytree(prepared, tmp_path / "project"))
-    shell = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"] if how == "orphan" else []
+    shell = (
+        [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+        if how == "orphan"
+        else []
+    )
     process = start("train", folder, *shell, **({"DVC_ROOT": str(folder)} if shell else {}))
     deadline = time.monotonic() + 60
 
@@ -168,11 +172,14 @@ def test_archives_are_read_and_never_unpacked(tmp_path: Path, monkeypatch: pytes
     regular = tarfile.REGTYPE
     odd = [("../escaped", regular, b"1"), ("/tmp/absolute", regular, b"2")]
     odd += [
-        ("data_batch_2.bin", kind, b"") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+        ("data_batch_2.bin", kind, b"")
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
     ]
     before = snapshot(tmp_path)
     assert listed(archive(("data_batch_1.bin", regular, record), *odd)) == 1
-    assert set(snapshot(tmp_path)) - set(before) == {"cifar.tar"} and not (tmp_path.parent / "escaped").exists()
+    assert (
+        set(snapshot(tmp_path)) - set(before) == {"cifar.tar"} and not (tmp_path.parent / "escaped").exists()
+    )
     with pytest.raises(InputError, match="holds data_batch_1.bin twice"):
         listed(archive(("data_batch_1.bin", regular, record), ("x/data_batch_1.bin", regular, record)))
     monkeypatch.setattr(sources, "MEMBER_BYTES", 10_000)
@@ -197,7 +204,9 @@ def test_a_damaged_state_is_not_continued(tmp_path: Path, photographs, damage: s
 
 
 @fault(40, "a loss that is NaN or infinite")
-def test_a_loss_that_is_none_stops_the_training(tmp_path: Path, photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_none_stops_the_training(
+    tmp_path: Path, photographs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stops with phase, step, epoch and photographs, or names the weights; no state and no weights with NaN are written."""
     monkeypatch.setattr(loop, "SAVING_COST", 0)  # a state after every step
     said = r"loss of phase net is (nan|inf) in step 2 of epoch 1, on the photographs \[\d.*lower the model's train.lr"
@@ -205,7 +214,9 @@ def test_a_loss_that_is_none_stops_the_training(tmp_path: Path, photographs, mon
         with pytest.raises(InputError, match=said):
             train("mlp1", photographs(8, 16), tmp_path / "s.pt", replace(RULE, min_lr=1e30), optimizer="sgd")
         state = files.read_state(tmp_path / "s.pt")
-        assert state["passes"][0]["train"][0] == 1 and all(t.isfinite().all() for t in state["model"].values())
+        assert state["passes"][0]["train"][0] == 1 and all(
+            t.isfinite().all() for t in state["model"].values()
+        )
 
 
 @fault(41, "two photographs, and batches of 256")
@@ -237,13 +248,15 @@ def test_a_worker_that_hangs_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
     contents = tiles()
     endless = list(contents)[9]
     read = Slow(contents, endless).read
-    with pytest.raises(InputError, match=r"one of the photographs \d+ to \d+ keeps a worker busy for over 3 seconds"):
+    with pytest.raises(
+        InputError, match=r"one of the photographs \d+ to \d+ keeps a worker busy for over 3 seconds"
+    ):
         list(crops.crop_shards(rows_of(contents), read, tmp_path, CropConfig(size=16, workers=2)))
     monkeypatch.setattr(images, "HANG_SECONDS", 300)
     read = Slow(contents, "none").read
-    assert sum(map(len, crops.crop_shards(rows_of(contents), read, tmp_path, CropConfig(size=16, workers=2)))) == len(
-        contents
-    )
+    assert sum(
+        map(len, crops.crop_shards(rows_of(contents), read, tmp_path, CropConfig(size=16, workers=2)))
+    ) == len(contents)
 
 
 SHUFFLED = """
@@ -304,4 +317,7 @@ def test_rotten_results_are_named(tmp_path: Path) -> None:
     (tmp_path / "data/b/c.txt").chmod(0o644)
     (tmp_path / "data/b/c.txt").write_bytes(b"as it waz")
     (tmp_path / "data/a.npy").unlink()
-    assert {row["path"]: row["status"] for row in verify_outs(tmp_path)} == {"data/a.npy": "missing", "data/b": "differs"}
+    assert {row["path"]: row["status"] for row in verify_outs(tmp_path)} == {
+        "data/a.npy": "missing",
+        "data/b": "differs",
+    }

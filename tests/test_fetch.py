@@ -126,7 +126,9 @@ def test_a_body_in_tiny_chunks_is_judged_by_more_than_its_first(server: Server, 
 
 
 @pytest.mark.parametrize("answer", [drip(JPEG), drip(JPEG, header_too=True), silence])
-def test_a_slow_server_ends_as_timeout_within_the_deadline(server: Server, tmp_path: Path, answer: Any) -> None:
+def test_a_slow_server_ends_as_timeout_within_the_deadline(
+    server: Server, tmp_path: Path, answer: Any
+) -> None:
     """A byte every tenth of a second never trips a read timeout; the total deadline does, header or body."""
     server.answers["/slow"] = answer
     started = time.monotonic()
@@ -136,7 +138,9 @@ def test_a_slow_server_ends_as_timeout_within_the_deadline(server: Server, tmp_p
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("answer", [content(JPEG + bytes(20_000)), endless(JPEG), chunked(JPEG + bytes(20_000))])
+@pytest.mark.parametrize(
+    "answer", [content(JPEG + bytes(20_000)), endless(JPEG), chunked(JPEG + bytes(20_000))]
+)
 def test_a_body_above_the_limit_is_too_large(server: Server, tmp_path: Path, answer: Any) -> None:
     """Declared or not, nothing above the limit is kept; a higher limit in a later run lets it in."""
     server.answers["/big"] = answer
@@ -198,7 +202,9 @@ def test_a_host_that_only_puts_off_is_given_up(
 
 
 @pytest.mark.parametrize(
-    ("threads", "puts_off"), [(1, lambda count: count % 2 == 1), (16, lambda count: count <= 16)], ids=["1", "16"]
+    ("threads", "puts_off"),
+    [(1, lambda count: count % 2 == 1), (16, lambda count: count <= 16)],
+    ids=["1", "16"],
 )
 def test_one_answer_is_enough_to_go_on_with_a_host(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, puts_off: Any
@@ -233,7 +239,9 @@ def test_an_unknown_name_is_looked_up_a_few_times(tmp_path: Path, monkeypatch: p
     assert len(looked) <= 2 * 5 * SETTINGS.threads
 
 
-def test_a_redirect_to_a_given_up_host_ends(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redirect_to_a_given_up_host_ends(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each with one more request at most to the host that redirects."""
     monkeypatch.setattr(fetch, "RETRY_AFTER_SECONDS", 0.02)
     with Server() as limited:
@@ -316,12 +324,17 @@ def test_every_redirect_is_checked(server: Server, tmp_path: Path, monkeypatch: 
     with Server("127.0.0.2") as private:
         server.answers["/hop"] = redirect(private.url("/secret"))
         private.answers["/secret"] = content(JPEG)
-        assert one(server.url("/hop"), tmp_path, replace(SETTINGS, allow_private=False)).reason == "forbidden_url"
+        assert (
+            one(server.url("/hop"), tmp_path, replace(SETTINGS, allow_private=False)).reason
+            == "forbidden_url"
+        )
         assert server.asked == {"/hop": 1} and private.connections == 0
 
 
 @fault(10, "a name that is public when it is checked and private when it is connected to (DNS rebinding)")
-def test_a_name_that_changes_its_address_is_caught(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_changes_its_address_is_caught(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`forbidden_url`; nothing is asked of the private host."""
     genuine = socket.getaddrinfo
     public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", server.server_port))]
@@ -335,7 +348,9 @@ def test_a_name_that_changes_its_address_is_caught(server: Server, tmp_path: Pat
     url = server.url("/a", "rebound.test")
     assert one(url, tmp_path, replace(SETTINGS, allow_private=False)).reason == "forbidden_url"
     deadline = time.monotonic() + 5
-    while not server.connections and time.monotonic() < deadline:  # its thread may count after we have hung up
+    while (
+        not server.connections and time.monotonic() < deadline
+    ):  # its thread may count after we have hung up
         time.sleep(0.01)
     assert server.connections == 1 and not server.asked
 
@@ -456,7 +471,9 @@ def test_killed_fetch_leaves_whole_files_only_and_goes_on(server: Server, tmp_pa
         "settings = DataConfig(allow_private=True, threads=2);"
         "print(*fetch_all(sys.argv[2:], Path(sys.argv[1]), settings, lambda head: ''))"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), *urls], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path), *urls], stdout=subprocess.DEVNULL
+    )
     while server.asked.total() < 10 and process.poll() is None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -497,11 +514,15 @@ def test_a_pinned_file_that_is_another_is_refused_and_not_kept(server: Server, t
     assert read_pinned("prior.released", server.url("/w.pth"), digits, tmp_path) == b"weights"
 
 
-def test_a_pinned_file_that_cannot_be_had_is_refused_and_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_a_pinned_file_that_cannot_be_had_is_refused_and_asked_for_again(
+    server: Server, tmp_path: Path
+) -> None:
     """A 404 is no verdict for ever here, as it is among many photographs."""
     digits = hashlib.sha256(b"weights").hexdigest()
     server.answers["/w.pth"] = first(1, status(404), content(b"weights"))
-    with pytest.raises(InputError, match=r"network.weights: cannot read http.*/w.pth \(http_404\); give the path or URL"):
+    with pytest.raises(
+        InputError, match=r"network.weights: cannot read http.*/w.pth \(http_404\); give the path or URL"
+    ):
         read_pinned("network.weights", server.url("/w.pth"), digits, tmp_path)
     assert read_pinned("network.weights", server.url("/w.pth"), digits, tmp_path) == b"weights"
     with pytest.raises(InputError, match="network.weights: cannot read .*nowhere; give the path or URL"):

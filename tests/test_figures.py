@@ -38,7 +38,10 @@ def test_shown_photographs_are_spread_from_the_first_to_the_last() -> None:
 def test_a_sheet_shows_each_photograph_in_its_column_and_row() -> None:
     """Flat photographs are found again by their colors in the middle of their cells."""
     colors = np.array([[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [100, 110, 120]]], np.uint8)
-    columns = {name: np.broadcast_to(c[:, None, None], (2, 128, 128, 3)) for name, c in zip("ab", colors, strict=True)}
+    columns = {
+        name: np.broadcast_to(c[:, None, None], (2, 128, 128, 3))
+        for name, c in zip("ab", colors, strict=True)
+    }
     picture = np.asarray(sheets.sheet(columns))
     step = 128 + sheets.GAP
     top = picture.shape[0] - 2 * step + sheets.GAP
@@ -65,13 +68,18 @@ def test_strips_show_each_systems_photographs_side_by_side() -> None:
         for photo in range(2):
             left = system % 3 * wide + photo * sheets.STRIP
             bottom = (system // 3 + 1) * high - sheets.GAP
-            assert picture[bottom - sheets.STRIP // 2, left + sheets.STRIP // 2].tolist() == colors[system, photo].tolist()
+            assert (
+                picture[bottom - sheets.STRIP // 2, left + sheets.STRIP // 2].tolist()
+                == colors[system, photo].tolist()
+            )
 
 
 @pytest.mark.parametrize("side", [64, 256])
 def test_strips_of_35_systems_stay_below_700_kb(side: int) -> None:
     """A picture of the whole zoo is kept in git."""
-    pieces = [photo[20 : 20 + side, 150 : 150 + side] for photo in (astronaut(), coffee(), chelsea(), rocket())]
+    pieces = [
+        photo[20 : 20 + side, 150 : 150 + side] for photo in (astronaut(), coffee(), chelsea(), rocket())
+    ]
     content = sheets.encode(sheets.strips({f"system {i}": np.stack(pieces) for i in range(35)}), "jpeg")
     assert len(content) < 700_000
     assert Image.open(io.BytesIO(content)).width <= 1020

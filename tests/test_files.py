@@ -89,7 +89,9 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
         files.write_text(tmp_path / "file/a.txt", "x")
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where not even root can make a folder")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs /proc, where not even root can make a folder"
+)
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     """One sentence with the path, whoever runs it: nobody can create files in /proc."""
     with pytest.raises(InputError, match=r"cannot write /proc/nowhere/a.txt"):
@@ -142,7 +144,9 @@ def test_tensors_are_told_apart_by_their_bytes() -> None:
         contents.append(buffer.getvalue())
     for content in contents:
         found = files.parse_tensors("x", content)
-        assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+        assert found.keys() == tensors.keys() and all(
+            torch.equal(found[name], tensors[name]) for name in tensors
+        )
 
 
 def pickled(value: object) -> bytes:
@@ -166,11 +170,16 @@ class Trap:
         (bytes(8) + b"{}", "w.pth is no weights file"),
         (pickled({"a": torch.ones(9)})[:-9], "w.pth is no weights file"),
         (pickled(Trap()), "w.pth is no weights file"),
-        (pickled({"state_dict": {"a": torch.ones(1)}}), "w.pth holds more than named tensors; give a plain state dict"),
+        (
+            pickled({"state_dict": {"a": torch.ones(1)}}),
+            "w.pth holds more than named tensors; give a plain state dict",
+        ),
         (pickled([torch.ones(1)]), "w.pth holds more than named tensors"),
     ],
 )
-def test_what_holds_no_named_tensors_is_refused(content: bytes, words: str, tmp_path: Path, monkeypatch) -> None:
+def test_what_holds_no_named_tensors_is_refused(
+    content: bytes, words: str, tmp_path: Path, monkeypatch
+) -> None:
     """By name, and nothing in it is run."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words):
@@ -212,11 +221,15 @@ def test_a_table_comes_back_as_pandas_wrote_it(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(found, table[:rows], check_dtype=bool(rows), check_index_type=False)
 
 
-def test_content_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise a power cut could leave a file under the right name without its bytes."""
     order: list[str] = []
     rename = os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: order.append(f"synced {os.fstat(descriptor).st_size}"))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: order.append(f"synced {os.fstat(descriptor).st_size}")
+    )
     monkeypatch.setattr(os, "replace", lambda *names: (order.append("renamed"), rename(*names)))
     files.write_bytes(tmp_path / "a", b"four")
     assert order == ["synced 4", "renamed"]

@@ -112,7 +112,9 @@ def test_lightness_and_coverage_are_those_of_the_pixels(photos):
 
 def test_colors_of_the_data_set_take_precedence(photos):
     """A photograph listed as white is bright whatever its pixels; the others are measured."""
-    listing = pd.DataFrame({"photo": ["photo7"], "red": [255], "green": [255], "blue": [255], "coverage": [0.99]})
+    listing = pd.DataFrame(
+        {"photo": ["photo7"], "red": [255], "green": [255], "blue": [255], "coverage": [0.99]}
+    )
     listing.to_csv(paths.COLORS_CSV, index=False)
     rows = run()
     assert rows.reason["photo7"] == "bright+monotone"
@@ -156,8 +158,13 @@ def test_near_duplicates_that_may_stay_are_told(tmp_path, monkeypatch, capsys):
     twins = rows.groupby(rows.index.str[1:]).split
     torn = twins.transform("nunique") == 2
     assert torn.any() and set(noted.split) <= {"val", "test"}
-    assert (torn.groupby(rows.index.str[1:]).sum() == 2 * (rows.note != "").groupby(rows.index.str[1:]).sum()).all()
-    assert f"filter: {len(noted)} photographs of val and test have near-duplicates in other" in capsys.readouterr().out
+    assert (
+        torn.groupby(rows.index.str[1:]).sum() == 2 * (rows.note != "").groupby(rows.index.str[1:]).sum()
+    ).all()
+    assert (
+        f"filter: {len(noted)} photographs of val and test have near-duplicates in other"
+        in capsys.readouterr().out
+    )
     assert (run(rules=("duplicates",)).note == "").all() and "near-duplicates" not in capsys.readouterr().out
 
 
@@ -221,7 +228,10 @@ def test_a_class_that_is_not_there_is_refused_with_those_that_are(landscapes, ru
 
 @pytest.mark.parametrize(
     ("rule", "sentence"),
-    [({"classes": ("coast",)}, "no class 'coast'; it has none"), ({"stratify": True}, "the source gives no classes")],
+    [
+        ({"classes": ("coast",)}, "no class 'coast'; it has none"),
+        ({"stratify": True}, "the source gives no classes"),
+    ],
 )
 def test_a_source_without_classes_is_told_so(tmp_path, monkeypatch, rule, sentence):
     """One sentence each."""

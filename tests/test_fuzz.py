@@ -45,7 +45,8 @@ def damaged(originals: list[bytes]) -> st.SearchStrategy[bytes]:
     """One of them with some bytes changed, cut off or put in."""
     places = st.floats(0, 1, exclude_max=True)
     edits = st.lists(
-        st.tuples(st.sampled_from(["set", "cut", "insert"]), places, st.binary(min_size=1, max_size=8)), max_size=8
+        st.tuples(st.sampled_from(["set", "cut", "insert"]), places, st.binary(min_size=1, max_size=8)),
+        max_size=8,
     )
 
     def damage(original: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
@@ -145,7 +146,11 @@ def test_unsplash_tables(folder: Callable[[str], Path], photos: bytes, colors: b
     write_and_list("unsplash", folder("unsplash"), {"photos.tsv000": photos, "colors.tsv000": colors})
 
 
-@given(damaged([cifar()["data_batch_1"], pickle.dumps([1])]), damaged([cifar()["batches.meta"]]), damaged([bytes(3073 * 2)]))
+@given(
+    damaged([cifar()["data_batch_1"], pickle.dumps([1])]),
+    damaged([cifar()["batches.meta"]]),
+    damaged([bytes(3073 * 2)]),
+)
 def test_cifar_files(folder: Callable[[str], Path], batch: bytes, meta: bytes, binary: bytes) -> None:
     """Pickles and the binary version; no global outside the allow-list is ever looked up."""
     write_and_list("cifar10", folder("cifar"), {"data_batch_1": batch, "batches.meta": meta})
@@ -165,11 +170,20 @@ def test_parameters(place: tuple[Any, ...], value: Any) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     pixels = _photographs(4, 16)
-    block = checked(AllParams, replaced(PARAMS, ("models", "cae", "network"), {"channels": [2, 4]})).models["cae"]
+    block = checked(AllParams, replaced(PARAMS, ("models", "cae", "network"), {"channels": [2, 4]})).models[
+        "cae"
+    ]
     model = build_model(block, 16, Statistics.measure(pixels, PriorConfig()))
     from colorize.models import describe_block
 
-    description = {"name": "cae", "block": describe_block(block), "seed": 1, "size": 16, "parameters": 9, "epochs": 1}
+    description = {
+        "name": "cae",
+        "block": describe_block(block),
+        "seed": 1,
+        "size": 16,
+        "parameters": 9,
+        "epochs": 1,
+    }
     save_model(folder, model, description | {"best_epoch": 1, "mean_ab": [0.0, 1.0], "notes": []}, "")
     return folder
 
@@ -193,7 +207,13 @@ def asked(model: Path, method: str, path: str, content: bytes = b"") -> int:
     async def send(message: dict[str, Any]) -> None:
         answers.append(message)
 
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"model=theirs", "scheme": "http"}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": b"model=theirs",
+        "scheme": "http",
+    }
     asyncio.run(page(scope | {"headers": [(b"host", b"localhost")], "app": page}, receive, send))
     return int(answers[0]["status"])
 
@@ -233,16 +253,26 @@ def test_models_of_others(trained: Path, jail: Path, data: st.DataObject) -> Non
         place, value = data.draw(st.sampled_from(places_of(description)), "place"), data.draw(SMALL, "value")
     theirs = jail / "a/b/theirs"
     files.write_text(theirs / "model.json", json.dumps(replaced(description, place, value)))
-    files.write_bytes(theirs / "weights.safetensors", data.draw(st.just(weights) | damaged([weights]), "weights"))
+    files.write_bytes(
+        theirs / "weights.safetensors", data.draw(st.just(weights) | damaged([weights]), "weights")
+    )
     photo = jail / "a/b/photo.png"
     with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory(dir=jail / "a/b") as out:
         patched.setattr(export, "to_onnx", lambda *_: b"")  # a matter of minutes
         before = sorted(path for path in jail.rglob("*") if Path(out) not in path.parents)
         try:
             systems = [System.load(theirs), replace(System.load(trained), name="ours")]
-            assert all(row.status == "done" for row in color_all(find([photo]), systems, Path(out, "colored")))
-            assert {path.name for path in Path(out, "colored").iterdir()} == {"colorize.csv", "ours", systems[0].name}
-            assert asked(theirs, "GET", "/models") == asked(theirs, "POST", "/color", photo.read_bytes()) == 200
+            assert all(
+                row.status == "done" for row in color_all(find([photo]), systems, Path(out, "colored"))
+            )
+            assert {path.name for path in Path(out, "colored").iterdir()} == {
+                "colorize.csv",
+                "ours",
+                systems[0].name,
+            }
+            assert (
+                asked(theirs, "GET", "/models") == asked(theirs, "POST", "/color", photo.read_bytes()) == 200
+            )
             export.export(theirs, Path(out, "exported"))
             if place in (("name",), ("size",), ("mean_ab",)):
                 assert score.score([photo], systems[:1], EvaluateConfig(bootstrap=2)).images == 1
@@ -260,7 +290,9 @@ def test_a_name_that_leads_elsewhere_is_refused(trained: Path, jail: Path, name:
         load_description(jail / "a/b/theirs")
 
 
-def test_a_description_is_taken_as_it_was_checked(trained: Path, jail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_description_is_taken_as_it_was_checked(
+    trained: Path, jail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers that are texts, a block without what may be left out, no name in a folder with an odd one."""
     description = json.loads((trained / "model.json").read_text())
     del description["name"], description["block"]["head"]
@@ -284,7 +316,9 @@ def test_accounts(jail: Path, data: st.DataObject) -> None:
         log = (out / "colorize.csv").read_bytes()
         for name in ("photo.png", "other.png"):
             (out / name).write_bytes(theirs)
-        (out / "colorize.csv").write_bytes(data.draw(damaged([log, log.replace(b"photo.png", b"../photo.png")])))
+        (out / "colorize.csv").write_bytes(
+            data.draw(damaged([log, log.replace(b"photo.png", b"../photo.png")]))
+        )
         assert len(walk(out)) >= 2
         with suppress(InputError):
             list(color_all(find([photo], out), [replace(system, sha256="2")], out))

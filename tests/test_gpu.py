@@ -11,7 +11,20 @@ from conftest import ROOT
 
 from benchmarks.bench import GPU_SLICES
 
-SMALL = ("--device", "cpu", "--models", "resnet18", "--count", "24", "--largest", "32", "--workers", "0", "--budget", "0.01")
+SMALL = (
+    "--device",
+    "cpu",
+    "--models",
+    "resnet18",
+    "--count",
+    "24",
+    "--largest",
+    "32",
+    "--workers",
+    "0",
+    "--budget",
+    "0.01",
+)
 
 
 def gpu(*arguments: str, status: int = 0) -> str:
@@ -28,7 +41,9 @@ def test_slices_write_what_they_find(tmp_path: Path) -> None:
     gpu("--minutes", "60", "--out", str(tmp_path), *slices)
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert found.keys() == set(slices) and set(slices) < set(GPU_SLICES)
-    assert all(each["machine"]["device"] == "cpu" and each["machine"]["versions"]["torch"] for each in found.values())
+    assert all(
+        each["machine"]["device"] == "cpu" and each["machine"]["versions"]["torch"] for each in found.values()
+    )
     assert found["resume"]["found"]["resnet18"]["the same bytes"] is True
     scored = found["document_000"]["found"]["resnet18"]
     assert scored["epochs"] > 0 and scored["model"]["psnr"] > 0 and scored["grey"]["colorfulness"] < 0.5

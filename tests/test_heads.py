@@ -43,7 +43,9 @@ def test_soft_encoding_equals_the_kd_tree(head, truth) -> None:
     assert (weight[:, 0] >= weight[:, 1]).all()
 
 
-GRID = np.array([(5, 5), (5, -5), (-5, -5), (15, 5), (-75, 45), (95, 65), (95, 75)])  # occupied cells of a grid
+GRID = np.array(
+    [(5, 5), (5, -5), (-5, -5), (15, 5), (-75, 45), (95, 65), (95, 75)]
+)  # occupied cells of a grid
 SCATTERED = np.random.default_rng(3).integers(-110, 110, (40, 2))
 
 
@@ -59,7 +61,9 @@ def test_soft_encoding_equals_the_search_of_all_bins(centers, neighbors) -> None
         square = ((points[:, None] - head.centers.double().numpy()) ** 2).sum(-1)
         expected = np.argsort(square, axis=1, kind="stable")[:, :neighbors]
         share = np.exp((square.min(1, keepdims=True) - np.take_along_axis(square, expected, 1)) / 50)
-        index, weight = (t[0, :, :, 0].T.numpy() for t in head.encode(torch.tensor(points.T[None, ..., None]).float()))
+        index, weight = (
+            t[0, :, :, 0].T.numpy() for t in head.encode(torch.tensor(points.T[None, ..., None]).float())
+        )
         assert np.allclose(weight, share / share.sum(1, keepdims=True), atol=1e-4)
         assert (index == expected).mean() >= same
 
@@ -96,7 +100,9 @@ def test_annealed_mean_runs_from_the_mode_to_the_mean(truth) -> None:
     """Temperature 1 is the expectation, towards 0 the likeliest bin (Zhang et al., equation 5)."""
     light, _ = truth
     logits = torch.randn(4, 313, 8, 8)
-    logits.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones(4, 1, 8, 8))  # no near-ties for the mode
+    logits.scatter_add_(
+        1, logits.argmax(1, keepdim=True), torch.ones(4, 1, 8, 8)
+    )  # no near-ties for the mode
     centers = torch.tensor(bins.centers(), dtype=torch.float32)
     share = logits.softmax(1)
     for temperature, expected in (
@@ -177,7 +183,9 @@ def test_the_grids_one_hot_encoding_is_the_cell_of_the_color(photographs) -> Non
     _, ab = to_light_ab(torch.tensor(images))
     index, weight = head.encode(ab)
     cells = torch.floor(ab / 10) * 10 + 5
-    inside = ((ab / 10).frac().abs() - 0.5).abs() < 0.49  # float32 may put a color on an edge into the next cell
+    inside = (
+        (ab / 10).frac().abs() - 0.5
+    ).abs() < 0.49  # float32 may put a color on an edge into the next cell
     found = head.centers[index[:, 0]].permute(0, 3, 1, 2)
     assert torch.equal(found[inside], cells[inside]) and (weight == 1).all()
     assert head.channels == len(statistics.arrays["grid_counts"]) < 313

@@ -175,7 +175,11 @@ def test_a_png_of_any_bits_is_read_by_what_it_says_of_its_levels(bits: int, mean
     if bits <= 8:
         palette = np.repeat(random.integers(0, 256, (2**bits, 1)), 3, axis=1)
         cover = random.integers(0, 256, 2**bits)
-        chunks = [told, chunk(b"PLTE", bytes(palette.ravel().tolist())), chunk(b"tRNS", bytes(cover.tolist()))]
+        chunks = [
+            told,
+            chunk(b"PLTE", bytes(palette.ravel().tolist())),
+            chunk(b"tRNS", bytes(cover.tolist())),
+        ]
         agree(png(grey, bits, 3, *chunks[:2]), tone(palette[grey] / 255))
         agree(png(grey, bits, 3, *chunks), tone(palette[grey] / 255), cover[grey] / 255)
     if bits >= 8:
@@ -188,7 +192,12 @@ def test_a_png_of_any_bits_is_read_by_what_it_says_of_its_levels(bits: int, mean
             agree(png(deep[..., :3], bits, 2, told), tone(deep[..., :3] / white), off=off)
             agree(png(deep, bits, 6, told), tone(deep[..., :3] / white), deep[..., 3] / white, off)
             covered = np.arange(64).reshape(8, 8) != 19
-            agree(png(deep[..., :3], bits, 2, told, chunk(b"tRNS", key)), tone(deep[..., :3] / white), covered, off)
+            agree(
+                png(deep[..., :3], bits, 2, told, chunk(b"tRNS", key)),
+                tone(deep[..., :3] / white),
+                covered,
+                off,
+            )
 
 
 @fault(26, "1 to 16 bits per level; white that is 0; palettes; inks")
@@ -227,7 +236,9 @@ def test_a_tiff_of_any_bits_is_read_by_its_tags(order: str, big: bool, packing: 
         if bits == 8 or packing == 8:
             agree(written(color[..., :3], bits, 2, t284=2), 255 * rgb, off=off)
         multiplied = np.dstack([np.round(color[..., :3] * cover[..., None]), color[..., 3]])
-        agree(written(multiplied, bits, 2, t338=1), 255 * rgb, cover, 5)  # divided by a quarter, an error is four times it
+        agree(
+            written(multiplied, bits, 2, t338=1), 255 * rgb, cover, 5
+        )  # divided by a quarter, an error is four times it
     pair = random.integers(64, 256, (8, 8, 2))
     agree(written(pair, 8, 1, t338=2), pair[..., 0], pair[..., 1] / 255)
     multiplied = np.dstack([np.round(pair[..., 0] * pair[..., 1] / 255), pair[..., 1]])
@@ -250,12 +261,16 @@ GREY, COLOR = np.full((8, 8), 90), np.full((8, 8, 3), 90)
         tiff((COLOR, 8, {262: 6, 530: (2, 2)})),  # subsampled
         tiff((GREY, 8, {262: 1, 317: 2})),  # differences, which only LZW's and deflate's decoders add up
         tiff((COLOR, 16, {262: 2, 284: 2})),  # planes of 16 bits, of which Pillow takes half
-        tiff((np.dstack([GREY, GREY]), 8, {262: 1, 338: 2, 284: 2, 259: 8})),  # planes, of which Pillow takes one
+        tiff(
+            (np.dstack([GREY, GREY]), 8, {262: 1, 338: 2, 284: 2, 259: 8})
+        ),  # planes, of which Pillow takes one
         tiff((np.dstack([COLOR, GREY]), 8, {262: 5, 332: 2})),  # inks, but not those of CMYK
         tiff((GREY, 8, {262: 1, 259: 34712})),  # JPEG 2000 within
         tiff((GREY, 8, {262: 1}), order=">", big=True),
         tiff((np.dstack([GREY, GREY]), 16, {262: 1, 338: 2})),
-        encoded(Image.new("RGB", (8, 8)), "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),  # 12 bits
+        encoded(Image.new("RGB", (8, 8)), "JPEG").replace(
+            b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"
+        ),  # 12 bits
     ],
 )
 def test_levels_without_a_defined_meaning_are_refused(content: bytes) -> None:
@@ -316,12 +331,22 @@ def test_a_transparent_palette_color_becomes_white():
 def test_animations_give_their_first_frame():
     """The first frame is the photograph; the others are not decoded, and that is noted: `frames_ignored`."""
     frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
-    for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PNG", {}), ("AVIF", {"quality": 100})):
-        pixels, record = crop_square(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options), RULE)
+    for kind, options in (
+        ("GIF", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("PNG", {}),
+        ("AVIF", {"quality": 100}),
+    ):
+        pixels, record = crop_square(
+            encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options), RULE
+        )
         assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 2 and record.note == "frames_ignored"
 
 
-@pytest.mark.parametrize("part", [{254: 1}, {254: 4}, {255: 2}, {262: 4}], ids=["thumbnail", "mask", "old", "mask only"])
+@pytest.mark.parametrize(
+    "part", [{254: 1}, {254: 4}, {255: 2}, {262: 4}], ids=["thumbnail", "mask", "old", "mask only"]
+)
 def test_a_thumbnail_or_a_mask_before_the_photograph_is_not_taken_for_it(part: dict[int, int]) -> None:
     """TIFF's pages of NewSubfileType, SubfileType or PhotometricInterpretation 4."""
     for order, big in (("<", False), (">", False), ("<", True)):
@@ -392,7 +417,9 @@ PADDED = CropConfig(size=32, fit="pad", workers=1)
         ((6000, 1), (15, 16, 0, 0)),  # never less than one row
     ],
 )
-def test_padding_keeps_the_whole_photograph_between_black_bars(shape: tuple[int, int], bars: tuple[int, ...]) -> None:
+def test_padding_keeps_the_whole_photograph_between_black_bars(
+    shape: tuple[int, int], bars: tuple[int, ...]
+) -> None:
     """Document 004. Hand-computed bars above, below, left and right; inside is the scaled photograph and nothing else."""
     content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "PNG")
     pixels, record = crop_square(content, PADDED)
@@ -411,7 +438,9 @@ def test_padding_is_that_of_the_upright_photograph(orientation: int) -> None:
     pixels, record = crop_square(turned(upright, orientation, "PNG"), PADDED)
     expected = crop(encoded(Image.fromarray(upright), "PNG"), PADDED).astype(int)
     difference = np.abs(pixels.astype(int) - expected)
-    assert difference.mean() < 0.2 and difference.max() <= 12  # rows and columns are resampled, and clipped, in turns
+    assert (
+        difference.mean() < 0.2 and difference.max() <= 12
+    )  # rows and columns are resampled, and clipped, in turns
     assert (pixels[:7] == 0).all() and (pixels[-8:] == 0).all() and pixels[7].any() and pixels[-9].any()
     assert (record.width, record.height) == (64, 34)
 

@@ -20,8 +20,13 @@ def listed(pid: int) -> str:
     return json.dumps({"write": {"data/crops": {"pid": pid, "cmd": "dvc repro"}}, "read": {}})
 
 
-@fault(33, "a kill while DVC writes its list of locks; a power cut after which another program has DVC's process number")
-def test_what_a_killed_dvc_left_of_its_locks_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@fault(
+    33,
+    "a kill while DVC writes its list of locks; a power cut after which another program has DVC's process number",
+)
+def test_what_a_killed_dvc_left_of_its_locks_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DVC alone would refuse to start; `make repro` and `make zoo` remove the list first, unless a DVC of it still runs."""
     monkeypatch.chdir(tmp_path)
     files.write_text(paths.RWLOCK, "")
@@ -64,7 +69,9 @@ def commit(path: Path, content: str) -> None:
 
 @fault(33, "a kill while DVC writes dvc.lock")
 @pytest.mark.parametrize("committed", [True, False])
-def test_half_a_lock_file_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool, capsys) -> None:
+def test_half_a_lock_file_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool, capsys
+) -> None:
     """`make repro` and `make zoo` go back to the last commit's, or to none, say so and keep the half.
 
     A whole one stays.
@@ -171,5 +178,7 @@ def test_a_damaged_lock_is_kept_where_git_cannot_bring_it_back(
 @pytest.mark.parametrize("target", ["repro", "zoo"])
 def test_both_ways_to_run_the_pipeline_unlock_it_first(target: str) -> None:
     """As make itself plans it."""
-    planned = subprocess.run([*REPRO[:-1], "-n", target], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    planned = subprocess.run(
+        [*REPRO[:-1], "-n", target], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     assert planned.index("pipeline.unlock") < planned.index("dvc repro")

@@ -105,7 +105,11 @@ def test_what_differs_from_the_block_stands_below_the_table(params: AllParams) -
 def test_a_model_that_learned_nothing_is_flagged(params: AllParams) -> None:
     """One color in every pixel, whatever the lightness, and no gain over grey; the baselines are what they are."""
     shades = np.broadcast_to(np.linspace(20, 90, 256).reshape(1, 16, 16, 1), (IMAGES, 16, 16, 1))
-    colored = (lab2rgb(np.concatenate((shades, shades * 0 + 5, shades * 0 + 9), axis=-1)) * 255).round().astype(np.uint8)
+    colored = (
+        (lab2rgb(np.concatenate((shades, shades * 0 + 5, shades * 0 + 9), axis=-1)) * 255)
+        .round()
+        .astype(np.uint8)
+    )
     files.write_arrays(paths.ZOO / "cae/pictures.npz", {"index": np.arange(IMAGES), "model": colored})
     leaderboard.main(params)
     notes = pd.read_csv(paths.METRICS / "leaderboard.csv", keep_default_na=False).set_index("model")["notes"]
@@ -117,9 +121,14 @@ def test_oracles_are_scored_on_the_zoos_photographs(params: AllParams) -> None:
     """Each photograph in its own mean ab, by the definition of rmse_ab; and their gain over grey is there as well."""
     leaderboard.main(params)
     board = pd.read_csv(paths.METRICS / "leaderboard.csv").set_index("model")
-    spread = [rgb2lab(photo)[..., 1:].var((0, 1)).mean() ** 0.5 for photo in np.load(paths.CROPS / "crops-00000.npy")]
+    spread = [
+        rgb2lab(photo)[..., 1:].var((0, 1)).mean() ** 0.5
+        for photo in np.load(paths.CROPS / "crops-00000.npy")
+    ]
     assert board.loc["ceiling_mean", "rmse_ab"] == pytest.approx(np.mean(spread), rel=1e-3)
-    assert board.loc["ceiling_mean", "psnr_over_grey"] == pytest.approx(board.loc["ceiling_mean", "psnr"] - 20, abs=1e-3)
+    assert board.loc["ceiling_mean", "psnr_over_grey"] == pytest.approx(
+        board.loc["ceiling_mean", "psnr"] - 20, abs=1e-3
+    )
 
 
 def test_differences_from_the_baselines_are_paired(params: AllParams) -> None:
@@ -142,12 +151,16 @@ def test_the_same_zoo_gives_the_same_bytes(params: AllParams) -> None:
     assert [(paths.METRICS / name).read_bytes() for name in names] == first
 
 
-def test_the_cost_is_printed_and_written_nowhere(params: AllParams, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_is_printed_and_written_nowhere(
+    params: AllParams, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Beside the size; seconds are summed over the epochs, "-" where there is no timing or nothing to train."""
     files.write_text(paths.RUNS / f"vae-{FINGERPRINT[:12]}" / "timing.csv", "epoch,seconds\n1,2.5\n2,3.75\n")
     leaderboard.main(params, cost=True)
     rows = [
-        [cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if line.startswith("|")
+        [cell.strip() for cell in line.split("|")]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("|")
     ]
     cells = {row[1]: (row[3], row[-2]) for row in rows}
     assert cells["model"] == ("parameters", "training s")
@@ -262,7 +275,12 @@ def test_the_page_sorts(params: AllParams, browser) -> None:
     assert page.locator(systems).first.inner_text() in {*ORACLES, "vae"}
     heading.press("Enter")
     ascending = page.locator(systems).all_inner_texts()
-    assert ascending.index("cae") < ascending.index("grey") < ascending.index("mean_color") < ascending.index("vae")
+    assert (
+        ascending.index("cae")
+        < ascending.index("grey")
+        < ascending.index("mean_color")
+        < ascending.index("vae")
+    )
     assert page.locator("#model option").all_inner_texts() == ["vae", "cae"]
     shown = page.locator("#curves > div:visible svg")
     page.select_option("#model", "cae")

@@ -27,7 +27,9 @@ def scores(**columns: list) -> pd.DataFrame:
     """A table of scores, 0.5 in every metric that is not given; each photograph is its own group by default."""
     length = len(next(iter(columns.values())))
     names = [name for name in metrics.METRICS if name != "psnr_pooled"]
-    table = {"group": range(length), "grey_truth": [False] * length} | {name: [0.5] * length for name in names}
+    table = {"group": range(length), "grey_truth": [False] * length} | {
+        name: [0.5] * length for name in names
+    }
     return pd.DataFrame(table | columns)
 
 
@@ -58,11 +60,15 @@ def test_figures_agree_with_scikit_image(pair) -> None:
     for i, (a, b) in enumerate(zip(truth, prediction, strict=True)):
         assert table["psnr"][i] == pytest.approx(peak_signal_noise_ratio(a, b))
         channels = [
-            structural_similarity(a[..., c], b[..., c], gaussian_weights=True, use_sample_covariance=False, data_range=255)
+            structural_similarity(
+                a[..., c], b[..., c], gaussian_weights=True, use_sample_covariance=False, data_range=255
+            )
             for c in range(3)
         ]
         assert table["ssim"][i] == pytest.approx(np.mean(channels), abs=1e-4)
-        assert table["ciede2000"][i] == pytest.approx(deltaE_ciede2000(rgb2lab(a), rgb2lab(b)).mean(), abs=1e-4)
+        assert table["ciede2000"][i] == pytest.approx(
+            deltaE_ciede2000(rgb2lab(a), rgb2lab(b)).mean(), abs=1e-4
+        )
         expected = np.sqrt(((rgb2lab(a)[..., 1:] - rgb2lab(b)[..., 1:]) ** 2).mean())
         assert table["rmse_ab"][i] == pytest.approx(expected, abs=1e-4)
 
@@ -153,7 +159,9 @@ def test_threads_change_nothing(pair) -> None:
     """One thread and three give equal tables."""
     truth, prediction = pair
     ab = np.zeros((4, 48, 48, 2))
-    pd.testing.assert_frame_equal(metrics.per_image(truth, prediction, ab, 1), metrics.per_image(truth, prediction, ab, 3))
+    pd.testing.assert_frame_equal(
+        metrics.per_image(truth, prediction, ab, 1), metrics.per_image(truth, prediction, ab, 3)
+    )
 
 
 def test_averages_are_over_the_same_photographs_for_every_system() -> None:
@@ -202,7 +210,9 @@ def test_spread_is_the_standard_deviation_over_the_colorings() -> None:
 def test_a_set_without_anything_for_psnr_is_refused() -> None:
     """All truths grey: a sentence with their number."""
     table = scores(psnr=[40.0, 50.0], grey_truth=[True, True])
-    with pytest.raises(InputError, match="all of 2 photographs are grey in truth; score photographs in color"):
+    with pytest.raises(
+        InputError, match="all of 2 photographs are grey in truth; score photographs in color"
+    ):
         metrics.compare({"model": table}, 10)
 
 
@@ -251,7 +261,9 @@ def test_photographs_are_drawn_whole_whatever_the_chunks(monkeypatch: pytest.Mon
     expected: dict[str, list] = {"psnr": [], "psnr_pooled": [], "ssim": []}
     for draw in np.random.default_rng(1).multinomial(15, np.full(15, 1 / 15), size=200):
         tiles = [
-            tile for name, times in zip(names, draw, strict=True) for tile in np.flatnonzero(group == name).repeat(times)
+            tile
+            for name, times in zip(names, draw, strict=True)
+            for tile in np.flatnonzero(group == name).repeat(times)
         ]
         colored = [tile for tile in tiles if not grey[tile]]
         pooled = [-10 * np.log10(np.mean(10 ** (-each[tiles] / 10))) for each in psnr]
@@ -269,7 +281,9 @@ def test_tiles_of_one_photograph_say_no_more_than_the_photograph() -> None:
     """Each of 12 photographs cut into 20 tiles that score alike: the interval is that of the 12."""
     values = np.random.default_rng(7).normal(0.7, 0.1, 12)
     tiles = scores(ssim=values.repeat(20), group=np.arange(12).repeat(20))
-    whole, cut = (of(metrics.compare({"model": t}, 300), "ssim")[["low", "high"]] for t in (scores(ssim=values), tiles))
+    whole, cut = (
+        of(metrics.compare({"model": t}, 300), "ssim")[["low", "high"]] for t in (scores(ssim=values), tiles)
+    )
     assert cut.to_list() == pytest.approx(whole.to_list())
     assert metrics.scored(tiles) == "240 tiles of 12 photographs"
 

@@ -25,7 +25,9 @@ from pipeline.params import load
 
 BLOCKS = load(AllParams, ROOT / "params.yaml").models
 TRAINED = [name for name, block in BLOCKS.items() if block.arch != "constant"]
-KINDS = {(b.arch, str(b.network), b.head.kind, b.head.bins): name for name, b in BLOCKS.items() if name in TRAINED}.values()
+KINDS = {
+    (b.arch, str(b.network), b.head.kind, b.head.bins): name for name, b in BLOCKS.items() if name in TRAINED
+}.values()
 """One block of each network and head; the others differ from it in numbers only."""
 SIZE = 32
 
@@ -38,7 +40,9 @@ def statistics() -> Statistics:
     return Statistics.measure(images, PriorConfig(), released=np.full(313, 1 / 313))
 
 
-def built(name: str, statistics: Statistics, size: int = SIZE, like=lambda block: block, **network: object) -> Colorizer:
+def built(
+    name: str, statistics: Statistics, size: int = SIZE, like=lambda block: block, **network: object
+) -> Colorizer:
     torch.manual_seed(0)
     block = like(BLOCKS[name])
     return build_model(replace(block, network=block.network | network), size, statistics)
@@ -71,7 +75,9 @@ def test_discriminator_sees_patches_of_34_pixels() -> None:
 def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics) -> None:
     """ab has the lightness's size, is finite and in Lab units; black and white photographs included."""
     model = built(name, statistics).eval()
-    light = torch.stack([torch.zeros(1, SIZE, SIZE), torch.full((1, SIZE, SIZE), 100.0), torch.rand(1, SIZE, SIZE) * 100])
+    light = torch.stack(
+        [torch.zeros(1, SIZE, SIZE), torch.full((1, SIZE, SIZE), 100.0), torch.rand(1, SIZE, SIZE) * 100]
+    )
     with torch.no_grad():
         ab = model.colorize(light)
     assert ab.shape == (3, 2, SIZE, SIZE) and ab.dtype == torch.float32
@@ -86,7 +92,9 @@ def test_model_learns_one_batch(name: str, statistics: Statistics, photographs, 
     model = built(name, statistics, 16, narrow, **plain)
     light, ab = next(Photos(photographs(3, 16), 16).batches(3))
     parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
-    rate = 1e-2 if BLOCKS[name].arch == "mlp" else 1e-3  # its output batch norm starts with a gain of 1 and must shrink
+    rate = (
+        1e-2 if BLOCKS[name].arch == "mlp" else 1e-3
+    )  # its output batch norm starts with a gain of 1 and must shrink
     optimizers = {p: make_optimizer(parameters[p], BLOCKS[name].recipe, rate) for p in model.phases}
     # A soft target's cross-entropy cannot fall below the target's own entropy.
     share = 0.5 if model.monitor == "cross_entropy" else 0.25
@@ -175,7 +183,9 @@ def test_batch_norm_and_l1_are_switches(statistics: Statistics) -> None:
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in normed.modules())
     losses = normed.losses("net", light, ab)
     encoder = sum(p.abs().sum() for n, p in normed.net[0].named_parameters() if n.endswith("weight"))
-    assert losses["loss"].item() == pytest.approx((losses["reconstruction"] + 0.001 * encoder).item(), rel=1e-6)
+    assert losses["loss"].item() == pytest.approx(
+        (losses["reconstruction"] + 0.001 * encoder).item(), rel=1e-6
+    )
     assert "l1" not in plain.losses("net", light, ab)
 
 
@@ -205,7 +215,9 @@ def test_a_network_runs_once_to_be_scored(name: str, statistics: Statistics, pho
     assert runs and runs == {place: 1 + count if place in several else 1 for place in runs}
     colors = model.predict(torch.rand(2, 1, SIZE, SIZE) * 100)
     assert (colors.rgb is None) == (BLOCKS[name].head.kind != "rgb") and colors.samples is None
-    assert colors.rgb is None or (colors.rgb.shape == (2, 3, SIZE, SIZE) and 0 <= colors.rgb.min() <= colors.rgb.max() <= 1)
+    assert colors.rgb is None or (
+        colors.rgb.shape == (2, 3, SIZE, SIZE) and 0 <= colors.rgb.min() <= colors.rgb.max() <= 1
+    )
 
 
 def test_baselines_return_their_constant(statistics: Statistics) -> None:
@@ -220,7 +232,10 @@ def test_baselines_return_their_constant(statistics: Statistics) -> None:
     ("block", "words"),
     [
         (ModelConfig("ceva"), "no architecture 'ceva'"),
-        (ModelConfig("cae", network={"chanels": [8]}), "does not take chanels; its network takes channels, batch_norm, l1"),
+        (
+            ModelConfig("cae", network={"chanels": [8]}),
+            "does not take chanels; its network takes channels, batch_norm, l1",
+        ),
         (ModelConfig("cae"), "needs channels"),
         (ModelConfig("cgan", head=HeadConfig("regression")), "head.kind rgb"),
     ],

@@ -22,7 +22,9 @@ def photographs() -> np.ndarray:
     found = []
     for photo in (data.astronaut(), data.coffee(), data.chelsea()):
         top, left = (photo.shape[0] - 4 * SIDE) // 2, (photo.shape[1] - 4 * SIDE) // 2
-        found.append(downscale_local_mean(photo[top : top + 4 * SIDE, left : left + 4 * SIDE], (4, 4, 1)).round())
+        found.append(
+            downscale_local_mean(photo[top : top + 4 * SIDE, left : left + 4 * SIDE], (4, 4, 1)).round()
+        )
     return np.stack(found).astype(np.uint8)
 
 

@@ -60,8 +60,16 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ),
         ("    base: deshpande\n", "    base: vae\n", "models.vae.base leads back to vae; name another model"),
         ("    arch: deshpande\n    base", "    base", "models.vae.arch is missing"),
-        ("\n  vae:\n", "\n  shipped:\n", "models.shipped: the model that comes with the library has that name"),
-        ("\n  vae:\n", "\n  ../vae:\n", "models: '../vae' cannot be a folder's name everywhere; use letters, digits"),
+        (
+            "\n  vae:\n",
+            "\n  shipped:\n",
+            "models.shipped: the model that comes with the library has that name",
+        ),
+        (
+            "\n  vae:\n",
+            "\n  ../vae:\n",
+            "models: '../vae' cannot be a folder's name everywhere; use letters, digits",
+        ),
         ("\n  vae:\n", "\n  aux:\n", "models: 'aux' cannot be a folder's name"),
         ("seed: 1", "seed: [1", "not valid YAML"),
         ("seed: 1", "seed: 2024-13-45", "not valid YAML: month"),
@@ -102,10 +110,26 @@ def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, ne
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("min_lr: 0.0003", "lr_at_least: 0.0003", "no parameter train.lr_at_least any more; write train.min_lr$"),
-        ("min_lr: 0.0003", "min_lr: 0.0003\n  nproc: 2", "train.nproc any more; write train.launcher: torchrun "),
-        ("    recipe:\n", "    train:\n", r"no parameter models\.\w+\.train any more; write models\.<model>\.recipe$"),
-        ("min_lr: 0.0003", "min_lr: 0.0003\n  lr: 1", r"no parameter train.lr; did you mean models\.<model>\.recipe\.lr\?"),
+        (
+            "min_lr: 0.0003",
+            "lr_at_least: 0.0003",
+            "no parameter train.lr_at_least any more; write train.min_lr$",
+        ),
+        (
+            "min_lr: 0.0003",
+            "min_lr: 0.0003\n  nproc: 2",
+            "train.nproc any more; write train.launcher: torchrun ",
+        ),
+        (
+            "    recipe:\n",
+            "    train:\n",
+            r"no parameter models\.\w+\.train any more; write models\.<model>\.recipe$",
+        ),
+        (
+            "min_lr: 0.0003",
+            "min_lr: 0.0003\n  lr: 1",
+            r"no parameter train.lr; did you mean models\.<model>\.recipe\.lr\?",
+        ),
     ],
 )
 def test_a_renamed_or_misplaced_parameter_is_answered_with_the_right_one(
@@ -176,7 +200,12 @@ def test_a_block_is_its_base_with_what_it_states(tmp_path: Path) -> None:
     network = models["deshpande"].network | {"latent": 64, "l1": 0, "kl": 1e-5}
     assert models["vae"] == replace(models["deshpande"], network=network)
     grid = models["zhang_simplified_grid"]
-    assert (grid.size, grid.recipe.lr, grid.head.kind, grid.head.weights) == (256, 3.16e-5, "classification", "empirical")
+    assert (grid.size, grid.recipe.lr, grid.head.kind, grid.head.weights) == (
+        256,
+        3.16e-5,
+        "classification",
+        "empirical",
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,7 +227,9 @@ def test_any_path_can_be_given_to_dvc_in_quotation_marks(tmp_path: Path, place: 
         ("classes", "[coasts,open country]", ("coasts", "open country")),
     ],
 )
-def test_lists_can_be_changed_through_dvc(tmp_path: Path, name: str, value: str, expected: tuple[str, ...]) -> None:
+def test_lists_can_be_changed_through_dvc(
+    tmp_path: Path, name: str, value: str, expected: tuple[str, ...]
+) -> None:
     """Emptied and filled: ruamel once dropped a line break behind an empty list, and with that the file."""
     from dvc.utils.hydra import apply_overrides
 
@@ -206,9 +237,9 @@ def test_lists_can_be_changed_through_dvc(tmp_path: Path, name: str, value: str,
     path.write_text(TEXT)
     apply_overrides(path, [f"filter.{name}={value}"])
     assert getattr(load(AllParams, path).filter, name) == expected
-    assert load(AllParams, path).model_copy(update={"filter": load(AllParams, ROOT / "params.yaml").filter}) == load(
-        AllParams, ROOT / "params.yaml"
-    )
+    assert load(AllParams, path).model_copy(
+        update={"filter": load(AllParams, ROOT / "params.yaml").filter}
+    ) == load(AllParams, ROOT / "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +276,9 @@ def test_what_was_printed_is_not_lost_when_a_stage_is_stopped(tmp_path: Path) ->
     main = "def main(params):\n print('half'); raise KeyboardInterrupt\n"
     program = f"from pipeline.params import Params, stage\n{main}stage(Params, main)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (130, "half\n") and "continues" in done.stderr
 
 
@@ -261,9 +294,18 @@ def refuse(number: int, path: str) -> None:
 @pytest.mark.parametrize(
     ("use", "words"),
     [
-        (lambda: refuse(errno.EACCES, "runs/a"), "error: runs/a: Permission denied; make it writable or free some space"),
-        (lambda: refuse(errno.ENOSPC, "data/b"), "error: data/b: No space left on device; make it writable or .*"),
-        (lambda: Path("data/splits.csv").read_text(), "error: data/splits.csv is missing; `dvc repro` makes it"),
+        (
+            lambda: refuse(errno.EACCES, "runs/a"),
+            "error: runs/a: Permission denied; make it writable or free some space",
+        ),
+        (
+            lambda: refuse(errno.ENOSPC, "data/b"),
+            "error: data/b: No space left on device; make it writable or .*",
+        ),
+        (
+            lambda: Path("data/splits.csv").read_text(),
+            "error: data/splits.csv is missing; `dvc repro` makes it",
+        ),
         (lambda: subprocess.run(["absent"]), "error: absent is missing; put it there or install it"),
         (lambda: memory(), "error: there is not enough memory .*"),
     ],

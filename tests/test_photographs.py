@@ -91,7 +91,10 @@ def test_a_turned_photograph_is_colored_as_it_is_seen(kind: str, orientation: in
     stored = Image.fromarray(upright)
     turn = UPRIGHT.get(orientation)
     if turn is not None:
-        undo = {Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270}
+        undo = {
+            Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+            Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+        }
         stored = stored.transpose(undo.get(turn, turn))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "a camera"
@@ -101,7 +104,11 @@ def test_a_turned_photograph_is_colored_as_it_is_seen(kind: str, orientation: in
     ab[0, :, :6] = 40
     result = fullsize.encode(photograph, fullsize.paint(photograph, torch.full((1, 1, 8, 12), 50.0), ab))
     image = Image.open(io.BytesIO(result))
-    assert image.size == stored.size and image.getexif()[0x0112] == orientation and image.getexif()[0x010F] == "a camera"
+    assert (
+        image.size == stored.size
+        and image.getexif()[0x0112] == orientation
+        and image.getexif()[0x010F] == "a camera"
+    )
     seen = np.asarray(image if turn is None else image.transpose(turn)).astype(int)
     redness = seen[..., 0] - seen[..., 1]
     assert redness[:, :20].min() > 30 and np.abs(redness[:, 40:]).max() < 8
@@ -116,7 +123,9 @@ def test_color_does_not_bleed_over_an_edge_that_the_small_copy_blurs() -> None:
     small = rgb2lab(np.asarray(photograph.rgb.resize((32, 32), Image.Resampling.BOX)))
     light, ab = torch.tensor(small, dtype=torch.float32).permute(2, 0, 1)[None].split((1, 2), dim=1)
     ours = np.asarray(fullsize.paint(photograph, light, ab[0])).astype(float)
-    plain = np.asarray(fullsize.paint(photograph, torch.full_like(light, 50), ab[0])).astype(float)  # no slope: bilinear
+    plain = np.asarray(fullsize.paint(photograph, torch.full_like(light, 50), ab[0])).astype(
+        float
+    )  # no slope: bilinear
     assert np.square(ours - truth).mean() < 0.5 * np.square(plain - truth).mean()
 
 
@@ -137,7 +146,10 @@ def test_metadata_that_its_format_cannot_hold_costs_no_pixels() -> None:
     exif = Image.Exif()
     exif[0x010F] = 120_000 * "x"
     written = exif.tobytes()
-    parts = [written[:60_000], *(b"Exif\0\0" + written[start : start + 60_000] for start in (60_000, 120_000))]
+    parts = [
+        written[:60_000],
+        *(b"Exif\0\0" + written[start : start + 60_000] for start in (60_000, 120_000)),
+    ]
     segments = b"".join(b"\xff\xe1" + (len(part) + 2).to_bytes(2) + part for part in parts)
     plain = encoded(np.full((20, 30, 3), 128, np.uint8), "jpeg")
     result, photograph = colored(plain[:2] + segments + plain[2:])
@@ -177,7 +189,9 @@ def test_what_the_camera_wrote_is_kept(kind: str) -> None:
 def test_profile_transparency_and_resolution_are_kept() -> None:
     """A PNG with alpha stays one; a profile of RGB is in the result, and its colors are meant in it."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    source = np.dstack([np.full((20, 30, 3), 128, np.uint8), np.tile(np.arange(30, dtype=np.uint8) * 8, (20, 1))])
+    source = np.dstack(
+        [np.full((20, 30, 3), 128, np.uint8), np.tile(np.arange(30, dtype=np.uint8) * 8, (20, 1))]
+    )
     result = Image.open(io.BytesIO(colored(encoded(source, "png", icc_profile=profile, dpi=(300, 300)))[0]))
     assert result.mode == "RGBA" and np.array_equal(np.asarray(result)[..., 3], source[..., 3])
     assert result.info["icc_profile"] == profile and result.info["dpi"][0] == pytest.approx(300, abs=0.1)
@@ -191,7 +205,11 @@ def test_profile_transparency_and_resolution_are_kept() -> None:
 def test_every_format_comes_out_in_color(mode: str, kind: str, suffix: str) -> None:
     """As the same format where that can hold color and metadata."""
     levels = {"I;16": 30000, "LA": (120, 255), "CMYK": (0, 0, 0, 120), "RGB": (120, 120, 120)}
-    image = Image.new("L", (24, 17), 120).convert("P") if mode == "P" else Image.new(mode, (24, 17), levels.get(mode, 120))
+    image = (
+        Image.new("L", (24, 17), 120).convert("P")
+        if mode == "P"
+        else Image.new(mode, (24, 17), levels.get(mode, 120))
+    )
     buffer = io.BytesIO()
     image.save(buffer, kind)
     result, photograph = colored(buffer.getvalue())

@@ -54,7 +54,12 @@ def environment(folder: Path) -> dict[str, str]:
 def run(folder: Path, *command: str, status: int | None = 0) -> str:
     """A command's output, standard error included."""
     result = subprocess.run(
-        command, cwd=folder, env=environment(folder), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=folder,
+        env=environment(folder),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     if status is not None:
         assert result.returncode == status, result.stdout
@@ -65,7 +70,11 @@ def clone(folder: Path, photos: Path) -> Path:
     """The project's tracked and new files, a git repository of its own, small parameters, 30 photographs."""
     listing = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").split("\n")
     for name in filter(None, listing):
-        if not name.startswith(("metrics/", "tests/", "benchmarks/")) and name != "dvc.lock" and (ROOT / name).exists():
+        if (
+            not name.startswith(("metrics/", "tests/", "benchmarks/"))
+            and name != "dvc.lock"
+            and (ROOT / name).exists()
+        ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     yaml = YAML()
@@ -132,7 +141,9 @@ def test_repro_writes_metrics_curves_pictures_and_a_page(project: Path) -> None:
     assert {"psnr", "ssim", "rmse", "images"} <= metrics.keys()
     for name in ("loss.csv", "comparison.csv", "per_image.csv", "samples.png", "prior.png", "report.html"):
         assert (project / "metrics" / name).stat().st_size > 0
-    row = next(line for line in (project / "data/photos/photos.csv").read_text().splitlines() if "broken.jpg" in line)
+    row = next(
+        line for line in (project / "data/photos/photos.csv").read_text().splitlines() if "broken.jpg" in line
+    )
     assert "failed" in row and "not_image" in row
     assert run(project, "git", "status", "--porcelain") == ""
 
@@ -215,7 +226,9 @@ def test_a_revision_colors_and_a_changed_file_is_named(project: Path, photos: Pa
     assert run(project, "colorize", "verify", status=1).startswith("metrics/metrics.json: differs")
 
 
-def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(project: Path, photos: Path) -> None:
+def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(
+    project: Path, photos: Path
+) -> None:
     """Queued, two at a time, one of them failing: the others count, the same command tries it again, pictures are drawn."""
     path = project / "studies/009.yaml"
     text = (
@@ -226,7 +239,16 @@ def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(proj
         "figures: [{name: sheet, title: S, kind: sheet, runs: [plain, deeper], count: 2}]\n"
     )
     path.write_text(text.replace("CHANNELS", "-8"))
-    command = (sys.executable, "-m", "studies.run", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "2")
+    command = (
+        sys.executable,
+        "-m",
+        "studies.run",
+        "studies/009.yaml",
+        "--path",
+        f"photos={photos}",
+        "--jobs",
+        "2",
+    )
     output = run(project, *command, status=1)
     assert "1 of 2 runs failed, first deeper" in output and "Traceback" not in output
     assert [each["run"] for each in json.loads(path.with_suffix(".json").read_text()).values()] == ["plain"]
@@ -263,7 +285,9 @@ def at_work(project: Path) -> list[str]:
     return found
 
 
-def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_running(project: Path, photos: Path) -> None:
+def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_running(
+    project: Path, photos: Path
+) -> None:
     """Each run is in the .json as soon as it ends. Ctrl-C ends the training, the worker and what is queued."""
     path = project / "studies/009.yaml"
     path.write_text(
@@ -272,7 +296,16 @@ def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_runni
         "runs: {quick: [], endless: [train.max_epochs=0, models.cae.recipe.epochs=1000000, models.cae.recipe.patience=0]}\n"
         "tables: []\n"
     )
-    command = (sys.executable, "-m", "studies.run", "studies/009.yaml", "--path", f"photos={photos}", "--jobs", "1")
+    command = (
+        sys.executable,
+        "-m",
+        "studies.run",
+        "studies/009.yaml",
+        "--path",
+        f"photos={photos}",
+        "--jobs",
+        "1",
+    )
     study = subprocess.Popen(
         command,
         cwd=project,
@@ -280,11 +313,16 @@ def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_runni
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a script started with &
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored in what a script started with &
     )
     store = path.with_suffix(".json")
     until(store.exists, "the first run is not in the .json while the second one goes on")
-    until(lambda: any("pipeline.train" in each for each in at_work(project)), "the second training has not begun")
+    until(
+        lambda: any("pipeline.train" in each for each in at_work(project)),
+        "the second training has not begun",
+    )
     study.send_signal(signal.SIGINT)
     output, _ = study.communicate(timeout=120)
     assert study.returncode == 130 and output.endswith("stopped; the same command continues\n"), output
@@ -307,8 +345,12 @@ def test_queued_experiments_share_what_is_equal_and_keep_their_own_results(proje
         "vae": ["model=vae", "seed=2"],
     }
     for name, settings in queued.items():
-        run(project, "dvc", "exp", "run", "--queue", "--name", name, *(f"-S{setting}" for setting in settings))
-    run(project, "dvc", "queue", "start", "--jobs", "2")  # the workers keep its output open: it ends with them
+        run(
+            project, "dvc", "exp", "run", "--queue", "--name", name, *(f"-S{setting}" for setting in settings)
+        )
+    run(
+        project, "dvc", "queue", "start", "--jobs", "2"
+    )  # the workers keep its output open: it ends with them
     logs = {name: run(project, "dvc", "queue", "logs", name) for name in queued}
     status = run(project, "dvc", "queue", "status")
     assert status.count("Success") == len(queued), status + "".join(logs.values())
@@ -361,4 +403,6 @@ def test_what_cannot_work_is_one_sentence_and_keeps_what_was_made(
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and words in errors[0], output
     assert "Traceback" not in output
-    assert (project / "data/model/weights.safetensors").exists() and (project / "metrics/metrics.json").exists()
+    assert (project / "data/model/weights.safetensors").exists() and (
+        project / "metrics/metrics.json"
+    ).exists()

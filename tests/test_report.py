@@ -47,18 +47,24 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]) -> AllParams:
+def params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]
+) -> AllParams:
     """A folder with everything the stage reads. The model gains 1 [0.5, 1.5] over grey, 0.1 [-0.2, 0.4] over mean."""
     monkeypatch.chdir(tmp_path)
     gains = (1, 0.5, 1.5, 0.1, -0.2, 0.4)
     systems = ("model", "grey", "mean_color")
     rows = [
-        (metric, system, 20.125 + i, 19.5 + i, 21.5 + i, *gains) for i, metric in enumerate(METRICS) for system in systems
+        (metric, system, 20.125 + i, 19.5 + i, 21.5 + i, *gains)
+        for i, metric in enumerate(METRICS)
+        for system in systems
     ]
     ends = ("", "_low", "_high")
     over = [f"over_{baseline}{end}" for baseline in systems[1:] for end in ends]
     columns = ["metric", "system", "mean", "low", "high", *over]
-    files.write_text(paths.METRICS / "comparison.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
+    files.write_text(
+        paths.METRICS / "comparison.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False)
+    )
     files.write_json(paths.METRICS / "metrics.json", {"images": 12, "grey_truths": 3})
     losses = ["train_loss", "train_eval_loss", "val_loss"]
     names = ["epoch", *losses, *(f"{name}_ma20" for name in losses)]
@@ -189,7 +195,9 @@ def test_parameters_are_text_not_markup(page: Page) -> None:
         ("colorfulness", 0.1, 0.9, ""),
     ],
 )
-def test_a_difference_is_judged_by_its_interval_and_direction(name: str, low: float, high: float, expected: str) -> None:
+def test_a_difference_is_judged_by_its_interval_and_direction(
+    name: str, low: float, high: float, expected: str
+) -> None:
     """Zero inside the interval is no judgement; lower errors are better; more color is neither."""
     assert report.mark(METRICS[name], low, high) == expected
 
@@ -220,7 +228,9 @@ def test_the_stage_ends_with_the_scores_and_where_the_pictures_are(
     assert lines[0].split() == ["psnr", "dB", "ssim", "rmse"]
     assert [line.split()[0] for line in lines[1:4]] == ["some_model", "grey", "mean_color"]
     assert "20.12 [19.50, 21.50]" in lines[1]
-    assert lines[4].startswith("Means at 128 × 128 pixels over 12 photographs, with 95 % intervals from 1000 bootstrap")
+    assert lines[4].startswith(
+        "Means at 128 × 128 pixels over 12 photographs, with 95 % intervals from 1000 bootstrap"
+    )
     assert lines[5] == "pictures: metrics/samples.png, metrics/report.html"
 
 
@@ -237,16 +247,27 @@ def test_tiles_of_one_photograph_are_called_that_and_have_no_interval(
     html = (paths.METRICS / "report.html").read_text(encoding="utf-8")
     text = " ".join(Page(html).text.split())
     said = capsys.readouterr().out
-    assert "On 12 tiles of 1 photograph at 128 × 128 pixels it reaches 20.12 dB PSNR. Its PSNR differs" in text
+    assert (
+        "On 12 tiles of 1 photograph at 128 × 128 pixels it reaches 20.12 dB PSNR. Its PSNR differs" in text
+    )
     assert "from that of grey by +1.00 dB and from that of mean_color by +0.10 dB" in text
     for words in (text, said):
         assert "12 tiles of 1 photograph: too few for an interval" in words and "nan" not in words.split()
-    for claim in ("95 %", "interval excludes", "distinguishable", "better than", 'class="worse"', "test photographs"):
+    for claim in (
+        "95 %",
+        "interval excludes",
+        "distinguishable",
+        "better than",
+        'class="worse"',
+        "test photographs",
+    ):
         assert claim not in html, claim
     assert "20.12  " in said and "[" not in said
 
 
-def test_a_metric_that_is_empty_is_an_empty_cell(params: AllParams, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_is_empty_is_an_empty_cell(
+    params: AllParams, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of every system, and no verdict; the intervals of the others are there."""
     path = paths.METRICS / "comparison.csv"
     table = pd.read_csv(path)
@@ -270,7 +291,9 @@ def test_a_model_with_one_coloring_has_no_rows_about_several(params: AllParams) 
     assert {row["name"] for row in report.results(table)} == set(METRICS) - {"psnr_best", "ab_spread"}
 
 
-@pytest.mark.parametrize("path", ["metrics/comparison.csv", "data/prior.npz", "data/removed.png", "data/pictures.npz"])
+@pytest.mark.parametrize(
+    "path", ["metrics/comparison.csv", "data/prior.npz", "data/removed.png", "data/pictures.npz"]
+)
 def test_a_missing_result_is_one_sentence(params: AllParams, path: str) -> None:
     """It names the file and the command."""
     Path(path).unlink()
@@ -288,7 +311,11 @@ def test_a_person_looks_through_the_page(params: AllParams, browser) -> None:
     page.goto((paths.METRICS / "report.html").resolve().as_uri())
     assert page.locator("#thumbs button").count() == 5
     page.select_option("#order", "worst:some_model")
-    assert page.locator("#caption").inner_text().startswith("0</script>.png: grey 20.00 dB | some_model 20.00 dB")
+    assert (
+        page.locator("#caption")
+        .inner_text()
+        .startswith("0</script>.png: grey 20.00 dB | some_model 20.00 dB")
+    )
     page.locator("#next").press("Enter")
     assert page.locator("#caption").inner_text().startswith("1</script>.png:")
     page.locator("#slider").press("ArrowLeft")

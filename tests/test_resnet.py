@@ -67,7 +67,9 @@ def fake() -> dict[str, Tensor]:
             tensors[name] = 0.5 + torch.rand(shape, generator=random)
         else:
             fan = int(np.prod(shape[1:])) or 1
-            tensors[name] = torch.randn(shape, generator=random) * (0.1 if len(shape) == 1 else (2 / fan) ** 0.5)
+            tensors[name] = torch.randn(shape, generator=random) * (
+                0.1 if len(shape) == 1 else (2 / fan) ** 0.5
+            )
     return tensors
 
 
@@ -99,7 +101,9 @@ def test_the_known_list_is_that_of_the_published_network() -> None:
     """122 entries and 11,689,512 parameters, torchvision's figures for resnet18."""
     shapes = torchvision_resnet18()
     assert len(shapes) == 122
-    learned = [s for n, s in shapes.items() if not n.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    learned = [
+        s for n, s in shapes.items() if not n.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    ]
     assert sum(int(np.prod(shape)) for shape in learned) == 11_689_512
 
 
@@ -131,10 +135,15 @@ def reference(tensors: dict[str, Tensor], rgb: Tensor, stages: int) -> Tensor:
     for layer in range(1, stages + 1):
         for block in (0, 1):
             name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
-            inner = norm(f"{name}.bn1", F.conv2d(maps, tensors[f"{name}.conv1.weight"], stride=stride, padding=1)).relu()
+            inner = norm(
+                f"{name}.bn1", F.conv2d(maps, tensors[f"{name}.conv1.weight"], stride=stride, padding=1)
+            ).relu()
             inner = norm(f"{name}.bn2", F.conv2d(inner, tensors[f"{name}.conv2.weight"], padding=1))
             if f"{name}.downsample.0.weight" in tensors:
-                maps = norm(f"{name}.downsample.1", F.conv2d(maps, tensors[f"{name}.downsample.0.weight"], stride=stride))
+                maps = norm(
+                    f"{name}.downsample.1",
+                    F.conv2d(maps, tensors[f"{name}.downsample.0.weight"], stride=stride),
+                )
             maps = (inner + maps).relu()
     return maps
 
@@ -157,7 +166,9 @@ def test_pretrained_weights_see_grey_as_the_rgb_network_does(
     channels = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     assert channels.mean(1).tolist() == pytest.approx([MEAN, STD], abs=1e-6)
     for grey in (0, 1):
-        assert ((grey - channels[0]) / channels[1] - (grey - MEAN) / STD).abs().max() < 0.21  # as the docstring says
+        assert (
+            (grey - channels[0]) / channels[1] - (grey - MEAN) / STD
+        ).abs().max() < 0.21  # as the docstring says
 
 
 def test_parameter_counts() -> None:
@@ -170,7 +181,9 @@ def test_parameter_counts() -> None:
     assert count["koalarization"] == 5_827_200 + 65_792 + 424_802 == 6_317_794
     assert round(count["koalarization"] / 1e6, 2) == 6.32
     assert count["koalarization_fusion"] == 6_317_794 + 512 * 256 + 11_170_240
-    assert count["resnet18"] == 676_800 + (128 * 128 + 128 * 64 + 64 * 64 + 64 * 32 + 32 * 2) * 9 + 290 + 2 * 288
+    assert (
+        count["resnet18"] == 676_800 + (128 * 128 + 128 * 64 + 64 * 64 + 64 * 32 + 32 * 2) * 9 + 290 + 2 * 288
+    )
 
 
 def test_the_last_upsampling_comes_after_the_last_convolution() -> None:
@@ -202,7 +215,9 @@ def test_l1_is_that_of_the_encoder_alone(statistics: Statistics, photographs) ->
     weights = [layer.weight for layer in model.net.encoder.modules() if isinstance(layer, nn.Conv2d)]
     expected = sum(weight.abs().sum() for weight in weights)
     assert len(weights) == 8 and losses["l1"].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert losses["loss"].item() == pytest.approx((losses["reconstruction"] + 1e-3 * expected).item(), rel=1e-5)
+    assert losses["loss"].item() == pytest.approx(
+        (losses["reconstruction"] + 1e-3 * expected).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (1, 1)])
@@ -214,7 +229,9 @@ def test_a_convolution_of_a_single_pixel_is_the_same_with_its_center_alone(kerne
     for side in (1, 4):
         maps = torch.rand(2, 3, side, side)
         assert torch.allclose(layer(maps), plain(maps), atol=1e-6)
-        ours, theirs = (torch.autograd.grad((each(maps) ** 2).sum(), each.weight)[0] for each in (layer, plain))
+        ours, theirs = (
+            torch.autograd.grad((each(maps) ** 2).sum(), each.weight)[0] for each in (layer, plain)
+        )
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -237,7 +254,9 @@ def test_weights_come_from_a_path_or_a_url(
     (tmp_path / "w").write_bytes(body)
     server.answers["/w"] = content(body)
     for place in (tmp_path / "w", server.url("/w"), server.url("/w")):
-        model = build_model(block_with("resnet18", place, digits), SIZE, statistics, downloads=tmp_path / "downloads")
+        model = build_model(
+            block_with("resnet18", place, digits), SIZE, statistics, downloads=tmp_path / "downloads"
+        )
         state = trunk_of(model).state_dict()
         assert torch.allclose(state["conv1.weight"][:, 0], fake["conv1.weight"].sum(1))
         for entry in ("bn1.running_mean", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight"):
@@ -250,13 +269,19 @@ def test_files_of_old_versions_without_batch_counts_are_taken(fake, statistics, 
     body = pth({name: tensor for name, tensor in fake.items() if not name.endswith("num_batches_tracked")})
     (tmp_path / "w").write_bytes(body)
     block = block_with("resnet18", tmp_path / "w", hashlib.sha256(body).hexdigest())
-    assert torch.equal(trunk_of(build_model(block, SIZE, statistics)).bn1.running_var, fake["bn1.running_var"])
+    assert torch.equal(
+        trunk_of(build_model(block, SIZE, statistics)).bn1.running_var, fake["bn1.running_var"]
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("resnet18", {"layer2.1.conv2.weight": None}, "layer2.1.conv2.weight is missing; give a state dict of torchvision"),
+        (
+            "resnet18",
+            {"layer2.1.conv2.weight": None},
+            "layer2.1.conv2.weight is missing; give a state dict of torchvision",
+        ),
         ("resnet18", {"bn1.bias": torch.ones(32)}, r"bn1.bias has shape \(32,\), not \(64,\)"),
         (
             "resnet18",
@@ -283,11 +308,19 @@ def test_weights_are_pinned(statistics, server: Server, tmp_path: Path) -> None:
     server.answers["/w"] = content(b"other")
     for place in (tmp_path / "w", server.url("/w")):
         with pytest.raises(InputError, match=f"network.weights: .*/w has sha256 {found}, not {'0' * 64}"):
-            build_model(block_with("resnet18", place, "0" * 64), SIZE, statistics, downloads=tmp_path / "downloads")
-    with pytest.raises(InputError, match=f"network.weights needs network.sha256 beside it.*; that of .*w is {found}"):
+            build_model(
+                block_with("resnet18", place, "0" * 64), SIZE, statistics, downloads=tmp_path / "downloads"
+            )
+    with pytest.raises(
+        InputError, match=f"network.weights needs network.sha256 beside it.*; that of .*w is {found}"
+    ):
         build_model(block_with("resnet18", tmp_path / "w", ""), SIZE)
-    with pytest.raises(InputError, match="network.weights needs network.sha256 beside it, the sha256 of that file$"):
-        build_model(block_with("resnet18", server.url("/w"), ""), SIZE, statistics, downloads=tmp_path / "downloads")
+    with pytest.raises(
+        InputError, match="network.weights needs network.sha256 beside it, the sha256 of that file$"
+    ):
+        build_model(
+            block_with("resnet18", server.url("/w"), ""), SIZE, statistics, downloads=tmp_path / "downloads"
+        )
 
 
 def test_only_the_model_with_an_extractor_takes_weights() -> None:
@@ -325,7 +358,9 @@ def test_a_trained_model_does_without_the_file_it_began_from(
         assert torch.equal(load_model(tmp_path / "model").colorize(light), model.colorize(light))
 
 
-def test_the_first_stage_reads_no_weights_but_asks_for_their_sha256(make_params, monkeypatch, tmp_path: Path) -> None:
+def test_the_first_stage_reads_no_weights_but_asks_for_their_sha256(
+    make_params, monkeypatch, tmp_path: Path
+) -> None:
     """What is missing in params.yaml is told before anything is deleted; the file is looked at when a training begins."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

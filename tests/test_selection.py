@@ -45,7 +45,9 @@ def independent() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["lightness", "coverage"])
 
 
-@pytest.mark.parametrize(("dark", "bright"), [(1000, 500), ("1000/24996", "500/24996"), (1000 / 24996, 500 / 24996)])
+@pytest.mark.parametrize(
+    ("dark", "bright"), [(1000, 500), ("1000/24996", "500/24996"), (1000 / 24996, 500 / 24996)]
+)
 def test_the_three_rules_of_document_000_on_24996_photographs(dark, bright):
     """The 1,000 darkest, the 500 brightest, coverage over 0.9: as pandas picks them, by count and by fraction."""
     colors, coverage = unsplash()
@@ -74,7 +76,9 @@ def test_the_three_rules_of_document_000_on_24996_photographs(dark, bright):
 def test_ties_go_to_the_lower_index():
     """Equal lightness: the first ones are removed, at both ends."""
     n = 10
-    masks = tone_rules(np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterConfig(dark=2, bright=0.3))
+    masks = tone_rules(
+        np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterConfig(dark=2, bright=0.3)
+    )
     assert np.flatnonzero(masks["dark"]).tolist() == [0, 1]
     assert np.flatnonzero(masks["bright"]).tolist() == [0, 1, 2]
 
@@ -237,7 +241,11 @@ def stratified(classes: np.ndarray, seed: int = 1, **amounts) -> pd.DataFrame:
     ("counts", "amounts", "expected"),
     [
         ({"coast": 100, "forest": 50}, (0.8, 0.1, 0.1), {"coast": (80, 10, 10, 0), "forest": (40, 5, 5, 0)}),
-        ({"a": 10, "b": 20, "c": 30}, (30, 6, 0), {"a": (5, 1, 0, 4), "b": (10, 2, 0, 8), "c": (15, 3, 0, 12)}),
+        (
+            {"a": 10, "b": 20, "c": 30},
+            (30, 6, 0),
+            {"a": (5, 1, 0, 4), "b": (10, 2, 0, 8), "c": (15, 3, 0, 12)},
+        ),
         # In proportion: a 3.04 0.91 0.61 2.43, b 4.78 1.43 0.96 3.83, c 2.17 0.65 0.43 1.74; the largest remainders
         # that leave 10, 3, 2 and 8 in all are b's of train, a's and c's of val, a's and b's of test, b's and c's unused.
         ({"a": 7, "b": 11, "c": 5}, (10, 3, 2), {"a": (3, 1, 1, 2), "b": (5, 1, 1, 4), "c": (2, 1, 0, 2)}),
@@ -248,7 +256,11 @@ def stratified(classes: np.ndarray, seed: int = 1, **amounts) -> pd.DataFrame:
             {"a": (80, 10, 10, 0), "b": (40, 5, 5, 0), "few": (2, 0, 0, 0)},
         ),
         # Of 20 for training 2 are taken by the small class: 18, 6 and 3 of 60 and 30.
-        ({"a": 60, "b": 30, "few": 2}, (20, 6, 3), {"a": (12, 4, 2, 42), "b": (6, 2, 1, 21), "few": (2, 0, 0, 0)}),
+        (
+            {"a": 60, "b": 30, "few": 2},
+            (20, 6, 3),
+            {"a": (12, 4, 2, 42), "b": (6, 2, 1, 21), "few": (2, 0, 0, 0)},
+        ),
     ],
 )
 def test_every_class_is_split_in_the_same_proportions(counts, amounts, expected):
@@ -317,11 +329,23 @@ def test_stratified_groups_stay_whole_and_the_sources_split_is_kept(seed):
 @pytest.mark.parametrize(
     ("classes", "amounts", "sentence"),
     [
-        (None, {}, "filter.stratify is true, but the source gives no classes; put .* or set filter.stratify to false"),
+        (
+            None,
+            {},
+            "filter.stratify is true, but the source gives no classes; put .* or set filter.stratify to false",
+        ),
         (np.full(90, ""), {}, "the source gives no classes"),
         (alone(90), {}, "no class has photographs of 3 groups"),
-        (np.repeat(["a", "b", "c"], [86, 2, 2]), {"train": 4}, "asks for 4 .* fewer groups .* already give it 4"),
-        (np.repeat(["a", "b"], 45), {"train": 80, "val": 10, "test": 10}, r"80 \+ 10 \+ 10 .* only 90 survive"),
+        (
+            np.repeat(["a", "b", "c"], [86, 2, 2]),
+            {"train": 4},
+            "asks for 4 .* fewer groups .* already give it 4",
+        ),
+        (
+            np.repeat(["a", "b"], 45),
+            {"train": 80, "val": 10, "test": 10},
+            r"80 \+ 10 \+ 10 .* only 90 survive",
+        ),
     ],
 )
 def test_what_cannot_be_stratified_is_refused(classes, amounts, sentence):
@@ -333,7 +357,9 @@ def test_what_cannot_be_stratified_is_refused(classes, amounts, sentence):
 def test_a_class_that_the_sources_split_leaves_short_is_named():
     """All of `sea` is marked test."""
     hints, classes = np.repeat(["train", "test"], 45), np.repeat(["land", "sea"], 45)
-    with pytest.raises(InputError, match="filter.test asks for 5 photographs of class 'land', but .* leaves 0"):
+    with pytest.raises(
+        InputError, match="filter.test asks for 5 photographs of class 'land', but .* leaves 0"
+    ):
         split(alone(90), hints, FilterConfig(stratify=True, train=40, val=10, test=10), 1, classes)
 
 
@@ -354,7 +380,9 @@ def test_nearness_is_the_rms_difference_below_the_threshold():
     others = rng.integers(0, 256, (5000, 192), np.uint8)
     others[4999] = np.clip(candidates[3].astype(int) + rng.integers(-3, 4, 192), 0, 255)
     others[10] = np.where(candidates[20] < 128, candidates[20] + 4, candidates[20] - 4)
-    distance = np.sqrt(((candidates[:, None].astype(float) - others[None, ::4999]) ** 2).mean(axis=2)).min(axis=1)
+    distance = np.sqrt(((candidates[:, None].astype(float) - others[None, ::4999]) ** 2).mean(axis=2)).min(
+        axis=1
+    )
     assert np.flatnonzero(distance < 4).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4)).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4.001)).tolist() == [3, 20]
@@ -369,7 +397,9 @@ def test_duplicates_across_splits_are_found_and_those_within_one_stay():
     """val against train, then test against train and what is left of val."""
     base = np.random.default_rng(9).integers(0, 200, (6, 192), np.uint8)
     small = np.concatenate([base, base + 1])
-    splits = np.array(["train", "train", "val", "test", "val", ""] + ["train", "val", "test", "test", "val", "test"])
+    splits = np.array(
+        ["train", "train", "val", "test", "val", ""] + ["train", "val", "test", "test", "val", "test"]
+    )
     expected = [7, 8]
     assert np.flatnonzero(duplicates(small, splits, 2)).tolist() == expected
     assert not duplicates(small, splits, 0.5).any()

@@ -23,7 +23,12 @@ from pipeline import paths, ship
 from pipeline.check import AllParams
 from pipeline.params import load
 
-PHOTOGRAPHS = {"astronaut": data.astronaut, "chelsea": data.chelsea, "coffee": data.coffee, "rocket": data.rocket}
+PHOTOGRAPHS = {
+    "astronaut": data.astronaut,
+    "chelsea": data.chelsea,
+    "coffee": data.coffee,
+    "rocket": data.rocket,
+}
 """It was trained on none of them."""
 
 
@@ -62,7 +67,10 @@ def test_it_is_closer_to_the_truth_than_grey(album: Path) -> None:
 
 def test_it_tells_where_it_comes_from() -> None:
     """Name, recipe, data's mean color; and it works as params.yaml says that it decodes."""
-    about, block = load_description(SHIPPED_FOLDER), load(AllParams, ROOT / "params.yaml").models["efficientnet_unet"]
+    about, block = (
+        load_description(SHIPPED_FOLDER),
+        load(AllParams, ROOT / "params.yaml").models["efficientnet_unet"],
+    )
     assert about["name"] == "shipped" and about["recipe"]["epochs"]["in_force"] == about["epochs"] > 0
     assert about["block"]["head"]["saturation"] == block.head.saturation
     assert (about["block"]["network"], about["block"]["arch"]) == (block.network, block.arch)
@@ -83,7 +91,17 @@ def test_the_wheel_holds_it_in_less_than_10_megabytes(tmp_path: Path) -> None:
     for name in ("src", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        ".",
+    ]
     subprocess.run(command, cwd=tmp_path, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         sizes = {entry.filename: entry.file_size for entry in wheel.infolist()}
@@ -92,7 +110,9 @@ def test_the_wheel_holds_it_in_less_than_10_megabytes(tmp_path: Path) -> None:
     assert sum(shipped.values()) < 10_000_000 and "colorize/app.html" in sizes
 
 
-def test_a_trained_model_becomes_the_one_that_ships(make_params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_model_becomes_the_one_that_ships(
+    make_params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In half precision, under the name, the size and the saturation that it is to have; the colors stay."""
     monkeypatch.chdir(tmp_path)
     make_model(paths.MODEL, "cae", channels=[4, 8])

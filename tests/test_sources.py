@@ -58,7 +58,15 @@ def in_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("AVIF", "avif"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif")],
+    [
+        ("JPEG", "jpg"),
+        ("PNG", "png"),
+        ("WEBP", "webp"),
+        ("AVIF", "avif"),
+        ("GIF", "gif"),
+        ("BMP", "bmp"),
+        ("TIFF", "tif"),
+    ],
 )
 def test_images_are_known_by_their_first_bytes(form: str, kind: str) -> None:
     """Every format that Pillow writes here is recognised from 32 bytes."""
@@ -88,7 +96,9 @@ def test_what_only_looks_like_an_image_is_none(head: bytes) -> None:
 
 def test_sample_windows_are_the_photographs_own_pixels(tmp_path: Path) -> None:
     """Windows of two sizes decode to the pixels of scikit-image's own loader; all of one photograph are one group."""
-    (tmp_path / "sample.csv").write_text("photo,side,step\nchelsea.png,100,100\nchelsea.png,300,150\ncoffee.png,400,400\n")
+    (tmp_path / "sample.csv").write_text(
+        "photo,side,step\nchelsea.png,100,100\nchelsea.png,300,150\ncoffee.png,400,400\n"
+    )
     photos = listed("sample", tmp_path / "sample.csv")
     ids = [photo.photo for photo in photos]
     assert ids[:3] == ["chelsea/100-0-0", "chelsea/100-0-100", "chelsea/100-0-200"]
@@ -130,7 +140,9 @@ def test_a_bad_sample_row_is_named(tmp_path: Path, row: str, names: list[str]) -
 # ---- folder ----
 
 
-def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_folder_takes_images_by_content_and_classes_by_sub_folder(
+    in_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """A photograph without a suffix counts, a text named .jpg is a failed row; other files are counted, and have no row."""
     root = in_folder(
         {
@@ -145,7 +157,9 @@ def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder: Cal
         }
     )
     photos = listed("folder", root)
-    rows = [(p.photo, p.group, p.label, p.status, p.reason, p.member) for p in photos if p.status != "ignored"]
+    rows = [
+        (p.photo, p.group, p.label, p.status, p.reason, p.member) for p in photos if p.status != "ignored"
+    ]
     assert rows == [
         ("a.PNG", "a.PNG", "", "ok", "", "a.PNG"),
         ("b/empty.jpeg", "b/empty.jpeg", "b", "failed", "empty_file", ""),
@@ -416,7 +430,10 @@ def test_coverage_in_percent_becomes_a_share(in_folder: Callable[..., Path]) -> 
             )
         ],
         ({"photos.tsv000": PHOTOS.encode() + b"ccccccccccc\tx\n"}, r"row 3 \(line 5\) has 2 fields"),
-        ({"photos.tsv000": PHOTOS.encode() + b'ccccccccccc\tx\tx\t"open\n'}, "line 5: unexpected end of data"),
+        (
+            {"photos.tsv000": PHOTOS.encode() + b'ccccccccccc\tx\tx\t"open\n'},
+            "line 5: unexpected end of data",
+        ),
     ],
 )
 def test_an_unsplash_archive_that_is_none_is_one_sentence(
@@ -427,7 +444,9 @@ def test_an_unsplash_archive_that_is_none_is_one_sentence(
         listed("unsplash", in_folder(contents))
 
 
-@pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04 cut", gzip.compress(bytes(3000), mtime=0)[:-20], b""])
+@pytest.mark.parametrize(
+    "content", [b"hello", b"PK\x03\x04 cut", gzip.compress(bytes(3000), mtime=0)[:-20], b""]
+)
 @pytest.mark.parametrize("source", ["unsplash", "cifar10"])
 def test_a_damaged_archive_is_one_sentence(tmp_path: Path, source: str, content: bytes) -> None:
     """Neither zip nor tar, or cut short."""
@@ -484,7 +503,9 @@ def test_cifar_images_keep_their_pixels_order_and_split(
     assert image[5, 7].tolist() == [flat[5 * 32 + 7], flat[1024 + 5 * 32 + 7], flat[2048 + 5 * 32 + 7]]
 
 
-def test_cifar_binary_version_and_archive_give_the_same(in_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_cifar_binary_version_and_archive_give_the_same(
+    in_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """Records of one label and 3072 pixels, from a .tar.gz: the same images as from the pickles."""
     contents: dict[str, bytes] = {"batches.meta.txt": b"airplane\ncar\n\n"}
     for name, rows in [
@@ -556,7 +577,9 @@ def test_a_batch_that_is_none_is_one_sentence(in_folder: Callable[..., Path], bo
 
 def test_a_column_whose_name_has_two_lines_is_named_on_one(in_folder: Callable[..., Path]) -> None:
     """Found by fuzzing: a quotation mark in the first row of Unsplash's photos."""
-    with pytest.raises(InputError, match="has no column 'photo_id'; it has photo, a name of two lines") as refused:
+    with pytest.raises(
+        InputError, match="has no column 'photo_id'; it has photo, a name of two lines"
+    ) as refused:
         listed("unsplash", in_folder({"photos.tsv000": b'photo\t"a name\nof two lines"\nx\ty\n'}))
     assert "\n" not in str(refused.value)
 
@@ -584,7 +607,9 @@ def test_limit_draws_usable_items_with_the_seed_and_keeps_their_order(in_folder:
     assert len(drawn(0, 1)) == 31
 
 
-def test_packed_bytes_come_back_and_tell_nothing_about_who_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_bytes_come_back_and_tell_nothing_about_who_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shards of a set number of items; every byte, sha256 and size as it was; neither owner nor time."""
     monkeypatch.setattr(sources, "SHARD_ITEMS", 4)
     bodies = list(jpegs(10))
@@ -618,7 +643,12 @@ def test_reader_reads_in_place_and_stays_there(in_folder: Callable[..., Path], t
     (root / "link.jpg").symlink_to(outside / "secret.jpg")
     reader = Reader(tmp_path, root)
     assert reader.read("", "a/b.jpg") == JPEG
-    for member in ("../outside/secret.jpg", str(outside / "secret.jpg"), "link.jpg", "\\x2e./outside/secret.jpg"):
+    for member in (
+        "../outside/secret.jpg",
+        str(outside / "secret.jpg"),
+        "link.jpg",
+        "\\x2e./outside/secret.jpg",
+    ):
         with pytest.raises(InputError, match="leads out"):
             reader.read("", member)
     for shard in ("../outside/photos-00000.tar", str(outside / "photos-00000.tar")):
@@ -633,7 +663,9 @@ def test_reader_reads_in_place_and_stays_there(in_folder: Callable[..., Path], t
         reader.read("photos-00000.tar", "b.jpg")
 
 
-def test_an_item_that_vanishes_before_packing_is_one_sentence(in_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_item_that_vanishes_before_packing_is_one_sentence(
+    in_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """The photograph is named, and no shard remains."""
     root = in_folder({"a.jpg": JPEG})
     photos = listed("folder", root)

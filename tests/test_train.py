@@ -42,7 +42,9 @@ def data(monkeypatch, tmp_path: Path, photographs) -> None:
     monkeypatch.chdir(tmp_path)
     images = photographs(12, 16)
     files.write_array(paths.CROPS / "crops-00000.npy", images)
-    splits = pd.DataFrame({"index": range(12), "photo": [f"p{i}" for i in range(12)], "split": ["train"] * 8 + ["val"] * 4})
+    splits = pd.DataFrame(
+        {"index": range(12), "photo": [f"p{i}" for i in range(12)], "split": ["train"] * 8 + ["val"] * 4}
+    )
     files.write_text(paths.SPLITS_CSV, splits.to_csv(index=False))
     Statistics.measure(images, PriorConfig()).write(paths.PRIOR)
 
@@ -50,7 +52,11 @@ def data(monkeypatch, tmp_path: Path, photographs) -> None:
 def test_a_model_folder_holds_everything_and_no_time(data, make_params) -> None:
     """Weights, resolved parameters, history; the seconds lie in runs/, outside every out."""
     train.train(make_params(SMALL), "cae", paths.MODEL)
-    assert {file.name for file in paths.MODEL.iterdir()} == {"weights.safetensors", "model.json", "history.csv"}
+    assert {file.name for file in paths.MODEL.iterdir()} == {
+        "weights.safetensors",
+        "model.json",
+        "history.csv",
+    }
     about = load_description(paths.MODEL)
     assert about["block"]["network"] == {"channels": [4, 8]} and about["epochs"] == 2
     timing = paths.run_folder("cae", about["fingerprint"]) / "timing.csv"
@@ -81,7 +87,13 @@ def test_a_finished_state_serves_the_zoo_and_the_root(data, make_params, monkeyp
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", 2), ("train.max_epochs", 3), ("models.cae.recipe.lr", 0.5), ("models.cae.network.l1", 0.1), ("crop.size", 8)],
+    [
+        ("seed", 2),
+        ("train.max_epochs", 3),
+        ("models.cae.recipe.lr", 0.5),
+        ("models.cae.network.l1", 0.1),
+        ("crop.size", 8),
+    ],
 )
 def test_what_changes_the_weights_changes_the_fingerprint(data, make_params, name: str, value) -> None:
     """And what cannot change them does not."""
@@ -89,7 +101,11 @@ def test_what_changes_the_weights_changes_the_fingerprint(data, make_params, nam
     params = {**SMALL, "models.cae.network": {"channels": [4, 8], "l1": 0.0}}
     before = train.fingerprint(make_params(params), "cae", device)
     assert train.fingerprint(make_params({**params, name: value}), "cae", device) != before
-    for harmless in ({"train.checkpoint_seconds": 1}, {"models.vae.recipe.lr": 1.0}, {"evaluate.sheet_size": 3}):
+    for harmless in (
+        {"train.checkpoint_seconds": 1},
+        {"models.vae.recipe.lr": 1.0},
+        {"evaluate.sheet_size": 3},
+    ):
         assert train.fingerprint(make_params({**params, **harmless}), "cae", device) == before
 
 
@@ -112,7 +128,9 @@ def test_every_source_file_that_a_training_runs_is_in_its_fingerprint_and_no_oth
     files.write_json(paths.PARAMS, make_params(SMALL).model_dump(mode="json"))
     params = load(AllParams)
     environment = os.environ | {"PYTHONPATH": f"{copy}:{copy / 'src'}"}
-    told = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+    )
     ran = {Path(line) for line in told.stdout.splitlines() if line.startswith(str(copy))}
     assert len(ran) > 15
     monkeypatch.setitem(imports.PACKAGES, "pipeline", copy / "pipeline")
@@ -120,7 +138,11 @@ def test_every_source_file_that_a_training_runs_is_in_its_fingerprint_and_no_oth
     before = train.fingerprint(params, "cae", device)
     assert before == load_description(paths.MODEL)["fingerprint"]
     library = copy / "src/colorize"
-    others = {library / "models/architectures/zhang.py", library / "apply/cli.py", copy / "pipeline/evaluate.py"}
+    others = {
+        library / "models/architectures/zhang.py",
+        library / "apply/cli.py",
+        copy / "pipeline/evaluate.py",
+    }
     for file in sorted(ran | others):
         source = file.read_bytes()
         file.write_bytes(source + b"\nEDITED = 1\n")
@@ -182,14 +204,20 @@ def test_what_changes_the_start_changes_the_fine_tuned_model(data, make_params) 
     """Its fingerprint covers the other's."""
     device = torch.device("cpu")
     before = train.fingerprint(make_params(TUNED), "cae_tuned", device)
-    assert train.fingerprint(make_params({**TUNED, "models.cae.recipe.lr": 0.5}), "cae_tuned", device) != before
-    assert train.fingerprint(make_params({**TUNED, "models.vae.recipe.lr": 0.5}), "cae_tuned", device) == before
+    assert (
+        train.fingerprint(make_params({**TUNED, "models.cae.recipe.lr": 0.5}), "cae_tuned", device) != before
+    )
+    assert (
+        train.fingerprint(make_params({**TUNED, "models.vae.recipe.lr": 0.5}), "cae_tuned", device) == before
+    )
 
 
 def test_fine_tuning_keeps_the_blocks_own_weights_of_colors(data) -> None:
     """The network's weights come from the other model, the loss's from the block."""
     statistics = Statistics.read(paths.PRIOR)
-    block = ModelConfig("cae", network={"channels": [4]}, head=HeadConfig("classification", weights="empirical"))
+    block = ModelConfig(
+        "cae", network={"channels": [4]}, head=HeadConfig("classification", weights="empirical")
+    )
     trained = build_model(block, 16, statistics)
     model = build_model(replace(block, head=replace(block.head, weights="smoothed")), 16, statistics)
     start_from(model, trained)
@@ -199,7 +227,9 @@ def test_fine_tuning_keeps_the_blocks_own_weights_of_colors(data) -> None:
         start_from(build_model(replace(block, network={"channels": [8]}), 16, statistics), trained)
 
 
-def test_a_share_is_so_many_photographs_and_the_same_ones_for_every_seed(data, make_params, monkeypatch) -> None:
+def test_a_share_is_so_many_photographs_and_the_same_ones_for_every_seed(
+    data, make_params, monkeypatch
+) -> None:
     """Half of eight are four of the training ones; validation keeps all its four; a quarter lies within the half."""
     seen: list[list[int]] = []
 
@@ -216,23 +246,31 @@ def test_a_share_is_so_many_photographs_and_the_same_ones_for_every_seed(data, m
     assert whole == sorted(whole) and half == sorted(half) and seen[1::2] == [[8, 9, 10, 11]] * 4
 
 
-def test_photographs_that_do_not_fit_are_streamed_and_give_the_same_bytes(data, make_params, monkeypatch) -> None:
+def test_photographs_that_do_not_fit_are_streamed_and_give_the_same_bytes(
+    data, make_params, monkeypatch
+) -> None:
     """With room for a photograph and a half no more than a batch is ever read at once, and the fingerprint is the same."""
     params = {**SMALL, "models.cae.recipe.flip": True, "models.cae.recipe.crop": 0.5}
     train.train(make_params(params), "cae", paths.MODEL)
     held = files.sha256_of([paths.MODEL])
     rows: list[int] = []
     read = Crops.__getitem__
-    monkeypatch.setattr(Crops, "__getitem__", lambda self, chosen: rows.append(len(chosen)) or read(self, chosen))
+    monkeypatch.setattr(
+        Crops, "__getitem__", lambda self, chosen: rows.append(len(chosen)) or read(self, chosen)
+    )
     monkeypatch.setattr(paths, "RUNS", Path("other runs"))
-    train.train(make_params({**params, "train.dataset_gigabytes": 1.5 * 16 * 16 * 3 / 1e9}), "cae", paths.MODEL)
+    train.train(
+        make_params({**params, "train.dataset_gigabytes": 1.5 * 16 * 16 * 3 / 1e9}), "cae", paths.MODEL
+    )
     assert files.sha256_of([paths.MODEL]) == held
     # Two epochs of two batches, and after each the eight that are watched: four for training, four for validation.
     assert sorted(rows) == [4] * 8
 
 
 @pytest.mark.parametrize(("asked", "own"), [("released", "empirical"), ("released_smoothed", "smoothed")])
-def test_without_the_released_prior_the_own_one_is_used_and_named(data, make_params, capsys, asked: str, own: str) -> None:
+def test_without_the_released_prior_the_own_one_is_used_and_named(
+    data, make_params, capsys, asked: str, own: str
+) -> None:
     """On the screen and in the model's description, whose block is the one that was trained; with it, nothing is said."""
     params = make_params({**SMALL, "models.cae.head": {"kind": "classification", "weights": asked}})
     train.train(params, "cae", paths.MODEL)
@@ -279,11 +317,18 @@ def test_what_differs_from_the_block_is_recorded_and_said_once(data, make_params
         "ranks": 1,
         "ended_by": "epochs",
     }
-    as_asked = {"models.cae.size": 16, "train.max_epochs": 0, "train.min_lr": 0, "models.cae.recipe.epochs": 3}
+    as_asked = {
+        "models.cae.size": 16,
+        "train.max_epochs": 0,
+        "train.min_lr": 0,
+        "models.cae.recipe.epochs": 3,
+    }
     train.train(make_params(SMALL | as_asked), "cae", paths.MODEL)
     assert load_description(paths.MODEL)["notes"] == []
     train.train(make_params(SMALL | as_asked | {"train.max_minutes": 1e-9}), "cae", paths.MODEL)
-    assert load_description(paths.MODEL)["notes"] == ["stopped before its last epoch, because train.max_minutes is 1e-09"]
+    assert load_description(paths.MODEL)["notes"] == [
+        "stopped before its last epoch, because train.max_minutes is 1e-09"
+    ]
     train.train(make_params(SMALL), "grey", paths.MODEL)
     assert load_description(paths.MODEL)["notes"] == [] and load_description(paths.MODEL)["recipe"] == {}
 
@@ -300,10 +345,14 @@ def test_two_processes_never_train_the_same_model_at_once(data, make_params, mon
         with FileLock(state.parent / "lock"):
             state.rename(aside)  # as if the first were still at it
             second = pool.submit(train.train, params, "cae", Path("second"))
-            assert said.get(timeout=60).startswith(f"cae: another process is training it in {state.parent}; waiting")
+            assert said.get(timeout=60).startswith(
+                f"cae: another process is training it in {state.parent}; waiting"
+            )
             aside.rename(state)
         second.result(timeout=60)
-    assert files.sha256(Path("second/weights.safetensors")) == files.sha256(paths.MODEL / "weights.safetensors")
+    assert files.sha256(Path("second/weights.safetensors")) == files.sha256(
+        paths.MODEL / "weights.safetensors"
+    )
 
 
 def test_old_states_are_deleted_beyond_the_limit(data, make_params) -> None:

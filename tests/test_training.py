@@ -65,7 +65,9 @@ def watch(model: torch.nn.Module, last: float = math.inf, end: Callable[[], None
     """Fills with the phase of every batch that the model gets; after so many of them, `end` is called."""
     seen: list[str] = []
 
-    class Watched(type(model)):  # not an attribute: a copy, as the weights' average is, would call this model's
+    class Watched(
+        type(model)
+    ):  # not an attribute: a copy, as the weights' average is, would call this model's
         def losses(self, phase: str, light: torch.Tensor, ab: torch.Tensor) -> dict[str, torch.Tensor]:
             if len(seen) == last:
                 end()
@@ -163,7 +165,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(("cost", "saved"), [(0.5, [3, 6, 9, 12, 15, 18, 21, 24]), (6, [3, 9, 15, 21])])
 def test_states_are_saved_as_often_as_is_promised_unless_that_is_dear(
-    cost: float, saved: list[int], photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+    cost: float,
+    saved: list[int],
+    photographs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: list[float],
 ) -> None:
     """Every 30 seconds, also within an epoch, which has ten batches and two for its losses, of 10 seconds each.
 
@@ -230,7 +237,9 @@ def test_noise_is_another_in_every_step_of_every_rank() -> None:
         loop.seed_noise(cpu, *numbers)
         return tuple(torch.rand(3).tolist())
 
-    numbers = [(seed, epoch, step, rank) for seed in (1, 2) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
+    numbers = [
+        (seed, epoch, step, rank) for seed in (1, 2) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)
+    ]
     assert len({drawn(*each) for each in numbers}) == len(numbers)
     assert drawn(1, 2, 3, 4) == drawn(1, 2, 3, 4)
 
@@ -311,7 +320,13 @@ def test_losses_are_measured_in_both_modes(photographs, tmp_path: Path) -> None:
     images = photographs(5, 16)
     _, progress = train("cgan", images, tmp_path / "s.pt")
     row = progress.history[0]
-    assert {"train_loss", "train_eval_loss", "val_loss", "val_discriminator_loss", "val_generator_loss"} <= set(row)
+    assert {
+        "train_loss",
+        "train_eval_loss",
+        "val_loss",
+        "val_discriminator_loss",
+        "val_generator_loss",
+    } <= set(row)
     assert row["train_loss"] != row["train_eval_loss"]
     assert row["train_eval_loss"] == row["val_loss"]  # here the same five photographs
     assert len(progress.seconds) == len(progress.history)
@@ -319,7 +334,10 @@ def test_losses_are_measured_in_both_modes(photographs, tmp_path: Path) -> None:
 
 def test_history_averages_over_twenty_epochs() -> None:
     """By hand: with loss = epoch, the mean at 30 is that of 11 to 30, at 3 that of 1 to 3."""
-    rows = [{"epoch": e, "train_loss": e, "train_eval_loss": 2 * e, "val_loss": 3 * e, "val_kl": 0.5} for e in range(1, 31)]
+    rows = [
+        {"epoch": e, "train_loss": e, "train_eval_loss": 2 * e, "val_loss": 3 * e, "val_kl": 0.5}
+        for e in range(1, 31)
+    ]
     lines = history_csv(rows).splitlines()
     header = lines[0].split(",")
     assert header[:4] == ["epoch", "train_loss", "train_eval_loss", "val_loss"] and header[-1] == "val_kl"
@@ -342,7 +360,9 @@ def watch_sides(model: torch.nn.Module) -> list[tuple[bool, int]]:
     """Fills with (training, side) of everything the model's losses are given."""
     seen: list[tuple[bool, int]] = []
     losses = model.losses
-    model.losses = lambda phase, light, ab: seen.append((model.training, light.shape[-1])) or losses(phase, light, ab)
+    model.losses = lambda phase, light, ab: (
+        seen.append((model.training, light.shape[-1])) or losses(phase, light, ab)
+    )
     return seen
 
 
@@ -380,10 +400,14 @@ def test_models_that_say_so_work_at_other_sizes(name: str, photographs) -> None:
     if not model_class(BLOCKS[name]).any_size:
         for change in ({"scales": (0.5, 1)}, {"crop": 0.5}):
             block = replace(BLOCKS[name], recipe=replace(BLOCKS[name].recipe, **change))
-            with pytest.raises(InputError, match=r"works at one size only; leave train\.crop and train\.scales at 1"):
+            with pytest.raises(
+                InputError, match=r"works at one size only; leave train\.crop and train\.scales at 1"
+            ):
                 model_class(block)
         return
-    model = build_model(BLOCKS[name], 32, Statistics.measure(photographs(4, 32), PriorConfig(), np.full(313, 1 / 313)))
+    model = build_model(
+        BLOCKS[name], 32, Statistics.measure(photographs(4, 32), PriorConfig(), np.full(313, 1 / 313))
+    )
     for side in (24, 8):
         light, ab = next(Photos(photographs(4, 32), side).batches(4))
         losses = [model.losses(phase, light, ab)["loss"] for phase in model.phases]
@@ -399,7 +423,9 @@ def test_learning_rate_rises_and_falls_as_the_recipe_says() -> None:
     rates = [rate_of(recipe, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
     assert rates[10] == pytest.approx(2) and rates[55] == pytest.approx(2 * (0.01 + 0.99 / 2))
-    assert rates[-1] == pytest.approx(0.02, rel=0.1) and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] == pytest.approx(0.02, rel=0.1) and all(
+        a >= b for a, b in zip(rates[10:], rates[11:], strict=False)
+    )
     assert {rate_of(Recipe(lr=2), step, 100) for step in range(100)} == {2}
 
 
@@ -428,7 +454,9 @@ def test_averaged_weights_are_kept(photographs, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(BLOCKS["cae"], 16)
     seen = model.net[0][0][0].weight
-    model.net.register_forward_pre_hook(lambda net, _: weights.append(seen.detach().clone()) if net.training else None)
+    model.net.register_forward_pre_hook(
+        lambda net, _: weights.append(seen.detach().clone()) if net.training else None
+    )
     recipe = Recipe(epochs=4, batch=4, lr=1e-2, average=0.5)
     fit(model, photos, photos, recipe, TrainConfig(keep="last"), 1, tmp_path / "plain.pt")
     steps = weights[1:]  # the last one's result is not seen before the averaged weights replace it
@@ -446,7 +474,15 @@ def test_every_option_of_the_recipe_resumes_exactly(photographs, tmp_path: Path)
     """Schedule, average, zoom and degradations: stopped after any batch and continued, the weights are those of one go."""
     photos = Photos(photographs(6, 32), 32)
     recipe = Recipe(
-        epochs=2, batch=2, optimizer="adamw", schedule="cosine", warmup=0.2, average=0.9, zoom=0.6, crop=0.5, degrade=True
+        epochs=2,
+        batch=2,
+        optimizer="adamw",
+        schedule="cosine",
+        warmup=0.2,
+        average=0.9,
+        zoom=0.6,
+        crop=0.5,
+        degrade=True,
     )
     rule = TrainConfig(checkpoint_seconds=0, keep="last")
 

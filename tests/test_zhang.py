@@ -72,4 +72,6 @@ def test_the_grid_has_as_many_outputs_as_cells_and_loads_without_the_statistics(
     with torch.no_grad():
         assert torch.equal(loaded.colorize(light), model.colorize(light))
     assert torch.equal(loaded.head.centers, torch.tensor(statistics.centers("grid")).float())
-    assert loaded.head.class_weights.tolist() == pytest.approx(statistics.weights("empirical", "grid").tolist())
+    assert loaded.head.class_weights.tolist() == pytest.approx(
+        statistics.weights("empirical", "grid").tolist()
+    )

@@ -115,7 +115,9 @@ def candidates(middles: np.ndarray, neighbors: int) -> np.ndarray:
 def color_counts(chunks: Iterable[np.ndarray]) -> np.ndarray:
     """How often each of the 2^24 sRGB colors occurs: chunks of photographs, uint8 [N, H, W, 3], become int64 [16777216]."""
     counts = np.zeros(1 << 24, np.int64)
-    part = 1 << 18  # what a cache holds: fresh memory for 16 million at once would cost more than the counting
+    part = (
+        1 << 18
+    )  # what a cache holds: fresh memory for 16 million at once would cost more than the counting
     for chunk in chunks:
         pixels = chunk.reshape(-1, 3)
         for start in range(0, len(pixels), part):
@@ -161,13 +163,16 @@ def _distributions(
     middles: np.ndarray, counts: np.ndarray, rule: PriorConfig, **others: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The priors over one set of bins, each also smoothed, and the rebalancing weights of them all."""
-    priors = {"empirical": counts / counts.sum()} | {name: prior / prior.sum() for name, prior in others.items()}
+    priors = {"empirical": counts / counts.sum()} | {
+        name: prior / prior.sum() for name, prior in others.items()
+    }
     smoothed = {
         "smoothed" if name == "empirical" else f"{name}_smoothed": smooth(prior, middles, rule.sigma)
         for name, prior in priors.items()
     }
     weights = {
-        f"weights_{name}": rebalancing_weights(prior, rule.uniform_mix) for name, prior in (priors | smoothed).items()
+        f"weights_{name}": rebalancing_weights(prior, rule.uniform_mix)
+        for name, prior in (priors | smoothed).items()
     }
     return {"bins": middles, "counts": counts} | priors | smoothed | weights
 
@@ -181,14 +186,18 @@ class Statistics:
     [313], and of all four `weights_*`; the same over the grid's occupied cells as `grid_*`, but for the released prior."""
 
     @staticmethod
-    def measure(chunks: Iterable[np.ndarray], rule: PriorConfig, released: np.ndarray | None = None) -> "Statistics":
+    def measure(
+        chunks: Iterable[np.ndarray], rule: PriorConfig, released: np.ndarray | None = None
+    ) -> "Statistics":
         """Count the colors of photographs, uint8 [N, H, W, 3] or chunks of that read one by one; `released` [313] joins as a
         second prior."""
         bins, cells, mean_ab = count_bins(color_counts(chunks))
         occupied = np.argwhere(cells)
         gamut = _distributions(centers(), bins, rule, **({} if released is None else {"released": released}))
         grid = _distributions((occupied - CELLS // 2 + 0.5) * STEP, cells[tuple(occupied.T)], rule)
-        return Statistics({"mean_ab": mean_ab} | gamut | {f"grid_{name}": array for name, array in grid.items()})
+        return Statistics(
+            {"mean_ab": mean_ab} | gamut | {f"grid_{name}": array for name, array in grid.items()}
+        )
 
     @staticmethod
     def read(path: Path) -> "Statistics":

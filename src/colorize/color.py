@@ -55,7 +55,11 @@ def bytes_to_lab(images: Tensor) -> Tensor:
     levels = _linear_bytes(images.device)
     photos, result = (t.reshape(-1, *images.shape[-3:]) for t in (images, lab))
     # A CPU takes as much at a time as its cache holds: a whole batch would wait for memory in every operation.
-    step = max(1, (1 << 16) // (images.shape[-2] * images.shape[-1])) if images.device.type == "cpu" else len(photos)
+    step = (
+        max(1, (1 << 16) // (images.shape[-2] * images.shape[-1]))
+        if images.device.type == "cpu"
+        else len(photos)
+    )
     for part, out in zip(photos.split(step), result.split(step), strict=True):
         linear = levels.index_select(0, part.int().flatten()).view(part.shape)
         out.copy_(_linear_to_lab(linear))
@@ -114,7 +118,9 @@ def lab_to_clipped_rgb(lab: Tensor) -> tuple[Tensor, Tensor]:
     f = torch.stack((y + a / 500, y, z.clamp_min(0)), dim=-3)
     xyz = torch.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
     linear = _mix(_matrices(lab.device, lab.dtype)[1], xyz)
-    rgb = torch.where(linear > 0.0031308, 1.055 * (linear.clamp_min(0.0031308).log2() / 2.4).exp2() - 0.055, 12.92 * linear)
+    rgb = torch.where(
+        linear > 0.0031308, 1.055 * (linear.clamp_min(0.0031308).log2() / 2.4).exp2() - 0.055, 12.92 * linear
+    )
     least, most = linear.aminmax(dim=-3)
     return rgb.clamp(0, 1), (least < 0) | (most > 1) | (z < 0)
 

@@ -104,7 +104,9 @@ def phase_losses(model: Any, phase: str) -> Callable[[Tensor, Tensor], dict[str,
     if world_size() == 1:
         return losses
     trained = nn.Module()
-    trained.add_module(phase, getattr(model, phase))  # its parameters only: those of other phases get no gradient
+    trained.add_module(
+        phase, getattr(model, phase)
+    )  # its parameters only: those of other phases get no gradient
     together = DistributedDataParallel(trained, gradient_as_bucket_view=True)
     # After its first backward pass it arranges the gradients anew, which changes the order of sums of three ranks
     # or more. A training that goes on must add as one in one go does, so that pass is made here, the last first.

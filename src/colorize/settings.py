@@ -51,7 +51,9 @@ RENAMED = {
 def is_name(text: str) -> bool:
     """Whether this may be a model's name: letters, digits, _ . + and -, so that it is a folder's name on every system."""
     reserved = re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text, re.IGNORECASE)  # by Windows
-    return not reserved and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.+-]{0,98}[A-Za-z0-9_+-])?", text) is not None
+    return (
+        not reserved and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.+-]{0,98}[A-Za-z0-9_+-])?", text) is not None
+    )
 
 
 def count_of(amount: str | int | float, total: int) -> int:
@@ -93,19 +95,29 @@ def inherited(models: object, where: object) -> object:
             return block
         base = block["base"]
         if not isinstance(base, str) or base not in models:
-            raise InputError(f"{where}: models.{name}.base: there is no model {base!r}; {suggest(str(base), list(models))}")
+            raise InputError(
+                f"{where}: models.{name}.base: there is no model {base!r}; {suggest(str(base), list(models))}"
+            )
         if base in (name, *below):
             raise InputError(f"{where}: models.{name}.base leads back to {base}; name another model")
         found = whole(base, (name, *below))
         own = {key: value for key, value in block.items() if key != "base"}
-        return _merged({k: v for k, v in found.items() if k != "arch"}, own) if isinstance(found, dict) else found
+        return (
+            _merged({k: v for k, v in found.items() if k != "arch"}, own)
+            if isinstance(found, dict)
+            else found
+        )
 
     return {name: whole(name) for name in models}
 
 
 def _merged(base: dict, own: dict) -> dict:
     """Two nested dictionaries as one; where both hold a value, `own` wins."""
-    both = {key: _merged(base[key], own[key]) for key in base.keys() & own.keys() if _are_dicts(base[key], own[key])}
+    both = {
+        key: _merged(base[key], own[key])
+        for key in base.keys() & own.keys()
+        if _are_dicts(base[key], own[key])
+    }
     return base | own | both
 
 
@@ -138,7 +150,9 @@ def checked(kind: type[Kind], content: object, where: object) -> Kind:
         name = ".".join(str(part) for part in loc if not str(part).startswith("list[")) or "its content"
         if first["type"] in unknown:
             if instead := next((new for old, new in RENAMED.items() if fnmatchcase(name, old)), ""):
-                raise InputError(f"{where}: there is no parameter {name} any more; write {instead}") from error
+                raise InputError(
+                    f"{where}: there is no parameter {name} any more; write {instead}"
+                ) from error
             hint = suggest(str(loc[-1]), _fields(kind, loc))
             if others := [place for place in _places(kind) if place.rpartition(".")[2] == loc[-1]]:
                 hint = f"did you mean {' or '.join(others)}?"

@@ -33,7 +33,13 @@ LOADED = 3
 WITHOUT_MODEL = ("original", "grey")
 KNOBS = {"temperature": 1.0, "saturation": 4.0}
 """How a model may be asked to decode, from 0 to this."""
-TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".tif": "image/tiff", ".avif": "image/avif"}
+TYPES = {
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".tif": "image/tiff",
+    ".avif": "image/avif",
+}
 POLICY = (
     "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -102,7 +108,9 @@ def create_app(
             else:
                 found = system(name)
                 light = fullsize.small_light(whole, found.model, found.size)
-                found.decode(**{knob: decoding.get(knob, own) for knob, own in own_decoding(folders[name]).items()})
+                found.decode(
+                    **{knob: decoding.get(knob, own) for knob, own in own_decoding(folders[name]).items()}
+                )
                 ab = fullsize.colorings(found.model, light)[0]
             return fullsize.encode(photograph, fullsize.paint(photograph, light, ab)), photograph.suffix
 

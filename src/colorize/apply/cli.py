@@ -20,7 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from colorize.apply.project import find_model, list_models, other_versions, project, required_project, trained, verify_outs
+from colorize.apply.project import (
+    find_model,
+    list_models,
+    other_versions,
+    project,
+    required_project,
+    trained,
+    verify_outs,
+)
 from colorize.data.images import CropConfig
 from colorize.files import InputError, one_sentence, text_of
 from colorize.settings import SHIPPED
@@ -47,7 +55,10 @@ MODEL = typer.Option(
 Models = Annotated[list[str] | None, MODEL]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Threads = Annotated[
-    int, typer.Option(min=0, help="Threads that compute; 0: OMP_NUM_THREADS, else every core that this process may use.")
+    int,
+    typer.Option(
+        min=0, help="Threads that compute; 0: OMP_NUM_THREADS, else every core that this process may use."
+    ),
 ]
 
 
@@ -60,11 +71,18 @@ def finite(value: float | None) -> float | None:
 
 Temperature = Annotated[
     float | None,
-    typer.Option(min=0, max=1, callback=finite, help="Classifiers: 0 paints the likeliest color, 1 the mean."),
+    typer.Option(
+        min=0, max=1, callback=finite, help="Classifiers: 0 paints the likeliest color, 1 the mean."
+    ),
 ]
 Saturation = Annotated[
     float | None,
-    typer.Option(min=0, max=4, callback=finite, help="Regressions: 1 is closest to the truth, more is bolder, less paler."),
+    typer.Option(
+        min=0,
+        max=4,
+        callback=finite,
+        help="Regressions: 1 is closest to the truth, more is bolder, less paler.",
+    ),
 ]
 MaxMegapixels = Annotated[
     float, typer.Option(min=1, callback=finite, help="Refuse larger photographs before they are decoded.")
@@ -88,7 +106,9 @@ def load_all(names: list[str] | None, device: "torch.device", **decoding: float 
     from colorize.apply.coloring import System
 
     with tempfile.TemporaryDirectory() as temporary:
-        folders = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(names or [SHIPPED])]
+        folders = [
+            find_model(name, Path(temporary) / str(number)) for number, name in enumerate(names or [SHIPPED])
+        ]
         systems = [System.load(folder, device.type) for folder in folders]
     known = [system.name for system in systems]
     if len(set(known)) < len(known):
@@ -124,7 +144,9 @@ def passed_over(reasons: "Counter[str]") -> str:
 
 @app.command()
 def apply(
-    photographs: Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)],
+    photographs: Annotated[
+        list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)
+    ],
     model: Models = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("colored"),
     temperature: Temperature = None,
@@ -132,7 +154,9 @@ def apply(
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Colorings of each photograph, of models that have several.")
     ] = 1,
-    compare: Annotated[bool, typer.Option(help="One sheet per photograph with all models side by side.")] = False,
+    compare: Annotated[
+        bool, typer.Option(help="One sheet per photograph with all models side by side.")
+    ] = False,
     max_megapixels: MaxMegapixels = CropConfig.max_megapixels,
     device: Device = "auto",
     threads: Threads = 0,
@@ -166,7 +190,12 @@ def apply(
     count = {status: sum(row.status == status for row in rows) for status in ("done", "kept", "failed")}
     passed = Counter(item.reason for item in items if item.status in ("skipped", "ignored"))
     if as_json:
-        told = {"output": text_of(str(output)), **count, "passed_over": passed, "photographs": [*map(asdict, rows)]}
+        told = {
+            "output": text_of(str(output)),
+            **count,
+            "passed_over": passed,
+            "photographs": [*map(asdict, rows)],
+        }
         print(json.dumps(told, indent=2))
     else:
         ended = f"{count['done']} colored, {count['kept']} were done before, {count['failed']} failed"
@@ -177,7 +206,9 @@ def apply(
 
 @app.command()
 def score(
-    photographs: Annotated[list[Path], typer.Argument(help="Color photographs, or folders of them.", show_default=False)],
+    photographs: Annotated[
+        list[Path], typer.Argument(help="Color photographs, or folders of them.", show_default=False)
+    ],
     model: Models = None,
     size: Annotated[
         int, typer.Option(min=0, max=4096, help="Side of the crops in pixels; 0: the largest of the models'.")
@@ -216,12 +247,16 @@ def score(
         cells["mean"] = with_interval([row["mean"], row["low"], row["high"]], f".{metric.decimals}f")
         for base in BASELINES:
             gain = [row[f"over_{base}{end}"] for end in ("", "_low", "_high")]
-            cells[f"over {base}"] = "" if row["system"] == base else with_interval(gain, f"+.{metric.decimals}f")
+            cells[f"over {base}"] = (
+                "" if row["system"] == base else with_interval(gain, f"+.{metric.decimals}f")
+            )
         rows.append(cells)
     print_table(rows, right=("mean", *(f"over {base}" for base in BASELINES)))
     grey = f", {found.grey_truths} of them grey in truth and left out of PSNR" if found.grey_truths else ""
     few = TOO_FEW if found.table["low"].isna().all() else ""
-    print(f"{found.images} photographs at {found.size}x{found.size} pixels{grey}{few}{passed_over(found.passed_over)}")
+    print(
+        f"{found.images} photographs at {found.size}x{found.size} pixels{grey}{few}{passed_over(found.passed_over)}"
+    )
     for photo, reason in found.failed.items():
         print(failure(photo, reason), file=sys.stderr)
     if found.failed:
@@ -278,7 +313,9 @@ def verify(as_json: AsJson = False) -> None:
 
 @app.command()
 def export(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the three files.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the three files.", show_default=False)
+    ],
     model: Annotated[str, MODEL] = SHIPPED,
 ) -> None:
     """Write a trained model for other programs: safetensors with its description, and ONNX.

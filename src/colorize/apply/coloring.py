@@ -97,7 +97,9 @@ def find(given: Sequence[Path], output: Path | None = None) -> list[Found]:
                 continue
             other = items.setdefault(item.name, item)
             if os.path.realpath(other.source) != os.path.realpath(item.source):
-                raise InputError(f"{other.source} and {item.source} have one name; color them into different folders")
+                raise InputError(
+                    f"{other.source} and {item.source} have one name; color them into different folders"
+                )
     everything = [*items.values(), *ignored]
     if all(item.status in ("skipped", "ignored") for item in everything):
         passed = counts(item.reason for item in everything)
@@ -133,7 +135,11 @@ def color_all(
     made_by = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     log = read_log(output)
     items = [item for item in items if item.status != "ignored"]
-    written = {item.name: f".{item.kind}" if f".{item.kind}" in fullsize.SAVE else ".png" for item in items if item.kind}
+    written = {
+        item.name: f".{item.kind}" if f".{item.kind}" in fullsize.SAVE else ".png"
+        for item in items
+        if item.kind
+    }
     names = {name: output_names(name, suffix, systems, samples, compare) for name, suffix in written.items()}
     _refuse_twins(names, output)
     rows = [_planned(item, names.get(item.name, []), log, made_by, output) for item in items]
@@ -164,7 +170,9 @@ def output_names(name: str, suffix: str, systems: Sequence[System], samples: int
     if compare:
         return [f"{name}-compared.jpg"]
     # A suffix that does not fit the format stays in the name: two sources may differ in their suffix only.
-    stem, suffix = os.path.splitext(name if Path(name).suffix.lower() in SUFFIXES[suffix[1:]] else name + suffix)
+    stem, suffix = os.path.splitext(
+        name if Path(name).suffix.lower() in SUFFIXES[suffix[1:]] else name + suffix
+    )
     folders = [f"{system.name}/" for system in systems] if len(systems) > 1 else [""]
     numbers = [f"-{number}" for number in range(1, samples + 1)] if samples > 1 else [""]
     return [f"{folder}{stem}{number}{suffix}" for folder in folders for number in numbers]
@@ -178,11 +186,15 @@ def _refuse_twins(names: Mapping[str, Sequence[str]], output: Path) -> None:
         for photo, outputs in names.items():
             for name in outputs:
                 if (other := owners.setdefault(key(name), photo)) != photo:
-                    raise InputError(f"{other} and {photo} would both become {output / name}; color them into two folders")
+                    raise InputError(
+                        f"{other} and {photo} would both become {output / name}; color them into two folders"
+                    )
         for photo, outputs in names.items():
             for way in {str(way) for name in outputs for way in Path(name).parents}:
                 if other := owners.get(key(way), ""):
-                    raise InputError(f"{photo} needs a folder where {other} would be; color them into two folders")
+                    raise InputError(
+                        f"{photo} needs a folder where {other} would be; color them into two folders"
+                    )
 
     try:
         check(_folded)
@@ -247,7 +259,9 @@ def holds(known: Row, row: Row, output: Path) -> bool:
         return False
     paths = {name: output / name_of(name) for name in known.outputs.split("|")}
     if known.status == "started":
-        return all(path.is_file() and files.sha256(path) == known.hashes[name][0] for name, path in paths.items())
+        return all(
+            path.is_file() and files.sha256(path) == known.hashes[name][0] for name, path in paths.items()
+        )
     return known.status in ("done", "kept") and all(path.exists() for path in paths.values())
 
 
@@ -264,7 +278,9 @@ def _refuse_foreign(row: Row, known: Row | None, output: Path) -> None:
             continue
         digests = known.hashes.get(name, []) if known and _is_same(known, row) else []
         if obstacle != path or not path.is_file() or files.sha256(path) not in digests:
-            raise InputError(f"{obstacle} would be overwritten, and is not ours or was changed; choose another --output")
+            raise InputError(
+                f"{obstacle} would be overwritten, and is not ours or was changed; choose another --output"
+            )
 
 
 def _color(
@@ -287,7 +303,9 @@ def _color(
     row.sha256 = files.sha256_bytes(content)
     photograph = fullsize.read(content, max_megapixels)
     row.note = "+".join(photograph.notes)
-    row.outputs = "|".join(map(text_of, output_names(item.name, photograph.suffix, systems, samples, compare)))
+    row.outputs = "|".join(
+        map(text_of, output_names(item.name, photograph.suffix, systems, samples, compare))
+    )
     shown: dict[str, Image.Image] = {}
     if compare:
         light = fullsize.small_light(photograph, systems[0].model, systems[0].size)
@@ -324,5 +342,7 @@ def side_by_side(photograph: fullsize.Photograph, pictures: Mapping[str, Image.I
     scale = min(1, COMPARED / height, (WIDEST / len(pictures) - sheets.GAP) / width)
     across, down = max(1, round(width * scale)), max(1, round(height * scale))
     shown = {label: fullsize.upright(photograph, picture) for label, picture in pictures.items()}
-    scaled = [(label, picture.resize((across, down), Image.Resampling.BICUBIC)) for label, picture in shown.items()]
+    scaled = [
+        (label, picture.resize((across, down), Image.Resampling.BICUBIC)) for label, picture in shown.items()
+    ]
     return sheets.grid([scaled])

@@ -160,7 +160,11 @@ def encode(photograph: Photograph, rgb: Image.Image) -> bytes:
     metadata = {"exif": photograph.exif, "icc_profile": photograph.profile, "dpi": photograph.dpi}
     try:
         return _save(rgb, photograph.suffix, metadata)
-    except (OSError, ValueError, struct.error) as error:  # the metadata was tried when the photograph was read
+    except (
+        OSError,
+        ValueError,
+        struct.error,
+    ) as error:  # the metadata was tried when the photograph was read
         raise Refused("too_large_to_write") from error
 
 
@@ -180,7 +184,9 @@ def small_light(photograph: Photograph, model: Colorizer, side: int) -> Tensor:
     across = down = side
     if model.any_size:
         scale = side / min(width, height)
-        across, down = (8 * max(1, round(min(scale * extent, LONGEST * side) / 8)) for extent in (width, height))
+        across, down = (
+            8 * max(1, round(min(scale * extent, LONGEST * side) / 8)) for extent in (width, height)
+        )
     stored = (down, across) if UPRIGHT.get(photograph.orientation) in TURNED_ASIDE else (across, down)
     small = photograph.rgb.resize(stored, Image.Resampling.BICUBIC, reducing_gap=3)
     return _lightness(np.asarray(upright(photograph, small)))

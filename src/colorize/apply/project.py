@@ -34,14 +34,18 @@ class Listed:
 def project() -> Path | None:
     """The project's folder: the nearest one upwards with a params.yaml and a dvc.yaml."""
     here = Path.cwd()
-    return next((f for f in (here, *here.parents) if (f / "params.yaml").exists() and (f / "dvc.yaml").exists()), None)
+    return next(
+        (f for f in (here, *here.parents) if (f / "params.yaml").exists() and (f / "dvc.yaml").exists()), None
+    )
 
 
 def required_project() -> Path:
     """Raises InputError: there is no project around the current folder."""
     root = project()
     if root is None:
-        raise InputError("there is no params.yaml beside a dvc.yaml here or above; change into a project of colorize")
+        raise InputError(
+            "there is no params.yaml beside a dvc.yaml here or above; change into a project of colorize"
+        )
     return root
 
 
@@ -138,7 +142,9 @@ def list_models(root: Path | None) -> list[dict[str, Any]]:
     folders = trained(root)
     empty = dict.fromkeys(("model", "document", "parameters", "trained", *SHOWN, "problem"))
     parameters = load_description(folders[SHIPPED])["parameters"]
-    rows: list[dict[str, Any]] = [empty | {"model": SHIPPED, "parameters": parameters, "trained": "with the library"}]
+    rows: list[dict[str, Any]] = [
+        empty | {"model": SHIPPED, "parameters": parameters, "trained": "with the library"}
+    ]
     if root is None:
         return rows
     path = root / "params.yaml"
@@ -153,7 +159,9 @@ def list_models(root: Path | None) -> list[dict[str, Any]]:
         if folder := folders.get(name):
             row["parameters"] = load_description(folder).get("parameters")
             row["trained"] = folder.relative_to(root).as_posix()
-            scores = root / "metrics/metrics.json" if folder == root / "data/model" else folder / "metrics.json"
+            scores = (
+                root / "metrics/metrics.json" if folder == root / "data/model" else folder / "metrics.json"
+            )
             if scores.exists():
                 found = files.read_json(scores, dict.fromkeys(SHOWN, float))
                 row |= {metric: found[metric] for metric in SHOWN}
@@ -190,7 +198,9 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
             rows = []
             for out in sorted(repo.index.outs, key=lambda out: out.stage.addressing):
                 if not out.exists:
-                    status = "missing" if out.hash_info or out.stage.path_in_repo == "dvc.yaml" else "never ran"
+                    status = (
+                        "missing" if out.hash_info or out.stage.path_in_repo == "dvc.yaml" else "never ran"
+                    )
                 elif not out.hash_info:
                     status = "not in dvc.lock"
                 else:
@@ -198,7 +208,9 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
                 path = Path(os.path.relpath(out.fs_path, root)).as_posix()
                 rows.append({"path": path, "stage": out.stage.addressing, "status": status})
             listed = {row["path"] for row in rows}
-            for name, entry in load_file(repo, str(root / "dvc.yaml")).lockfile_contents.get("stages", {}).items():
+            for name, entry in (
+                load_file(repo, str(root / "dvc.yaml")).lockfile_contents.get("stages", {}).items()
+            ):
                 for path in (out["path"] for out in entry.get("outs", []) if out["path"] not in listed):
                     rows.append({"path": path, "stage": name, "status": "not in dvc.yaml"})
     except Exception as error:  # DVC's own, and what its readers of damaged files raise

@@ -75,7 +75,12 @@ def score(
     failed = {text_of(item.name): item.reason for item in items if item.status == "failed"}
     passed_over = Counter(item.reason for item in items if item.status in ("skipped", "ignored"))
     rows = [
-        {"photo": text_of(item.name), "shard": "", "member": str(item.source), "sha256": files.sha256(item.source)}
+        {
+            "photo": text_of(item.name),
+            "shard": "",
+            "member": str(item.source),
+            "sha256": files.sha256(item.source),
+        }
         for item in items
         if item.kind
     ]
@@ -88,7 +93,9 @@ def score(
         failed |= {record.photo: record.reason for record in records if record.status != "ok"}
         if not kept:
             why = counts(failed.values())
-            raise InputError(f"none of {len(failed)} photographs could be read ({why}); give color photographs")
+            raise InputError(
+                f"none of {len(failed)} photographs could be read ({why}); give color photographs"
+            )
         crops = Crops(folder)
         mean = Statistics({"mean_ab": np.array(systems[0].mean_ab)})
         models = {system.name: (system.model, system.size) for system in systems}

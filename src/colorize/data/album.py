@@ -26,7 +26,22 @@ IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixe
 }
 """Files that claim to be photographs; what they are is decided by their first bytes."""
 RAW_SUFFIXES = {
-    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw"),
+    *(
+        ".3fr",
+        ".arw",
+        ".cr2",
+        ".cr3",
+        ".crw",
+        ".dcr",
+        ".dng",
+        ".erf",
+        ".fff",
+        ".iiq",
+        ".kdc",
+        ".mef",
+        ".mos",
+        ".mrw",
+    ),
     *(".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 }
 """Of cameras' raw files: most begin as TIFF does, and what can be read of them is a thumbnail."""

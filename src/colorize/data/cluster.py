@@ -52,7 +52,10 @@ def connected(address: str) -> Iterator[Callable[..., Iterator[Any]] | None]:
     from distributed import CancelledError, Client
     from distributed.comm import CommClosedError
 
-    where, remedy = f"crop.cluster: Dask's scheduler at {address}", "start it and its workers, or leave crop.cluster empty"
+    where, remedy = (
+        f"crop.cluster: Dask's scheduler at {address}",
+        "start it and its workers, or leave crop.cluster empty",
+    )
     try:
         place = urlsplit(address)  # first, because Dask would print tracebacks
         socket.create_connection((place.hostname or "", place.port or 0), CONNECT_SECONDS).close()
@@ -64,7 +67,9 @@ def connected(address: str) -> Iterator[Callable[..., Iterator[Any]] | None]:
             client.wait_for_workers(1, CONNECT_SECONDS)
         except OSError as error:
             raise InputError(f"{where} cannot be used ({error}); {remedy}") from error
-        if max(client.nthreads().values()) > 1:  # how Pillow's warnings are taken is a matter of the whole process
+        if (
+            max(client.nthreads().values()) > 1
+        ):  # how Pillow's warnings are taken is a matter of the whole process
             raise InputError(f"{where} has a worker of several threads; start all with --nthreads 1")
         try:
             yield partial(results, client)

@@ -35,10 +35,14 @@ def area_resize(images: Tensor, size: int) -> Tensor:
     if size > side:
         raise ValueError(f"area resizing only shrinks: {side} to {size}")
     parts = [
-        F.interpolate(part.permute(0, 3, 1, 2).float(), size=(size, size), mode="area").round().to(torch.uint8)
+        F.interpolate(part.permute(0, 3, 1, 2).float(), size=(size, size), mode="area")
+        .round()
+        .to(torch.uint8)
         for part in images.split(256)
     ]
-    return torch.cat(parts).permute(0, 2, 3, 1).contiguous() if parts else images.new_zeros((0, size, size, 3))
+    return (
+        torch.cat(parts).permute(0, 2, 3, 1).contiguous() if parts else images.new_zeros((0, size, size, 3))
+    )
 
 
 def share_of(side: int, share: float) -> int:
@@ -57,7 +61,12 @@ def zoomed(images: Tensor, side: Tensor, top: Tensor, left: Tensor, mirror: Tens
     down = top[:, None] + side[:, None] * steps
     across = left[:, None] + side[:, None] * torch.where(mirror[:, None], 1 - steps, steps)
     shape = (len(images), size, size)
-    grid = torch.stack((across[:, None].expand(shape), down[:, :, None].expand(shape)), dim=-1) * 2 / images.shape[1] - 1
+    grid = (
+        torch.stack((across[:, None].expand(shape), down[:, :, None].expand(shape)), dim=-1)
+        * 2
+        / images.shape[1]
+        - 1
+    )
     maps = images.permute(0, 3, 1, 2).float()
     maps = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     return maps.round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -119,7 +128,9 @@ class Photos:
         size: side at which they are handed out, at most S.
     """
 
-    def __init__(self, images: np.ndarray | Tensor | Streamed, size: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, images: np.ndarray | Tensor | Streamed, size: int, device: str | torch.device = "cpu"
+    ) -> None:
         self.size, self.device = size, torch.device(device)
         self.images: Tensor | Streamed
         if isinstance(images, Streamed):
@@ -160,7 +171,9 @@ class Photos:
         """The same photographs at a share of their side, as `share_of` rounds it."""
         return Photos(self.images, share_of(self.size, share), self.device)
 
-    def batches(self, size: int, rank: int = 0, ranks: int = 1, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, size: int, rank: int = 0, ranks: int = 1, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every photograph once, in order, whole: (light, ab) of at most `size` each; of several ranks, this one's share.
 
         Args:
@@ -204,14 +217,28 @@ class Photos:
         tops, lefts = torch.randint(0, self.size - window + 1, (2, count), generator=random)
         mirrored = torch.rand(count, generator=random) < (0.5 if flip else 0)
         steps = torch.arange(window)
-        sides = self.size * (zoom + (1 - zoom) * torch.rand(count, generator=random)) if zoom < 1 else torch.zeros(count)
-        corners = torch.rand((2, count), generator=random) * (self.size - sides) if zoom < 1 else torch.zeros(2, count)
+        sides = (
+            self.size * (zoom + (1 - zoom) * torch.rand(count, generator=random))
+            if zoom < 1
+            else torch.zeros(count)
+        )
+        corners = (
+            torch.rand((2, count), generator=random) * (self.size - sides)
+            if zoom < 1
+            else torch.zeros(2, count)
+        )
 
         def own(numbers: Tensor) -> list[Tensor]:
-            return [batch.tensor_split(ranks)[rank] for batch in numbers.tensor_split(-(-count // size))[start:]]
+            return [
+                batch.tensor_split(ranks)[rank] for batch in numbers.tensor_split(-(-count // size))[start:]
+            ]
 
-        windows = zip(own(tops), own(lefts), own(mirrored), own(sides), own(corners[0]), own(corners[1]), strict=True)
-        for pixels, (top, left, mirror, side, upper, outer) in zip(self._parts(own(order)), windows, strict=True):
+        windows = zip(
+            own(tops), own(lefts), own(mirrored), own(sides), own(corners[0]), own(corners[1]), strict=True
+        )
+        for pixels, (top, left, mirror, side, upper, outer) in zip(
+            self._parts(own(order)), windows, strict=True
+        ):
             if zoom < 1:
                 side, upper, outer, mirror = (t.to(self.device) for t in (side, upper, outer, mirror))
                 yield to_light_ab(zoomed(pixels, side, upper, outer, mirror, window))
@@ -219,6 +246,7 @@ class Photos:
             i = top[:, None] + steps
             j = left[:, None] + torch.where(mirror[:, None], steps.flip(0), steps)
             photos, i, j = (
-                t.to(self.device) for t in (torch.arange(len(pixels))[:, None, None], i[:, :, None], j[:, None, :])
+                t.to(self.device)
+                for t in (torch.arange(len(pixels))[:, None, None], i[:, :, None], j[:, None, :])
             )
             yield to_light_ab(pixels[photos, i, j])

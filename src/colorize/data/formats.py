@@ -31,7 +31,9 @@ _STARTS = {
     b"\x89PNG\r\n\x1a\n": "png",
     b"GIF87a": "gif",
     b"GIF89a": "gif",
-    **dict.fromkeys((b"II*\0", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"), "tif"),  # some write MM*; + is for large files
+    **dict.fromkeys(
+        (b"II*\0", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"), "tif"
+    ),  # some write MM*; + is for large files
     b"\xff\x0a": "jpeg_xl",
     b"\0\0\0\x0cJXL \r\n\x87\n": "jpeg_xl",
     b"\xff\x4f\xff\x51": "jpeg_2000",
@@ -39,7 +41,9 @@ _STARTS = {
     b"8BPS": "photoshop",
     b"%PDF": "pdf",
     **dict.fromkeys((b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR"), "raw"),  # Fuji; Olympus
-    **dict.fromkeys((b"IIU\0", b"II\x1a\0\0\0HEAPCCDR", b"FOVb", b"\0MRM"), "raw"),  # Panasonic; Canon; Sigma; Minolta
+    **dict.fromkeys(
+        (b"IIU\0", b"II\x1a\0\0\0HEAPCCDR", b"FOVb", b"\0MRM"), "raw"
+    ),  # Panasonic; Canon; Sigma; Minolta
 }
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "avif"),

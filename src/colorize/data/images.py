@@ -59,7 +59,10 @@ SAMPLE_FORMAT, YCBCR_SUBSAMPLING = 339, 530
 DNG_VERSION = 50706
 RAW = {(32803,), (34892,)}
 """Photometric interpretations of what a sensor saw: a mosaic of colors, or one that was filled in."""
-TRANSFERS = {"png": re.compile(rb"\0\0\0\x04cICP.(.)", re.DOTALL), "avif": re.compile(rb"colrnclx..\0(.)", re.DOTALL)}
+TRANSFERS = {
+    "png": re.compile(rb"\0\0\0\x04cICP.(.)", re.DOTALL),
+    "avif": re.compile(rb"colrnclx..\0(.)", re.DOTALL),
+}
 """Where files name the transfer function of their levels, by its number in ITU-T H.273, table 3."""
 HDR = {b"\x10", b"\x12"}
 """PQ and HLG, whose levels are no sRGB's."""
@@ -116,7 +119,10 @@ SENTENCES = {
     "hdr": "The levels are those of an HDR display; save it as an ordinary JPEG or PNG.",
     "too_large_to_write": "The result is too large for its format; scale the photograph down or save it as PNG first.",
     "avif": "The installed Pillow does not read AVIF; install its wheel from PyPI, or save the file as JPEG or PNG.",
-    **{reason: f"This is {words}, which is not read; export it as JPEG, PNG or TIFF." for reason, words in UNREAD.items()},
+    **{
+        reason: f"This is {words}, which is not read; export it as JPEG, PNG or TIFF."
+        for reason, words in UNREAD.items()
+    },
 }
 """What each reason for which a photograph is refused means, and what to do."""
 
@@ -207,7 +213,9 @@ def crop_square(content: bytes, rule: CropConfig) -> tuple[np.ndarray, Record]:
         record = Record("", "ok", width=width, height=height, small=decisive < rule.size)
         if record.small and rule.small == "drop":
             raise Refused("too_small")
-        across, down = (min(rule.size, max(1, round(rule.size * extent / decisive))) for extent in (width, height))
+        across, down = (
+            min(rule.size, max(1, round(rule.size * extent / decisive))) for extent in (width, height)
+        )
         drafted = image.draft(None, (2 * across, 2 * down))
         decoded = decode(image)
         # The exact extent of the source in drafted pixels, whose last column and row may be only partly covered.
@@ -234,7 +242,9 @@ def crop_square(content: bytes, rule: CropConfig) -> tuple[np.ndarray, Record]:
 def opened(content: bytes, max_megapixels: float) -> Iterator[Image.Image]:
     """A photograph whose header is read; whatever goes wrong with its bytes, in the block too, becomes `Refused`."""
     allowed = int(min(round(max_megapixels * 1e6, 3), 2**62))
-    if Image.MAX_IMAGE_PIXELS is not None:  # one for the process, in which other threads may read: never lowered
+    if (
+        Image.MAX_IMAGE_PIXELS is not None
+    ):  # one for the process, in which other threads may read: never lowered
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, allowed)
     try:
         with warnings.catch_warnings():
@@ -348,7 +358,9 @@ def orientation_of(image: Image.Image) -> int | None:
     """EXIF's orientation, 1 to 8 (1: upright); None if its metadata cannot be read."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow's EXIF parser fails with whatever it meets; broken metadata must not cost the pixels
+    except (
+        Exception
+    ):  # Pillow's EXIF parser fails with whatever it meets; broken metadata must not cost the pixels
         return None
     return found if found in UPRIGHT else 1
 
@@ -367,7 +379,9 @@ def decode(image: Image.Image) -> Decoded:
     image.load()
     if (key := image.info.get("transparency")) and layout in KEYS:
         scale = KEYS[layout]
-        image.info["transparency"] = int(key * scale) if isinstance(key, int) else tuple(int(level * scale) for level in key)
+        image.info["transparency"] = (
+            int(key * scale) if isinstance(key, int) else tuple(int(level * scale) for level in key)
+        )
     orientation = orientation_of(image)
     notes = ["exif_ignored"] * (orientation is None) + ["frames_ignored"] * frames
     profile = image.info.get("icc_profile") or b""
@@ -457,10 +471,14 @@ def _tones(profile: bytes, gamma: float, count: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def to_srgb(profile: bytes, mode: str, flags: ImageCms.Flags = ImageCms.Flags.NONE) -> ImageCms.ImageCmsTransform:
+def to_srgb(
+    profile: bytes, mode: str, flags: ImageCms.Flags = ImageCms.Flags.NONE
+) -> ImageCms.ImageCmsTransform:
     """From an embedded profile to sRGB.
 
     Raises:
         ImageCms.PyCMSError, ValueError, TypeError, OSError: the profile is none, or of another color space.
     """
-    return ImageCms.buildTransform(ImageCms.ImageCmsProfile(io.BytesIO(profile)), SRGB, mode, "RGB", flags=flags)
+    return ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)), SRGB, mode, "RGB", flags=flags
+    )

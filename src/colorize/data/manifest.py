@@ -106,7 +106,9 @@ def _contents(photos: Iterable[Item]) -> Iterator[tuple[Item, bytes]]:
         try:
             content = photo.content()
         except OSError as error:
-            raise InputError(f"photo {photo.photo} cannot be read ({error.strerror}); run this again") from error
+            raise InputError(
+                f"photo {photo.photo} cannot be read ({error.strerror}); run this again"
+            ) from error
         photo.sha256, photo.size = hashlib.sha256(content).hexdigest(), len(content)
         if not photo.member:
             yield photo, content

@@ -41,7 +41,9 @@ def split(
         InputError: there are too few photographs or groups, the hints contradict what is asked for, or there are no
             classes to stratify by.
     """
-    names, first, group_of, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    names, first, group_of, sizes = np.unique(
+        groups, return_index=True, return_inverse=True, return_counts=True
+    )
     hint = np.asarray(hints)[first]
     if (torn := hint[group_of] != hints).any():
         raise InputError(
@@ -77,7 +79,9 @@ def split(
     rows = _apportion(_wanted(_less(rule, sizes[small].sum()), photographs.sum())[0], photographs)
     for number, row in zip(large, rows, strict=True):
         members = order[class_of[order] == number]
-        drawn[members] = _draw(sizes[members], hint[members], row, uses_all, f" of class {str(labels[number])!r}")
+        drawn[members] = _draw(
+            sizes[members], hint[members], row, uses_all, f" of class {str(labels[number])!r}"
+        )
     return drawn[group_of]
 
 
@@ -118,7 +122,9 @@ def _apportion(wanted: dict[str, int], photographs: np.ndarray) -> list[dict[str
     return [dict(zip(wanted, map(int, row), strict=False)) for row in parts]
 
 
-def _draw(sizes: np.ndarray, hint: np.ndarray, wanted: dict[str, int], uses_all: bool, where: str = "") -> np.ndarray:
+def _draw(
+    sizes: np.ndarray, hint: np.ndarray, wanted: dict[str, int], uses_all: bool, where: str = ""
+) -> np.ndarray:
     """The split of each group; the groups come in the order in which they are drawn."""
     only_test = hint == "test"
     allowed = {"train": ~only_test, "val": ~only_test, "test": hint != "train"}

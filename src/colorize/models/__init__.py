@@ -118,16 +118,22 @@ def model_class(block: ModelConfig) -> type[Colorizer]:
         InputError: there is no such architecture, or its network does not take these arguments.
     """
     if block.arch not in architecture_names():
-        raise InputError(f"there is no architecture {block.arch!r}; choose among {', '.join(architecture_names())}")
+        raise InputError(
+            f"there is no architecture {block.arch!r}; choose among {', '.join(architecture_names())}"
+        )
     model: type[Colorizer] = import_module(f"{__name__}.architectures.{block.arch}").Model
     takes = {n: p for n, p in inspect.signature(model).parameters.items() if n not in ("head", "setup")}
     unknown = [name for name in block.network if name not in takes]
     missing = [n for n, p in takes.items() if p.default is p.empty and n not in block.network]
     if unknown or missing:
         what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
-        raise InputError(f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}")
+        raise InputError(
+            f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}"
+        )
     if not model.any_size and (block.recipe.crop != 1 or any(scale != 1 for scale in block.recipe.scales)):
-        raise InputError(f"architecture {block.arch!r} works at one size only; leave train.crop and train.scales at 1")
+        raise InputError(
+            f"architecture {block.arch!r} works at one size only; leave train.crop and train.scales at 1"
+        )
     weights, digits = pretrained_file(block)
     if weights and not digits:
         found = f"; that of {weights} is {files.sha256(Path(weights))}" if Path(weights).is_file() else ""
@@ -219,7 +225,9 @@ def _describe(folder: Path) -> tuple[dict, "_Described"]:
         raise InputError(f"there is no trained model in {folder}; run `dvc repro` first") from error
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "it"
-        raise InputError(f"{folder / DESCRIPTION} does not describe a trained model ({where}); train it again") from error
+        raise InputError(
+            f"{folder / DESCRIPTION} does not describe a trained model ({where}); train it again"
+        ) from error
     return description | asdict(checked), checked
 
 
@@ -254,7 +262,9 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
         model.load_state_dict(tensors)
     except InputError:
         raise
-    except Exception as error:  # networks fail with whatever they like on arguments that nobody trained them with
+    except (
+        Exception
+    ) as error:  # networks fail with whatever they like on arguments that nobody trained them with
         raise InputError(f"{folder / WEIGHTS} does not hold this model's weights; train it again") from error
     return model.to(device).eval()
 

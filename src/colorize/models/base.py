@@ -76,7 +76,9 @@ class Colorizer(nn.Module):
             samples: colorings of each photograph that a model which has several adds, if more than 1.
         """
         out = self.out(light)
-        return Colors(self.head.decode(out, light), self.head.rgb(out) if isinstance(self.head, Rgb) else None)
+        return Colors(
+            self.head.decode(out, light), self.head.rgb(out) if isinstance(self.head, Rgb) else None
+        )
 
     def colorize(self, light: Tensor) -> Tensor:
         """Predict ab."""
@@ -99,4 +101,6 @@ def with_l1(losses: dict[str, Tensor], monitor: str, encoder: nn.Module, l1: flo
 
 def l1_norm(module: nn.Module) -> Tensor:
     """Sum of |w| over all weights of a module, biases left out (document 000, section 2.5.8)."""
-    return torch.stack([p.abs().sum() for name, p in module.named_parameters() if name.endswith("weight")]).sum()
+    return torch.stack(
+        [p.abs().sum() for name, p in module.named_parameters() if name.endswith("weight")]
+    ).sum()

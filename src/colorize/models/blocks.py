@@ -25,7 +25,9 @@ class Conv2d(nn.Conv2d):
         return nn.functional.conv2d(maps, center, self.bias)
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, batch_norm: bool = False) -> nn.Sequential:
+def conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, batch_norm: bool = False
+) -> nn.Sequential:
     """Convolution that keeps the size (divides it by the stride), optional batch norm, ReLU."""
     layers: list[nn.Module] = [Conv2d(inputs, outputs, kernel, stride)]
     if batch_norm:
@@ -59,7 +61,9 @@ def kaiming_(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def load_pretrained_(module: nn.Module, tensors: Mapping[str, Tensor], first: str, path_or_url: str, hint: str) -> None:
+def load_pretrained_(
+    module: nn.Module, tensors: Mapping[str, Tensor], first: str, path_or_url: str, hint: str
+) -> None:
     """Load the weights of a network for RGB into one for grey, in place; entries that it has no use for are ignored.
 
     The kernels of the first convolution are summed over R, G and B where the module reads one channel: that equals a grey

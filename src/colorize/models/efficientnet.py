@@ -31,18 +31,25 @@ STRIDE = 32
 class Conv(nn.Conv2d):
     """Square convolution without bias, padded as TensorFlow does for even sizes; groups of one channel if `depthwise`."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, depthwise: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, depthwise: bool = False
+    ) -> None:
         super().__init__(inputs, outputs, kernel, stride, bias=False, groups=inputs if depthwise else 1)
         before = (kernel - stride) // 2
         self.border = (before, kernel - stride - before) * 2
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if maps.shape[-2:] == (1, 1):  # oneDNN leaves the gradient of the kernel's unused rest unwritten in bf16
+        if maps.shape[-2:] == (
+            1,
+            1,
+        ):  # oneDNN leaves the gradient of the kernel's unused rest unwritten in bf16
             middle = self.kernel_size[0] // 2
             weight, border = weight[..., middle : middle + 1, middle : middle + 1], (0, 0, 0, 0)
         else:
             border = self.border
-        return F.conv2d(F.pad(maps, border) if any(border) else maps, weight, bias, self.stride, 0, 1, self.groups)
+        return F.conv2d(
+            F.pad(maps, border) if any(border) else maps, weight, bias, self.stride, 0, 1, self.groups
+        )
 
 
 def normalized(conv: Conv, norm: nn.BatchNorm2d, maps: Tensor) -> Tensor:
@@ -67,7 +74,10 @@ class Block(nn.Module):
         self.expands, self.shortcut = expansion != 1, stride == 1 and inputs == outputs
         if self.expands:
             self._expand_conv, self._bn0 = Conv(inputs, width), batch_norm(width)
-        self._depthwise_conv, self._bn1 = Conv(width, width, kernel, stride, depthwise=True), batch_norm(width)
+        self._depthwise_conv, self._bn1 = (
+            Conv(width, width, kernel, stride, depthwise=True),
+            batch_norm(width),
+        )
         self._project_conv, self._bn2 = Conv(width, outputs), batch_norm(outputs)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -183,7 +183,9 @@ class Classification(Head):
         self.grey_below = grey_below
         self.channels = len(class_weights)
         centers = torch.as_tensor(bins.centers() if centers is None else centers).float()
-        self.register_buffer("centers", centers.contiguous())  # sums are rounded by layout: as loaded weights lie
+        self.register_buffer(
+            "centers", centers.contiguous()
+        )  # sums are rounded by layout: as loaded weights lie
         self.register_buffer("class_weights", class_weights)
         self.register_buffer("candidates", None, persistent=False)
 
@@ -193,7 +195,9 @@ class Classification(Head):
         The nearest comes first, of equally near bins the first; weights are Gaussian in the distance and sum to 1 (Zhang et
         al. 2016, section 2.1).
         """
-        if self.candidates is None:  # not before: who only decodes needs none, and other centers may have been loaded
+        if (
+            self.candidates is None
+        ):  # not before: who only decodes needs none, and other centers may have been loaded
             found = bins.candidates(self.centers.double().cpu().numpy(), self.neighbors)
             self.candidates = torch.from_numpy(found).to(ab.device)
         tile = ((ab + bins.EDGE) / bins.TILE).floor().long().clamp(0, len(self.candidates) - 1)
@@ -262,4 +266,6 @@ def build_head(rule: HeadConfig, statistics: Statistics | None, centers: Tensor 
     class_weights = torch.ones(bins.Q if centers is None else len(centers))
     if statistics is not None and rule.weights != "none":
         class_weights = torch.tensor(statistics.weights(rule.weights, rule.bins), dtype=torch.float32)
-    return Classification(rule.neighbors, rule.sigma, rule.temperature, class_weights, centers, rule.grey_below)
+    return Classification(
+        rule.neighbors, rule.sigma, rule.temperature, class_weights, centers, rule.grey_below
+    )

@@ -27,7 +27,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = nn.Sequential()
         if stride != 1:
-            self.downsample = nn.Sequential(Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, maps: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(maps)))))
@@ -72,4 +74,6 @@ class Trunk(nn.Module):
 
 def load_torchvision_(trunk: Trunk, tensors: Mapping[str, Tensor], path_or_url: str) -> None:
     """Load the pretrained weights of torchvision's `resnet18`, in place: see `load_pretrained_`."""
-    load_pretrained_(trunk, tensors, "conv1.weight", path_or_url, "give a state dict of torchvision's resnet18")
+    load_pretrained_(
+        trunk, tensors, "conv1.weight", path_or_url, "give a state dict of torchvision's resnet18"
+    )

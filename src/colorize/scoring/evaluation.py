@@ -144,7 +144,9 @@ def score(
         InputError: there is no photograph, they are too small for SSIM, or the model predicts something not finite.
     """
     if not len(truths):
-        raise InputError("there is no test photograph to score on; raise filter.test or give more photographs")
+        raise InputError(
+            "there is no test photograph to score on; raise filter.test or give more photographs"
+        )
     model = model.to(device)
     tables, seen = [], []
     for start in tqdm(range(0, len(truths), batch), desc=f"score {name}", file=sys.stderr, disable=None):
@@ -165,7 +167,12 @@ def score(
 
 
 def pictures(
-    model: Colorizer, size: int, positions: np.ndarray, truths: Truths, batch: int, device: torch.device | str = "cpu"
+    model: Colorizer,
+    size: int,
+    positions: np.ndarray,
+    truths: Truths,
+    batch: int,
+    device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """What a system makes of the photographs at some positions, uint8 [n, S, S, 3]."""
     model = model.to(device)

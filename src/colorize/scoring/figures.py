@@ -62,7 +62,9 @@ def _encode(figure: Figure, kind: str = "png") -> bytes:
     return buffer.getvalue()
 
 
-def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xlabel: str, kind: str = "png") -> bytes:
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xlabel: str, kind: str = "png"
+) -> bytes:
     """Losses in panels side by side on one scale, as PNG or SVG: title of a panel, name of a curve, its x and y."""
     rows = -(-len(panels) // 4)
     columns = -(-len(panels) // rows)
@@ -109,8 +111,13 @@ def _over_ab(axes: Axes, bins: np.ndarray, shares: np.ndarray, title: str) -> No
     """Squares in the bins' own colors (at L* 65) whose sides are `shares`, 0 to 1, of the grid's step."""
     colors = _bin_colors(np.ascontiguousarray(bins, np.float64).tobytes())
     for sides, alpha in ((np.full(len(bins), 9.6), 0.22), (9.6 * shares, 1.0)):
-        squares = [Rectangle((a - side / 2, b - side / 2), side, side) for (a, b), side in zip(bins, sides, strict=True)]
-        axes.add_collection(PatchCollection(squares, facecolors=colors, alpha=alpha, linewidths=0, snap=False))
+        squares = [
+            Rectangle((a - side / 2, b - side / 2), side, side)
+            for (a, b), side in zip(bins, sides, strict=True)
+        ]
+        axes.add_collection(
+            PatchCollection(squares, facecolors=colors, alpha=alpha, linewidths=0, snap=False)
+        )
     axes.set(xlim=(-118, 118), ylim=(-118, 118), aspect="equal", title=title, xlabel="a*", ylabel="b*")
     axes.set_xticks(range(-100, 101, 50))
     axes.set_yticks(range(-100, 101, 50))

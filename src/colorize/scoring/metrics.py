@@ -64,7 +64,10 @@ METRICS = {
         "that are grey in truth are left out.",
     ),
     "psnr_pooled": Metric(
-        "dB", 2, "higher", "Peak signal-to-noise ratio of the mean squared error over all photographs, at most 100 dB."
+        "dB",
+        2,
+        "higher",
+        "Peak signal-to-noise ratio of the mean squared error over all photographs, at most 100 dB.",
     ),
     "psnr_best": Metric(
         "dB",
@@ -79,7 +82,9 @@ METRICS = {
         "Structural similarity: Gaussian window of 11 pixels, sigma 1.5, population covariance, mean of the channels.",
     ),
     "rmse": Metric("", 4, "lower", "Root mean squared error over RGB in 0 to 1."),
-    "rmse_ab": Metric("Lab", 2, "lower", "Root mean squared error over a* and b*, before the gamut clips them."),
+    "rmse_ab": Metric(
+        "Lab", 2, "lower", "Root mean squared error over a* and b*, before the gamut clips them."
+    ),
     "mae": Metric("", 4, "lower", "Mean absolute error over RGB in 0 to 1."),
     "colorfulness": Metric(
         "",
@@ -160,7 +165,9 @@ def ssim(truth: np.ndarray, prediction: np.ndarray) -> float:
         InputError: they are smaller than the window.
     """
     if min(truth.shape[:2]) < WINDOW:
-        raise InputError(f"SSIM needs photographs of at least {WINDOW} pixels, not {min(truth.shape[:2])}; raise crop.size")
+        raise InputError(
+            f"SSIM needs photographs of at least {WINDOW} pixels, not {min(truth.shape[:2])}; raise crop.size"
+        )
     # Zero-centered, or float32 would lose what the variances, differences of large numbers, are made of.
     x, y = (photograph.astype(np.float32) - 128 for photograph in (truth, prediction))
     border = WINDOW // 2
@@ -173,7 +180,9 @@ def ssim(truth: np.ndarray, prediction: np.ndarray) -> float:
     variances = local_mean(x * x + y * y) - mean_x**2 - mean_y**2
     mean_x, mean_y = mean_x + 128, mean_y + 128
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
+    similarity = (
+        (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
+    )
     return float(similarity.mean(dtype=np.float64))
 
 

@@ -62,7 +62,10 @@ def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], ground: str = "white
     font = ImageFont.load_default(LABEL_SIZE)
     line = LABEL_SIZE + 4
     labelled = [max((label.count("\n") + 1 for label, _ in row if label), default=0) * line for row in rows]
-    heights = [top + max((picture.height for _, picture in row), default=0) for top, row in zip(labelled, rows, strict=True)]
+    heights = [
+        top + max((picture.height for _, picture in row), default=0)
+        for top, row in zip(labelled, rows, strict=True)
+    ]
     widths = [sum(picture.width + GAP for _, picture in row) - GAP for row in rows]
     size = max(widths), sum(heights) + GAP * (len(rows) - 1)
     sheet = Image.new("RGB", size, ground) if ground else Image.new("RGBA", size)
@@ -89,7 +92,9 @@ def sheet(columns: Mapping[str, np.ndarray]) -> Image.Image:
     font = ImageFont.load_default(LABEL_SIZE)
     labels = [_wrap(label, cell, font) for label in columns]
     rows = [[thumbnail(images[row], cell) for images in columns.values()] for row in range(count)]
-    return grid([list(zip(labels if row is rows[0] else [""] * len(row), row, strict=True)) for row in rows], "")
+    return grid(
+        [list(zip(labels if row is rows[0] else [""] * len(row), row, strict=True)) for row in rows], ""
+    )
 
 
 def strips(systems: Mapping[str, np.ndarray], across: int = 3) -> Image.Image:
@@ -110,7 +115,10 @@ def examples(rows: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
     blank = Image.new("RGB", (8 * SMALLEST, 1), "white")
     return grid(
         [
-            [(label if not column else "", thumbnail(pixels, SMALLEST)) for column, pixels in enumerate(images)]
+            [
+                (label if not column else "", thumbnail(pixels, SMALLEST))
+                for column, pixels in enumerate(images)
+            ]
             or [(label, blank)]
             for label, images in rows
         ]

@@ -106,7 +106,9 @@ def in_force(recipe: Recipe, rule: TrainConfig) -> Recipe:
     return replace(recipe, epochs=epochs, lr=max(recipe.lr, rule.min_lr))
 
 
-def end_of(progress: Progress, recipe: Recipe, rule: TrainConfig) -> Literal["epochs", "patience", "minutes", ""]:
+def end_of(
+    progress: Progress, recipe: Recipe, rule: TrainConfig
+) -> Literal["epochs", "patience", "minutes", ""]:
     """What ends a training that has come so far, empty if nothing does; `recipe` is the one in force."""
     if progress.epoch >= recipe.epochs:
         return "epochs"
@@ -146,7 +148,10 @@ def groups_of(model: Colorizer, phase: str, recipe: Recipe) -> list[dict[str, An
         if parameter.requires_grad:
             came = any(f"{phase}.{name}".startswith(f"{module}.") for module in model.pretrained)
             (pretrained if came else fresh).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": fresh, "share": 1.0}, {"params": pretrained, "share": recipe.pretrained_lr}]
+    groups: list[dict[str, Any]] = [
+        {"params": fresh, "share": 1.0},
+        {"params": pretrained, "share": recipe.pretrained_lr},
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -169,9 +174,20 @@ class Checkpoint:
     """What a training has come to, beside the weights; the state on disk; and when that is due again."""
 
     def __init__(
-        self, path: Path, model: Colorizer, averaged: AveragedModel | None, phases: Sequence[Phase], seconds: float
+        self,
+        path: Path,
+        model: Colorizer,
+        averaged: AveragedModel | None,
+        phases: Sequence[Phase],
+        seconds: float,
     ) -> None:
-        self.path, self.model, self.averaged, self.phases, self.seconds = path, model, averaged, phases, seconds
+        self.path, self.model, self.averaged, self.phases, self.seconds = (
+            path,
+            model,
+            averaged,
+            phases,
+            seconds,
+        )
         self.progress, self.best = Progress(), dict[str, Tensor]()
         self.passes: dict[str, Pass] = {}
         """Of the epoch under way: `train`, then `train_eval` and `val`."""
@@ -199,7 +215,9 @@ class Checkpoint:
         for phase in self.phases:
             phase.optimizer.load_state_dict(saved["optimizers"][phase.name])
         for name, (batches, totals, counts) in saved["passes"][rank].items():
-            self.passes[name] = Pass(batches, {loss: total.to(device) for loss, total in totals.items()}, counts)
+            self.passes[name] = Pass(
+                batches, {loss: total.to(device) for loss, total in totals.items()}, counts
+            )
         return False
 
     @property
@@ -273,7 +291,11 @@ class Checkpoint:
                 raise InputError(f"training stopped: {name} is {value} after epoch {row['epoch']:g}; {LOWER}")
         _require_finite_weights(self.model, progress.epoch + 1)
         if row["val_loss"] < progress.best_loss or keep == "last":
-            progress.best_loss, progress.best_epoch, self.best = row["val_loss"], progress.epoch + 1, _copy(self.judged)
+            progress.best_loss, progress.best_epoch, self.best = (
+                row["val_loss"],
+                progress.epoch + 1,
+                _copy(self.judged),
+            )
         rose = bool(progress.history) and row["val_loss"] > progress.history[-1]["val_loss"]
         progress.rises = progress.rises + 1 if rose else 0
         progress.epoch += 1
@@ -289,7 +311,9 @@ class Checkpoint:
         self.model.load_state_dict(self.best)
         self.model.eval()
         if not distributed.rank():
-            files.write_state(self.path, {"finished": True, "progress": asdict(self.progress), "model": self.best})
+            files.write_state(
+                self.path, {"finished": True, "progress": asdict(self.progress), "model": self.best}
+            )
 
 
 def train_epoch(
@@ -312,11 +336,15 @@ def train_epoch(
     unseen: list[Tensor] = []  # losses that nobody has looked at: no step waits for a GPU
 
     def look() -> None:
-        _require_finite_steps(unseen, phases, done.batches, epoch + 1, partial(photos.order, order, recipe.batch))
+        _require_finite_steps(
+            unseen, phases, done.batches, epoch + 1, partial(photos.order, order, recipe.batch)
+        )
         unseen.clear()
 
     model.train()
-    batches = photos.epoch(order, recipe.batch, recipe.flip, recipe.crop, rank, ranks, done.batches, recipe.zoom)
+    batches = photos.epoch(
+        order, recipe.batch, recipe.flip, recipe.crop, rank, ranks, done.batches, recipe.zoom
+    )
     for light, ab in batches:
         seed_noise(photos.device, seed, epoch, done.batches, rank)
         if recipe.degrade:
@@ -330,7 +358,9 @@ def train_epoch(
             # The mean of the ranks' gradients is the whole batch's if each counts as much as its part is long.
             part = losses["loss"] * (len(light) * ranks / whole)
             groups = phase.optimizer.param_groups
-            part.backward(inputs=[p for group in groups for p in group["params"]])  # the other phases get no gradient
+            part.backward(
+                inputs=[p for group in groups for p in group["params"]]
+            )  # the other phases get no gradient
             for group in groups:
                 group["lr"] = rate * group["share"]
             phase.optimizer.step()
@@ -349,7 +379,9 @@ def train_epoch(
 def evaluate(name: str, photos: Photos, checkpoint: Checkpoint, bf16: bool) -> None:
     """Add up, in evaluation mode, the losses of what the checkpoint's pass has not seen of `photos` yet."""
     model, done, ranks = checkpoint.judged, checkpoint.begin(name), distributed.world_size()
-    of_all = -(-(len(photos) // ranks) // EVALUATION_BATCH)  # so many batches has every rank; some have one more
+    of_all = -(
+        -(len(photos) // ranks) // EVALUATION_BATCH
+    )  # so many batches has every rank; some have one more
     model.eval()
     for light, ab in photos.batches(EVALUATION_BATCH, distributed.rank(), ranks, done.batches):
         for phase in model.phases:
@@ -386,7 +418,11 @@ def fit(
         InputError: a loss is not finite, and the sentence names step, phase and photographs; or weights are not; or a
             batch has fewer photographs than there are ranks.
     """
-    bf16, steps, ranks = use_bf16(rule, train.device), -(-len(train) // recipe.batch), distributed.world_size()
+    bf16, steps, ranks = (
+        use_bf16(rule, train.device),
+        -(-len(train) // recipe.batch),
+        distributed.world_size(),
+    )
     recipe = in_force(recipe, rule) if model.phases else replace(recipe, epochs=0)
     if (least := len(train) // steps) < ranks:
         raise InputError(
@@ -440,7 +476,11 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _require_finite_steps(
-    losses: list[Tensor], phases: Sequence[Phase], steps: int, epoch: int, order: Callable[[], list[list[int]]]
+    losses: list[Tensor],
+    phases: Sequence[Phase],
+    steps: int,
+    epoch: int,
+    order: Callable[[], list[list[int]]],
 ) -> None:
     """Name the first step whose loss is not finite.
 

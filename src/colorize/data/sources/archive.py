@@ -40,7 +40,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); data.path must be a readable file") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); data.path must be a readable file"
+        ) from error
 
 
 def read_rows(
@@ -74,7 +76,9 @@ def read_members(path: Path, wanted: re.Pattern[str]) -> dict[str, bytes]:
             with open_member() as file:
                 found[own] = file.read(MEMBER_BYTES + 1)
             if len(found[own]) > MEMBER_BYTES:
-                raise InputError(f"{path}: {own} is larger than {MEMBER_BYTES} bytes and so not what it should be")
+                raise InputError(
+                    f"{path}: {own} is larger than {MEMBER_BYTES} bytes and so not what it should be"
+                )
     # RuntimeError: an encrypted zip.
     except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is neither a folder nor a sound zip or tar archive: {error}") from error

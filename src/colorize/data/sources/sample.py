@@ -28,7 +28,9 @@ def list_items(path: Path) -> list[Item]:
     for where, row in read_rows(read_bytes(path), str(path), ["photo", "side", "step"]):
         name = row["photo"]
         if name not in os.listdir(shipped) or Path(name).suffix not in IMAGE_SUFFIXES:
-            raise InputError(f"{where}: scikit-image ships no photograph {name!r}; choose one from {shipped.name}/")
+            raise InputError(
+                f"{where}: scikit-image ships no photograph {name!r}; choose one from {shipped.name}/"
+            )
         if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", f"{row['side']},{row['step']}"):
             raise InputError(f"{where}: side and step must be whole numbers above 0")
         side, step, group = int(row["side"]), int(row["step"]), Path(name).stem
@@ -37,7 +39,9 @@ def list_items(path: Path) -> list[Item]:
         height, width = pixels.shape[:2]
         if min(height, width) < side:
             raise InputError(f"{where}: {name} is smaller than a window of {side} pixels; lower side")
-        for top, left in itertools.product(range(0, height - side + 1, step), range(0, width - side + 1, step)):
+        for top, left in itertools.product(
+            range(0, height - side + 1, step), range(0, width - side + 1, step)
+        ):
             window = pixels[top : top + side, left : left + side]
             photos.append(Item(f"{group}/{side}-{top}-{left}", group, content=partial(encode_png, window)))
     if twice := [photo for photo, count in Counter(photo.photo for photo in photos).items() if count > 1]:

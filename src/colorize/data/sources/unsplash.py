@@ -34,7 +34,9 @@ def list_items(path: Path, size: int) -> tuple[list[Item], pd.DataFrame]:
             colors.append(_colors(content, where))
     if not rows:
         raise InputError(f"{path} lists no photo; download the archive again")
-    return unique_items(rows), pd.concat(colors, ignore_index=True) if colors else pd.DataFrame(columns=COLOR_COLUMNS)
+    return unique_items(rows), pd.concat(colors, ignore_index=True) if colors else pd.DataFrame(
+        columns=COLOR_COLUMNS
+    )
 
 
 def _cropped(url: str, size: int) -> str:

@@ -26,7 +26,9 @@ def list_items(path: Path, column: str) -> list[Item]:
     if not found:
         raise InputError(f"{path} lists no address; add one to each line")
     rows = [(checked_address(url, place), digits) for place, url, digits in found]
-    return unique_items([(hashlib.sha256(url.encode()).hexdigest()[:16], url, digits) for url, digits in rows])
+    return unique_items(
+        [(hashlib.sha256(url.encode()).hexdigest()[:16], url, digits) for url, digits in rows]
+    )
 
 
 def checked_address(url: str, where: str) -> str:

@@ -37,7 +37,9 @@ class Model(Colorizer):
         for outputs, side in zip(channels[-2::-1], sides[-2:0:-1], strict=True):
             decoder.append(nn.Upsample(size=(side, side))).append(conv(inputs, outputs))
             inputs = outputs
-        decoder.append(nn.Upsample(size=(setup.size, setup.size))).append(nn.Conv2d(inputs, head.channels, 3, padding=1))
+        decoder.append(nn.Upsample(size=(setup.size, setup.size))).append(
+            nn.Conv2d(inputs, head.channels, 3, padding=1)
+        )
         self.net = nn.Sequential(encoder, decoder)
         kaiming_(self.net)
 

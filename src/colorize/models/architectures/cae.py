@@ -21,7 +21,9 @@ from colorize.models.heads import Head
 def transposed_conv(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
     """Transposed convolution that doubles the size, optional batch norm, ReLU."""
     norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
-    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1), *norm, nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1), *norm, nn.ReLU(inplace=True)
+    )
 
 
 class Model(Colorizer):

@@ -77,7 +77,9 @@ class Model(Colorizer):
     monitor = "mae"
     head: Rgb
 
-    def __init__(self, head: Head, setup: Setup, width: int = 64, dropout: float = 0.5, mae: float = 80) -> None:
+    def __init__(
+        self, head: Head, setup: Setup, width: int = 64, dropout: float = 0.5, mae: float = 80
+    ) -> None:
         if not isinstance(head, Rgb) or setup.size % 16:
             raise InputError(f"a cgan needs head.kind rgb and a size that divides by 16, not {setup.size}")
         super().__init__(head, setup)

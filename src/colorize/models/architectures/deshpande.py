@@ -70,7 +70,13 @@ class Model(Colorizer):
     net: Autoencoder
 
     def __init__(
-        self, head: Head, setup: Setup, latent: int = 0, batch_norm: bool = False, l1: float = 0, kl: float = 0
+        self,
+        head: Head,
+        setup: Setup,
+        latent: int = 0,
+        batch_norm: bool = False,
+        l1: float = 0,
+        kl: float = 0,
     ) -> None:
         super().__init__(head, setup)
         self.l1, self.kl = l1, kl

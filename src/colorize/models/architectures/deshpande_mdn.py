@@ -42,7 +42,9 @@ def layer(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequent
     """Convolution that keeps the size (divides it by the stride), ReLU and, in the original's order, batch norm."""
     before, after = (kernel - 1) // 2, kernel // 2
     convolution = nn.Conv2d(inputs, outputs, kernel, stride)
-    return nn.Sequential(nn.ZeroPad2d((before, after, before, after)), convolution, nn.ReLU(), nn.BatchNorm2d(outputs))
+    return nn.Sequential(
+        nn.ZeroPad2d((before, after, before, after)), convolution, nn.ReLU(), nn.BatchNorm2d(outputs)
+    )
 
 
 class FieldVae(nn.Module):
@@ -52,12 +54,29 @@ class FieldVae(nn.Module):
         super().__init__()
         w = width
         # The paper's code at w = 128: 5x5 128, 256, 512, then 4x4 1024, for grey as many as latent dimensions.
-        downward = [layer(2, w, 5, 2), layer(w, 2 * w, 5, 2), layer(2 * w, 4 * w, 5, 2), layer(4 * w, 8 * w, 4, 2)]
+        downward = [
+            layer(2, w, 5, 2),
+            layer(w, 2 * w, 5, 2),
+            layer(2 * w, 4 * w, 5, 2),
+            layer(4 * w, 8 * w, 4, 2),
+        ]
         flat = 8 * w * (-(-field // 16)) ** 2
-        self.encoder = nn.Sequential(*downward, nn.Flatten(), nn.Dropout(dropout), nn.Linear(flat, 2 * latent))
-        grey = [layer(1, w, 5, 2), layer(w, 2 * w, 5, 2), layer(2 * w, 4 * w, 5, 2), layer(4 * w, latent, 4, 2)]
+        self.encoder = nn.Sequential(
+            *downward, nn.Flatten(), nn.Dropout(dropout), nn.Linear(flat, 2 * latent)
+        )
+        grey = [
+            layer(1, w, 5, 2),
+            layer(w, 2 * w, 5, 2),
+            layer(2 * w, 4 * w, 5, 2),
+            layer(4 * w, latent, 4, 2),
+        ]
         self.grey = nn.ModuleList(grey)
-        joined = [layer(latent, 8 * w, 4), layer(12 * w, 4 * w, 5), layer(6 * w, 2 * w, 5), layer(3 * w, w, 5)[:-1]]
+        joined = [
+            layer(latent, 8 * w, 4),
+            layer(12 * w, 4 * w, 5),
+            layer(6 * w, 2 * w, 5),
+            layer(3 * w, w, 5)[:-1],
+        ]
         self.decoder = nn.ModuleList(joined)
         self.last = nn.Conv2d(w, 2, 5, padding=2)
 
@@ -127,9 +146,17 @@ class Model(Colorizer):
         sigma: float = 0.1,
     ) -> None:
         if not isinstance(head, Regression):
-            raise InputError("a deshpande_mdn predicts ab through its own losses; set its head.kind to regression")
+            raise InputError(
+                "a deshpande_mdn predicts ab through its own losses; set its head.kind to regression"
+            )
         super().__init__(head, setup)
-        self.gradient, self.specificity, self.kl, self.kl_ramp, self.sigma = gradient, specificity, kl, kl_ramp, sigma
+        self.gradient, self.specificity, self.kl, self.kl_ramp, self.sigma = (
+            gradient,
+            specificity,
+            kl,
+            kl_ramp,
+            sigma,
+        )
         self.field = min(64, max(16, setup.size // 4), setup.size)
         weights, mean = torch.ones(bins.Q), torch.zeros(2)
         if setup.statistics:
@@ -161,7 +188,9 @@ class Model(Colorizer):
 
     def draw_codes(self, log_weights: Tensor, means: Tensor, count: int) -> Tensor:
         """Latent vectors [B, count, latent] drawn from the mixtures."""
-        random = torch.Generator().manual_seed(0)  # the same noise for every photograph, whatever else is in its batch
+        random = torch.Generator().manual_seed(
+            0
+        )  # the same noise for every photograph, whatever else is in its batch
         gumbel = -torch.empty(count, self.mdn.shape[0]).exponential_(generator=random).log()
         noise = torch.randn(count, self.mdn.shape[1] - 1, generator=random)
         chosen = (log_weights[:, None] + gumbel.to(means.device)).argmax(2)
@@ -188,7 +217,9 @@ class Model(Colorizer):
             "kl": kl,
         }
         ramp = (self.steps / self.kl_ramp).clamp(max=1)
-        loss = terms["histogram"] + self.gradient * terms["gradient"] + self.specificity * terms["specificity"]
+        loss = (
+            terms["histogram"] + self.gradient * terms["gradient"] + self.specificity * terms["specificity"]
+        )
         return {"loss": loss + ramp * self.kl * kl, "reconstruction": (error**2).mean()} | terms
 
     def mdn_losses(self, light: Tensor, field: Tensor) -> dict[str, Tensor]:

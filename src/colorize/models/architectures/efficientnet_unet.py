@@ -32,8 +32,14 @@ class Up(nn.Module):
     def __init__(self, inputs: int, skipped: int, outputs: int) -> None:
         super().__init__()
         # A 1x1 convolution commutes with bilinear upsampling: before it costs a quarter.
-        self.below, self.beside = nn.Conv2d(inputs, outputs, 1, bias=False), nn.Conv2d(skipped, outputs, 1, bias=False)
-        self.joined, self.refine = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.below, self.beside = (
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+            nn.Conv2d(skipped, outputs, 1, bias=False),
+        )
+        self.joined, self.refine = (
+            nn.BatchNorm2d(outputs),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        )
         self.refined = nn.BatchNorm2d(outputs)
 
     def forward(self, maps: Tensor, skip: Tensor) -> Tensor:
@@ -81,7 +87,9 @@ class Model(Colorizer):
     ) -> None:
         super().__init__(head, setup)
         if len(channels) not in (4, 5):
-            raise InputError(f"network.channels holds {len(channels)} numbers; give 4 (a quarter of the size) or 5 (a half)")
+            raise InputError(
+                f"network.channels holds {len(channels)} numbers; give 4 (a quarter of the size) or 5 (a half)"
+            )
         trunk = Trunk(1, fixed=bool(weights), frozen=frozen if weights else 0)
         self.net = Network(head.channels, trunk, channels)
         if weights:

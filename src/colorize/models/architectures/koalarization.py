@@ -63,7 +63,9 @@ class Model(Colorizer):
         sha256: str = "",
     ) -> None:
         if extractor not in ("none", "resnet18") or (weights and extractor == "none"):
-            raise InputError(f"network.extractor is none or resnet18, and weights belong to resnet18, not to {extractor!r}")
+            raise InputError(
+                f"network.extractor is none or resnet18, and weights belong to resnet18, not to {extractor!r}"
+            )
         super().__init__(head, setup)
         self.l1 = l1
         trunk = Trunk(4, frozen=bool(weights)) if extractor == "resnet18" else None

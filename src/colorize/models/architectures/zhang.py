@@ -40,7 +40,9 @@ class Model(Colorizer):
         inputs = 1
         for channels, count, stride, dilation in BLOCKS[variant]:
             for step in (1,) * (count - 1) + (stride,):
-                self.net.append(nn.Conv2d(inputs, channels, 3, step, dilation, dilation)).append(nn.ReLU(inplace=True))
+                self.net.append(nn.Conv2d(inputs, channels, 3, step, dilation, dilation)).append(
+                    nn.ReLU(inplace=True)
+                )
                 inputs = channels
             self.net.append(nn.BatchNorm2d(channels, affine=affine))
         self.net.append(nn.ConvTranspose2d(inputs, 256, 4, 2, 1)).append(nn.ReLU(inplace=True))
