@@ -1,4 +1,4 @@
-# Each target is one line; .venv is set up on first use from requirements.txt.
+# Each target is one line; .venv is set up on first use from requirements/*.txt, whose packages are pinned with their hashes.
 BIN = .venv/bin
 UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_(best|pooled|over_grey_)|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
@@ -6,7 +6,7 @@ DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 help:                    ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 14
 
-install: .venv/ready     ## set up .venv from requirements.txt; every other target does so as well
+install: .venv/ready     ## set up .venv; every other target does so as well
 
 repro: unlock            ## the whole pipeline for the chosen model
 	@echo "The pipeline of params.yaml: on the sample it takes about a minute on two cores."
@@ -19,19 +19,19 @@ zoo: unlock              ## every model of params.yaml, then the leaderboard
 experiments: .venv/ready ## every experiment beside the others: the main metrics and the parameters that differ
 	@$(DVC) exp show --only-changed --drop '$(UNASKED)' --sort-by psnr_over_grey --sort-order desc
 
-test: .venv/ready        ## the tests
+test: .venv/dev          ## the tests
 	@$(BIN)/python -m pytest
 
-faults: .venv/ready      ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
+faults: .venv/dev        ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50 && $(BIN)/python -m pytest --hypothesis-profile=long tests/test_fuzz.py
 
-bench: .venv/ready       ## ours against what one would otherwise write: benchmarks/README.md
+bench: .venv/dev         ## ours against what one would otherwise write: benchmarks/README.md
 	@$(BIN)/python -m benchmarks.bench && $(BIN)/python -m benchmarks.downloads
 
 gpu: .venv/ready         ## what only a GPU can show
 	@$(BIN)/python -m benchmarks.gpu
 
-check: .venv/ready       ## lint, types, known vulnerabilities and tests: what CI runs
+check: .venv/dev         ## lint, types, known vulnerabilities and tests: what CI runs
 	@$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && .ci/audit && $(BIN)/python -m pytest
 
 deps: .venv/ready        ## write into dvc.yaml which sources each stage runs
@@ -40,7 +40,25 @@ deps: .venv/ready        ## write into dvc.yaml which sources each stage runs
 unlock: .venv/ready      ## remove what a killed DVC left of its locks
 	@$(BIN)/python -m pipeline.unlock
 
-.venv/ready: requirements.txt
-	@python3 -m venv .venv && $(BIN)/python -m pip install --quiet --requirement requirements.txt && touch $@
+# PyTorch's index for Linux would bring several GB of CUDA: without a GPU its CPU build is taken, from an index of its own.
+TORCH = torch==2.13.0
+CPU = $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi),,--no-deps --extra-index-url https://download.pytorch.org/whl/cpu))
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: help install repro zoo unlock experiments test faults bench gpu check deps unlock
+.venv/torch:
+	@python3 -m venv .venv && $(PIP) --retries 1 --timeout 15 $(CPU) $(TORCH) && touch $@
+
+.venv/ready: requirements/pipeline.txt .venv/torch
+	@echo "Installing some 100 packages, 1.2 GB, into .venv"
+	@$(PIP) --require-hashes -r requirements/pipeline.txt && $(PIP) --no-deps --editable . && touch $@
+
+.venv/dev: requirements/dev.txt .venv/ready
+	@echo "Installing the tests' packages, some 40 more, 0.3 GB"
+	@$(PIP) --require-hashes -r requirements/dev.txt && touch $@
+
+pins:                    ## write requirements/*.txt anew from pyproject.toml; needs uv
+	@uv pip compile -q pyproject.toml -o requirements/color.txt
+	@uv pip compile -q pyproject.toml --extra pipeline -o requirements/pipeline.txt
+	@uv pip compile -q pyproject.toml --extra pipeline --extra dev -o requirements/dev.txt
+
+.PHONY: help install repro zoo unlock experiments test faults bench gpu check deps pins
