@@ -1,6 +1,6 @@
-# Each target is one line; .venv is set up on first use from requirements/*.txt, whose packages are pinned with their hashes.
+# Each target is one line. The first one that is used sets up .venv from requirements/.
 BIN = .venv/bin
-UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_(best|pooled|over_grey_)|raw_|rmse_|^mae$$|_spread|_difference|^images$$|grey_truths
+UNASKED = Created|State|Executor|^(data|src|pipeline|metrics)/|psnr_(best|pooled|over_grey_)|raw_|rmse_
 DVC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc
 
 help:                    ## this list
@@ -11,19 +11,21 @@ install: .venv/ready     ## set up .venv; every other target does so as well
 repro: unlock            ## the whole pipeline for the chosen model
 	@echo "The pipeline of params.yaml: on the sample it takes about a minute on two cores."
 	@$(DVC) repro
-	@echo "Open metrics/report.html. Next: source .venv/bin/activate, then dvc exp run -S model=vae, or colorize apply PHOTO"
+	@echo "Open metrics/report.html. Next: source .venv/bin/activate; dvc exp run -S model=vae"
 
 zoo: unlock              ## every model of params.yaml, then the leaderboard
 	@$(DVC) repro pipeline/zoo/dvc.yaml
 
-experiments: .venv/ready ## every experiment beside the others: the main metrics and the parameters that differ
-	@$(DVC) exp show --only-changed --drop '$(UNASKED)' --sort-by psnr_over_grey --sort-order desc
+experiments: .venv/ready ## every experiment: the main metrics and the parameters that differ
+	@$(DVC) exp show --only-changed --sort-by psnr_over_grey --sort-order desc \
+	  --drop '$(UNASKED)|^mae$$|_spread|_difference|^images$$|grey_truths'
 
 test: .venv/dev          ## the tests
 	@$(BIN)/python -m pytest
 
 faults: .venv/dev        ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50 && $(BIN)/python -m pytest --hypothesis-profile=long tests/test_fuzz.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50
+	@$(BIN)/python -m pytest --hypothesis-profile=long tests/test_fuzz.py
 
 bench: .venv/dev         ## ours against what one would otherwise write: benchmarks/README.md
 	@$(BIN)/python -m benchmarks.bench && $(BIN)/python -m benchmarks.downloads
@@ -40,9 +42,10 @@ deps: .venv/ready        ## write into dvc.yaml which sources each stage runs
 unlock: .venv/ready      ## remove what a killed DVC left of its locks
 	@$(BIN)/python -m pipeline.unlock
 
-# PyTorch's index for Linux would bring several GB of CUDA: without a GPU its CPU build is taken, from an index of its own.
+# On Linux the package index brings several GB of CUDA: without a GPU, take PyTorch's CPU build.
 TORCH = torch==2.13.0
-CPU = $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi),,--no-deps --extra-index-url https://download.pytorch.org/whl/cpu))
+INDEX = --no-deps --extra-index-url https://download.pytorch.org/whl/cpu
+CPU = $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi),,$(INDEX)))
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
 .venv/torch:
