@@ -43,13 +43,12 @@ unlock: .venv/ready      ## remove what a killed DVC left of its locks
 	@$(BIN)/python -m pipeline.unlock
 
 # On Linux the package index brings several GB of CUDA: without a GPU, take PyTorch's CPU build.
-TORCH = torch==2.13.0
 INDEX = --no-deps --extra-index-url https://download.pytorch.org/whl/cpu
 CPU = $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi),,$(INDEX)))
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
-.venv/torch:
-	@python3 -m venv .venv && $(PIP) --retries 1 --timeout 15 $(CPU) $(TORCH) && touch $@
+.venv/torch: requirements/torch.txt
+	@python3 -m venv .venv && $(PIP) --retries 1 --timeout 15 $(CPU) -r requirements/torch.txt && touch $@
 
 .venv/ready: requirements/pipeline.txt .venv/torch
 	@echo "Installing some 100 packages, 1.2 GB, into .venv"
