@@ -220,6 +220,6 @@ class Statistics:
             return self.arrays[f"weights_{prior}" if bins == "gamut" else f"grid_weights_{prior}"]
         except KeyError as error:
             raise files.InputError(
-                f"a model asks for the {prior!r} prior, which is not there; set prior.released to the path or "
+                f"a model asks for the {prior!r} prior, which is missing; set prior.released to the path or "
                 "URL of prior_probs.npy and leave head.bins at gamut"
             ) from error
