@@ -100,8 +100,7 @@ def synchronize(model: nn.Module, name: str, device: torch.device) -> None:
 
 
 def phase_losses(model: Any, phase: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """Return `model.losses` of one phase as a function of light and ab; its gradient is averaged over the
-    ranks."""
+    """Return `model.losses` of one phase; its gradient is averaged over the ranks."""
     losses: Callable[[Tensor, Tensor], dict[str, Tensor]] = partial(model.losses, phase)
     if world_size() == 1:
         return losses

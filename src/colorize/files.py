@@ -282,9 +282,8 @@ def parse_table(
         if column not in header:
             raise InputError(f"{where} has no column {column!r}; it has {', '.join(header) or 'none'}")
     if "" in header or len(set(header)) < len(header):
-        raise InputError(
-            f"{where}, line {line}: a column has no name or a repeated one; name each differently"
-        )
+        problem = "a column has no name, or that of another"
+        raise InputError(f"{where}, line {line}: {problem}; name each differently")
     for number, row in enumerate(records, 1):
         place = f"{where}, row {number} (line {line})"
         if len(row) != len(header):
@@ -410,6 +409,7 @@ def sha256(path: Path) -> str:
 def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
     """Return the sha256 of every file in `paths` and the folders among them, by POSIX path in sorted
     order."""
-    members = (member for path in paths for member in (path.rglob("*") if path.is_dir() else [path]))
-    everything = sorted({path for path in members if not path.is_dir() and "__pycache__" not in path.parts})
-    return {path.as_posix(): sha256(path) for path in everything}
+    everything: set[Path] = set()
+    for path in paths:
+        everything.update(filter(Path.is_file, path.rglob("*")) if path.is_dir() else [path])
+    return {path.as_posix(): sha256(path) for path in sorted(everything) if "__pycache__" not in path.parts}

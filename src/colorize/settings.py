@@ -82,8 +82,8 @@ def inherited(models: object, where: object) -> object:
     `arch` is not inherited: the stages of the zoo read it in each block.
 
     Raises:
-        InputError: a base does not exist, or the bases form a loop; the sentence names the file, `where`, and
-            the model.
+        InputError: a base does not exist, or the bases form a loop; it names `where`, the file, and the
+            model.
     """
     if not isinstance(models, dict):
         return models
