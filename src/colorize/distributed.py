@@ -108,7 +108,7 @@ def phase_losses(model: Any, phase: str) -> Callable[[Tensor, Tensor], dict[str,
     trained.add_module(phase, getattr(model, phase))
     together = DistributedDataParallel(trained, gradient_as_bucket_view=True)
     # After its first backward pass it rearranges the gradients, which changes the order of sums over three or
-    # more ranks. A resumed training must sum as an uninterrupted one, so we make this pass now, last layer first.
+    # more ranks. A resumed training must sum like an uninterrupted one: make this pass now, last layer first.
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     trained.forward = lambda: torch.stack([parameter.sum() for parameter in parameters]).sum()
     together().backward()
