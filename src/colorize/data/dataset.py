@@ -216,7 +216,8 @@ class Photos:
         )
         for pixels, places in zip(self._parts(rows), zip(*windows, strict=True), strict=True):
             if zoom < 1:
-                yield to_light_ab(zoomed(pixels, *(place.to(self.device) for place in places), window))
+                side, top, left, mirror = (place.to(self.device) for place in places)
+                yield to_light_ab(zoomed(pixels, side, top, left, mirror, window))
                 continue
             top, left, mirror = places
             steps = torch.arange(window)
