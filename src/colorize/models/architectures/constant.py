@@ -1,7 +1,4 @@
-"""The same color for every pixel of every photograph: the baselines `grey` and `mean_color`.
-
-No document has them; without them "beats" means nothing. Nothing is trained.
-"""
+"""The same color for every pixel: the baselines `grey` and `mean_color`. Nothing is trained."""
 
 from typing import Literal
 
