@@ -1,4 +1,7 @@
-"""The same color for every pixel: the baselines `grey` and `mean_color`. Nothing is trained."""
+"""The same color for every pixel: the baselines `grey` and `mean_color`.
+
+Our own, since the other models must beat some baseline. Nothing is trained.
+"""
 
 from typing import Literal
 
