@@ -1,6 +1,6 @@
 """The same color for every pixel: the baselines `grey` and `mean_color`.
 
-Our own, since the other models must beat some baseline. Nothing is trained.
+No document has them, but other models need something to beat. Nothing is trained.
 """
 
 from typing import Literal
