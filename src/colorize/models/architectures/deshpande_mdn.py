@@ -1,8 +1,9 @@
-"""Diverse colorization, Deshpande et al., CVPR 2017, arXiv:1612.01958: the source of Models 2 and 2V.
+"""Diverse colorization, Deshpande et al., CVPR 2017: the source of document 000's Models 2 and 2V.
 
-A conditional variational autoencoder of the color field, 64x64 for photographs of 256 (a quarter of the side,
-within 16 to 64 pixels), and a mixture density network that predicts matching latent vectors from the grey
-photograph. The layers, losses and loss weights are those of the paper's code, with its skips from grey.
+arXiv:1612.01958. A conditional variational autoencoder of the color field, 64x64 for photographs of 256 (a
+quarter of the side, within 16 to 64 pixels), and a mixture density network that predicts matching latent
+vectors from the grey photograph. The layers, losses and loss weights are those of the paper's code, with its
+skips from grey.
 
 Differences: histogram weights are capped and mixed (uncapped they reach 1.6e8). Every loss, also the KL term,
 is a mean over the batch. The specificity term is used together with the skips (in the paper's code only
