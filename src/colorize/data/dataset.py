@@ -188,8 +188,8 @@ class Photos:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in random order, randomly cropped and mirrored, as (light, ab).
 
-        An epoch is cut into batches of at most `size` images whose lengths differ by at most one. So no batch
-        has a single image, which batch normalization could not use, unless the data set has only one.
+        An epoch is cut into batches of at most `size` images whose lengths differ by at most one, so that
+        batch normalization never gets a tiny last batch.
 
         Args:
             crop: side of the random crops as a share of the image's side, rounded by `share_of`.
