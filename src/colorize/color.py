@@ -1,7 +1,7 @@
-"""sRGB to CIE L*a*b* and back, in torch, on any device.
+"""Convert sRGB to CIE L*a*b* and back, in torch, on any device.
 
-White point D65, 2 degree observer; constants as in scikit-image, with which it agrees to 1e-3 in float32. The
-conversions are differentiable and hold no state. It does not know other color spaces.
+White point D65, 2 degree observer. The constants are scikit-image's; both agree to 1e-3 in float32. The
+conversions are differentiable.
 
 Source: IEC 61966-2-1 (sRGB); CIE 15 (L*a*b*).
 """
@@ -12,14 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RGB_TO_XYZ = (
-    (0.412453, 0.357580, 0.180423),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334, 0.119193, 0.950227),
-)
 WHITE = (0.95047, 1.0, 1.08883)
-KNEE = 0.008856  # of X, Y and Z relative to the white point
-
+RGB_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+KNEE = 0.008856
+"""Below this share of the white point, the cube root of L*a*b* continues as a line."""
 
 _TO_XYZ = np.array(RGB_TO_XYZ) / np.array(WHITE)[:, None]
 _MATRICES = _TO_XYZ.tolist(), np.linalg.inv(_TO_XYZ).tolist()  # plain numbers: constants of an exported model
@@ -27,8 +23,9 @@ _MATRICES = _TO_XYZ.tolist(), np.linalg.inv(_TO_XYZ).tolist()  # plain numbers: 
 
 @cache
 def _matrices(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Linear RGB to XYZ relative to the white point, and its inverse; made once, as a copy to a GPU blocks."""
-    with torch.inference_mode(False):  # no gradient passes through what was made in that mode
+    """Return linear RGB to XYZ relative to the white point, and its inverse. Cached: a copy to a GPU
+    blocks."""
+    with torch.inference_mode(False):  # a tensor made in inference mode passes no gradient
         forward, backward = (torch.tensor(matrix, dtype=dtype, device=device) for matrix in _MATRICES)
     return forward, backward
 
@@ -38,28 +35,18 @@ def _mix(matrix: Tensor, channels: Tensor) -> Tensor:
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """Convert sRGB to L*a*b*.
-
-    Args:
-        rgb: [..., 3, H, W], gamma-encoded, 0 to 1.
-
-    Returns:
-        [..., 3, H, W]: L* 0 to 100, a* and b* about -110 to 110.
-    """
+    """Convert sRGB [..., 3, H, W], 0 to 1, to L*a*b*: L* 0 to 100, a* and b* about -110 to 110."""
     return _linear_to_lab(_to_linear(rgb))
 
 
 def bytes_to_lab(images: Tensor) -> Tensor:
-    """The same from uint8 [..., 3, H, W], 0 to 255, in float32: the 256 powers are looked up instead of computed."""
+    """Convert uint8 sRGB [..., 3, H, W] to float32 L*a*b*; a table replaces the powers."""
     lab = torch.empty(images.shape, device=images.device)
     levels = _linear_bytes(images.device)
     photos, result = (t.reshape(-1, *images.shape[-3:]) for t in (images, lab))
-    # A CPU takes as much at a time as its cache holds: a whole batch would wait for memory in every operation.
-    step = (
-        max(1, (1 << 16) // (images.shape[-2] * images.shape[-1]))
-        if images.device.type == "cpu"
-        else len(photos)
-    )
+    step = len(photos)
+    if images.device.type == "cpu":  # as many images as fit into the cache, since memory is slow
+        step = max(1, (1 << 16) // (images.shape[-2] * images.shape[-1]))
     for part, out in zip(photos.split(step), result.split(step), strict=True):
         linear = levels.index_select(0, part.int().flatten()).view(part.shape)
         out.copy_(_linear_to_lab(linear))
@@ -67,7 +54,7 @@ def bytes_to_lab(images: Tensor) -> Tensor:
 
 
 def bytes_to_light(images: Tensor) -> Tensor:
-    """The L* alone of uint8 [..., 3, H, W], 0 to 255: float32 [..., 1, H, W]."""
+    """Return only the L* of uint8 sRGB [..., 3, H, W]: float32 [..., 1, H, W], 0 to 100."""
     linear = _linear_bytes(images.device).index_select(0, images.int().flatten()).view(images.shape)
     red, green, blue = _TO_XYZ[1].tolist()
     y = red * linear[..., :1, :, :] + green * linear[..., 1:2, :, :] + blue * linear[..., 2:, :, :]
@@ -76,7 +63,7 @@ def bytes_to_light(images: Tensor) -> Tensor:
 
 @cache
 def _linear_bytes(device: torch.device) -> Tensor:
-    """Each of the 256 levels as linear light [256]."""
+    """Return the linear light [256] of each of the 256 levels."""
     return _to_linear(torch.arange(256, device=device) / 255)
 
 
@@ -91,40 +78,32 @@ def _linear_to_lab(linear: Tensor) -> Tensor:
 
 
 def _compressed(xyz: Tensor) -> Tensor:
-    """The cube root that L*a*b* is made of, which below the knee goes on as a line."""
-    # As a sum it takes half the time of choosing, and log2 and exp2 take half that of pow.
+    """Take the cube root of L*a*b*, which is a line below `KNEE`."""
+    # The sum takes half the time of torch.where, and log2 with exp2 half the time of pow.
     root = (xyz.clamp_min(KNEE).log2() / 3).exp2()
     return root + (7.787 * xyz + (16 / 116 - KNEE ** (1 / 3))).clamp_max(0)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Convert L*a*b* to sRGB; colors outside the gamut are clipped to it.
-
-    Args:
-        lab: [..., 3, H, W], L* 0 to 100.
-
-    Returns:
-        [..., 3, H, W], gamma-encoded, 0 to 1.
-    """
+    """Convert L*a*b* [..., 3, H, W] to sRGB, 0 to 1; colors outside the gamut are clipped to it."""
     return lab_to_clipped_rgb(lab)[0]
 
 
 def lab_to_clipped_rgb(lab: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, and which pixels were clipped: bool [..., H, W]."""
+    """Convert as `lab_to_rgb`; also return which pixels were clipped: bool [..., H, W]."""
     lightness, a, b = lab.unbind(-3)
     y = (lightness + 16) / 116
     z = y - b / 200
-    # A blue beyond the gamut would need negative Z; scikit-image clips it too.
+    # A blue outside the gamut would need a negative Z; scikit-image clips it too.
     f = torch.stack((y + a / 500, y, z.clamp_min(0)), dim=-3)
     xyz = torch.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
     linear = _mix(_matrices(lab.device, lab.dtype)[1], xyz)
-    rgb = torch.where(
-        linear > 0.0031308, 1.055 * (linear.clamp_min(0.0031308).log2() / 2.4).exp2() - 0.055, 12.92 * linear
-    )
+    encoded = 1.055 * (linear.clamp_min(0.0031308).log2() / 2.4).exp2() - 0.055
+    rgb = torch.where(linear > 0.0031308, encoded, 12.92 * linear)
     least, most = linear.aminmax(dim=-3)
     return rgb.clamp(0, 1), (least < 0) | (most > 1) | (z < 0)
 
 
 def grey_rgb(light: Tensor) -> Tensor:
-    """The grey photograph of a lightness: [..., 1, H, W], L* 0 to 100, becomes sRGB [..., 3, H, W], 0 to 1."""
+    """Convert lightness [..., 1, H, W], L* 0 to 100, to a grey sRGB image [..., 3, H, W], 0 to 1."""
     return lab_to_rgb(torch.cat((light, torch.zeros_like(light), torch.zeros_like(light)), dim=-3))

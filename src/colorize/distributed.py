@@ -1,9 +1,10 @@
-"""Several processes that train one model together: torchrun's ranks, or one process that needs nobody.
+"""Train one model in several processes, the ranks of torchrun. Everything here also works in a single
+process.
 
-Every rank holds the same weights and takes its part of each batch; DistributedDataParallel averages the
-gradients, and on GPUs batch normalization takes its moments over all parts. So the loss curve is that of one
-process, but for the order of sums; only models that draw noise (dropout, latent samples) draw another one on
-every rank. Everything here also works alone.
+All ranks hold the same weights, and each takes its part of every batch. DistributedDataParallel averages the
+gradients; on GPUs, batch normalization takes its moments over all parts. So the loss curve is that of one
+process, except for the order of sums. Only models that draw noise (dropout, latent samples) draw different
+noise on every rank.
 """
 
 import os
@@ -24,37 +25,37 @@ from colorize.files import InputError
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""Ranks may wait for another training to end; a rank that dies is noticed by torchrun, which ends the others."""
+"""Ranks may wait for another training to end. If a rank dies, torchrun stops the others."""
 
 
 @contextmanager
 def init(device: torch.device) -> Iterator[None]:
-    """Meet the other ranks, if there are any, and part from them at the end."""
+    """Join the process group if there are several ranks, and leave it at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     yield
-    dist.destroy_process_group()  # not after an error: this would wait for the others
+    dist.destroy_process_group()  # not after an error, because it would wait for the other ranks
 
 
 def rank() -> int:
-    """Which of them this process is; the first, 0, is the one that reads and writes files."""
+    """Return the number of this process; only rank 0 reads and writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """Which of those on its machine this process is, and so which GPU it takes."""
+    """Return the number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:
-    """How many there are."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def all_gather_object(value: T) -> list[T]:
-    """The values of all ranks, in their order."""
+    """Return the values of all ranks, in their order."""
     values: list[Any] = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -62,7 +63,7 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def broadcast_object(value: T) -> T:
-    """The value of the first rank."""
+    """Return the value of rank 0."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values)
@@ -70,7 +71,7 @@ def broadcast_object(value: T) -> T:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in their order, of which each has as many as it likes."""
+    """Concatenate the rows of all ranks, in their order; the numbers of rows may differ."""
     if world_size() == 1:
         return rows
     counts = all_gather_object(len(rows))
@@ -82,10 +83,10 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def synchronize(model: nn.Module, name: str, device: torch.device) -> None:
-    """Let the batch norms that are trained take their moments over all ranks, in place.
+    """Let the trained batch norms take their moments over all ranks, in place.
 
     Raises:
-        InputError: there are such, and several ranks on the CPU; PyTorch has this for GPUs only.
+        InputError: there are trained batch norms and several ranks on the CPU; PyTorch needs GPUs for this.
     """
     norms = [layer for layer in model.train().modules() if isinstance(layer, _BatchNorm) and layer.training]
     if world_size() == 1 or not norms:
@@ -99,17 +100,15 @@ def synchronize(model: nn.Module, name: str, device: torch.device) -> None:
 
 
 def phase_losses(model: Any, phase: str) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
-    """`model.losses` of one phase as a function of light and ab, whose gradient is averaged over the ranks."""
+    """Return `model.losses` of one phase; its gradient is averaged over the ranks."""
     losses: Callable[[Tensor, Tensor], dict[str, Tensor]] = partial(model.losses, phase)
     if world_size() == 1:
         return losses
-    trained = nn.Module()
-    trained.add_module(
-        phase, getattr(model, phase)
-    )  # its parameters only: those of other phases get no gradient
+    trained = nn.Module()  # holds only this phase: the parameters of other phases get no gradient
+    trained.add_module(phase, getattr(model, phase))
     together = DistributedDataParallel(trained, gradient_as_bucket_view=True)
-    # After its first backward pass it arranges the gradients anew, which changes the order of sums of three ranks
-    # or more. A training that goes on must add as one in one go does, so that pass is made here, the last first.
+    # After its first backward pass it rearranges the gradients, which changes the order of sums over three or
+    # more ranks. A resumed training must sum like an uninterrupted one: make this pass now, last layer first.
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     trained.forward = lambda: torch.stack([parameter.sum() for parameter in parameters]).sum()
     together().backward()

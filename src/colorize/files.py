@@ -1,7 +1,7 @@
-"""The one way to write and read files: atomic, durable, checked.
+"""Write and read files: atomic, durable, checked. All code of this project writes files through this module.
 
-A reader sees the old content or the new one, never half of either: bytes go to a temporary name in the same
-folder, are flushed to the disk and then renamed. Everything in this project that writes to disk comes through here.
+A file is written under a temporary name in the same folder, flushed to the disk and then renamed. So a reader
+sees either the old content or the new one.
 """
 
 import csv
@@ -21,41 +21,39 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-if TYPE_CHECKING:  # late, because the workers that only read bytes need not wait for it
+if TYPE_CHECKING:  # slow to import, and workers that only read bytes do not need it
     import pandas as pd
 
 TEMPORARY = ".partial"
 AGAIN = "run `dvc repro`"
 NAME_ERRORS = {errno.ENAMETOOLONG: "name_too_long", errno.EILSEQ: "bad_name", errno.EINVAL: "bad_name"}
-"""Errors of the operating system for a name that is too long, or that the file system does not take."""
-
-
+"""Errors of the operating system for names that are too long or that the file system does not accept."""
 _UNPRINTABLE = "[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udcff]"
-"""Control characters, what breaks lines or turns the direction of writing, and bytes that are no UTF-8."""
+"""Control characters, line breaks, changes of writing direction, and bytes that are not UTF-8."""
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in found[0].encode("utf-8", "surrogateescape"))
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in match[0].encode("utf-8", "surrogateescape"))
 
 
 def text_of(name: str) -> str:
-    """A file's name as text that tables and screens can hold; whatever they cannot is \\xNN, byte by byte.
+    """Convert a file's name to printable text: other characters become \\xNN, byte by byte.
 
-    The | that separates names in a log is such a byte, too. `name_of` turns the text back.
+    So does |, which separates names in a log. `name_of` is the inverse.
     """
     return re.sub(rf"{_UNPRINTABLE}|\||\\(?=x[0-9a-f]{{2}})", _escaped, name)
 
 
 def name_of(text: str) -> str:
-    """The file's name of which `text_of` made this text."""
-    content = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
+    """Convert the text of `text_of` back to the file's name."""
+    content = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), text.encode())
     return content.decode("utf-8", "surrogateescape")
 
 
 class InputError(Exception):
-    """Something a user can mend: one sentence that names the file, row or parameter and says what to do.
+    """An error that a user can fix: one sentence that names the file, row or parameter and says what to do.
 
-    It stands on one line and can be printed, whatever the reasons and names that it quotes.
+    The sentence is one printable line, whatever names it quotes.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -63,7 +61,7 @@ class InputError(Exception):
 
 
 class NameRefused(InputError):
-    """A file's name is too long, or the file system does not take it: `reason` says which."""
+    """The file system does not accept a file's name; `reason` is one of `NAME_ERRORS`."""
 
     def __init__(self, sentence: str, reason: str) -> None:
         super().__init__(sentence)
@@ -75,15 +73,15 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = f"cannot write {path}: {error.strerror or error}"
+        problem = f"cannot write {path}: {error.strerror or error}"
         if error.filename and error.errno in NAME_ERRORS:
-            raise NameRefused(f"{told}; change its name", NAME_ERRORS[error.errno]) from error
-        raise InputError(f"{told}; make the folder writable or free some space") from error
+            raise NameRefused(f"{problem}; change its name", NAME_ERRORS[error.errno]) from error
+        raise InputError(f"{problem}; make the folder writable or free some space") from error
 
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process with one sentence and exit status 1 for whatever a user can mend."""
+    """Turn errors that a user can fix into one sentence and exit status 1."""
     try:
         yield
     except InputError as error:
@@ -94,14 +92,14 @@ def one_sentence() -> Iterator[None]:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the disk"
         if not isinstance(error, FileNotFoundError):
             sys.exit(f"error: {name}: {error.strerror or error}; make it writable or free some space")
-        made = Path(name).parts[:1] in (("data",), ("metrics",))
-        how = "`dvc repro` makes it" if made else "put it there or install it"
-        sys.exit(f"error: {name} is missing; {how}")
+        is_output = Path(name).parts[:1] in (("data",), ("metrics",))
+        remedy = "`dvc repro` makes it" if is_output else "put it there or install it"
+        sys.exit(f"error: {name} is missing; {remedy}")
 
 
 @contextmanager
 def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
-    """Blame the file at `path` for whatever goes wrong inside: an InputError names it and says `remedy`."""
+    """Turn every error in the block into an InputError that names the file and says `remedy`."""
     try:
         yield
     except InputError:
@@ -109,21 +107,21 @@ def reading(path: Path, remedy: str = AGAIN) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; {remedy}") from error
     except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"{path} cannot be read ({why}); make it a readable file") from error
-    except Exception as error:  # readers of damaged files fail with whatever they like
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be read ({reason}); make it a readable file") from error
+    except Exception as error:  # readers of damaged files raise all kinds of errors
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise InputError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing in binary; it appears under its name only when the block ends without an error.
+    """Open `path` for writing in binary; the file appears only when the block ends without an error.
 
     Raises:
-        InputError: the folder cannot be written to or takes no such name, or the disk is full.
+        InputError: the folder is not writable or does not accept the name, or the disk is full.
     """
-    temporary = path.with_name(f".{secrets.token_hex(4)}{TEMPORARY}")  # short, whatever the name's length
+    temporary = path.with_name(f".{secrets.token_hex(4)}{TEMPORARY}")  # short, even if the name is long
     try:
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,10 +136,10 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add `text` to the end of a file, durably; a crash may leave half of it there.
+    """Append `text` to a file, durably; a crash may leave only a part of the text.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk is full.
+        InputError: the folder is not writable, or the disk is full.
     """
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +150,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`."""
+    """Delete the half-written files of killed processes in `folder`."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
         leftover.unlink(missing_ok=True)
 
@@ -169,18 +167,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON that ends in a newline; NaN and infinity are refused.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
+    """Write `value` as indented JSON; ValueError: a number is not finite."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write one array as .npy."""
     with atomic(path) as file:
-        # Given a file, NumPy writes to a copy of its descriptor and does not notice if closing that fails on a full disk.
+        # With a real file, NumPy writes to a copy of its descriptor and misses a full disk when closing it.
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
@@ -191,18 +185,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_json(path: Path, kinds: Mapping[str, type], remedy: str = AGAIN) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Args:
-        kinds: of what must be in it.
+    """Read an object from a JSON file and check that it has the keys of `kinds`, with values of these types.
 
     Raises:
-        InputError: the file is missing or damaged, or the object lacks something or holds it in another kind.
+        InputError: the file is missing or damaged, or a value is missing or has another type.
     """
     with reading(path, remedy):
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("it is not an object")
         for key, kind in kinds.items():
             if not isinstance(value[key], (int, float) if kind is float else kind):
                 raise ValueError(f"its {key} is {value[key]!r}")
@@ -210,17 +201,13 @@ def read_json(path: Path, kinds: Mapping[str, type], remedy: str = AGAIN) -> dic
 
 
 def read_arrays(path: Path, *names: str, remedy: str = AGAIN) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name.
-
-    Raises:
-        InputError: the file is missing or damaged, or lacks one of `names`.
-    """
+    """Read the arrays of an .npz file; InputError: it is missing or damaged, or lacks one of `names`."""
     with reading(path, remedy), np.load(path, allow_pickle=False) as archive:
         return dict(archive) | {name: archive[name] for name in names}
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, as plain values; 1e-4 is a number (PyYAML reads it as a string).
+    """Read a YAML file as plain values; 1e-4 is a number (PyYAML would read a string).
 
     Raises:
         InputError: the file is missing or is not YAML.
@@ -233,23 +220,19 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path} is missing; run this from the project's folder") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); make it a readable file") from error
-    except Exception as error:  # dates of no month, numbers of too many digits, a thousand brackets
+    except Exception as error:  # impossible dates, huge numbers, a thousand brackets
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def decode(content: bytes, where: str) -> str:
-    """Text from UTF-8, with or without a byte order mark.
-
-    Raises:
-        InputError: it is something else; the sentence names `where` and the line.
-    """
+    """Decode UTF-8, with or without a byte order mark; InputError names `where` and the line."""
     try:
         text = content.decode("utf-8-sig")
-        at = content.find(b"\0")
+        bad = content.find(b"\0")
     except UnicodeDecodeError as error:
-        at = error.start
-    if at >= 0:
-        line = content[:at].count(b"\n") + 1
+        bad = error.start
+    if bad >= 0:
+        line = content[:bad].count(b"\n") + 1
         raise InputError(f"{where}, line {line} is not UTF-8 text; save it as UTF-8")
     return text
 
@@ -257,19 +240,20 @@ def decode(content: bytes, where: str) -> str:
 def parse_table(
     content: bytes, where: str, needed: Iterable[str], delimiter: str = ",", by_hand: bool = False
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV with a header, each as its place for a message and column -> text.
+    """Yield each row of a CSV with a header: its place, for messages, and a dictionary of its texts.
 
-    Nothing is guessed: every row has as many fields as the header, whose names are different, and every quotation
-    mark its partner. Empty rows are passed over.
+    All rows must have as many fields as the header, the header's names must differ, and every quotation mark
+    must be closed. Empty rows are skipped.
 
     Args:
-        needed: columns that must be there.
-        by_hand: whether lines may be comments that begin with "#", and blanks may follow a delimiter.
+        needed: columns that must exist.
+        by_hand: allow comment lines that begin with "#", and blanks after a delimiter.
 
     Raises:
-        InputError: the table is none; the sentence names `where`, the row (from 1, without the header) and line.
+        InputError: the table is malformed; the sentence names `where`, the row (from 1, after the header) and
+            the line.
     """
-    line = 0  # the first one of a row
+    line = 0  # where the current row begins
 
     def lines() -> Iterator[str]:
         nonlocal line
@@ -292,15 +276,15 @@ def parse_table(
             if any(map(str.strip, row)):
                 yield row
 
-    found = rows()
-    header = [name.strip() for name in next(found, [])]
+    records = rows()
+    header = [name.strip() for name in next(records, [])]
     for column in needed:
         if column not in header:
             raise InputError(f"{where} has no column {column!r}; it has {', '.join(header) or 'none'}")
     if "" in header or len(set(header)) < len(header):
-        why = "a column has no name, or that of another"
-        raise InputError(f"{where}, line {line}: {why}; name each differently")
-    for number, row in enumerate(found, 1):
+        problem = "a column has no name, or that of another"
+        raise InputError(f"{where}, line {line}: {problem}; name each differently")
+    for number, row in enumerate(records, 1):
         place = f"{where}, row {number} (line {line})"
         if len(row) != len(header):
             hint = f"put a text that holds {delimiter!r} into quotation marks"
@@ -310,13 +294,13 @@ def parse_table(
 
 def _cell(text: str, kind: Any) -> Any:
     if kind is int and not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise ValueError("it is no whole number")
+        raise ValueError("not a whole number")
     if kind is bool:
         return {"True": True, "False": False}[text]
     if isinstance(kind, type):
         return kind(text or "nan")
     if text not in kind:
-        raise ValueError("it is none of those known")
+        raise ValueError("not one of the known texts")
     return text
 
 
@@ -328,13 +312,13 @@ def read_table(
     unique: str = "",
     remedy: str = AGAIN,
 ) -> "pd.DataFrame":
-    """A table that a stage wrote, in which someone may have edited something.
+    """Read a table that a stage wrote, and check it, since a user may have edited it.
 
     Args:
-        columns: what each holds: str, int (0 or above), float (NaN where empty), bool, or one of some texts.
-        others: what all other columns hold.
-        needed: those that must be there; None: all of `columns`.
-        unique: the column in which no value may stand twice.
+        columns: type of each: str, int (0 or above), float (empty is NaN), bool, or a collection of texts.
+        others: type of all other columns.
+        needed: columns that must exist; None for all of `columns`.
+        unique: the column whose values must differ.
 
     Raises:
         InputError: the file is missing, or a row does not fit; the sentence names the row and the line.
@@ -363,39 +347,39 @@ def read_table(
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Write tensors, numbers and strings with torch.save, sealed with a sha256 that `read_state` checks."""
+    """Write tensors, numbers and strings with torch.save, after a sha256 that `read_state` checks."""
     import torch
 
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
     with atomic(path) as file:
-        file.write(hashlib.sha256(content).hexdigest().encode())
+        file.write(sha256_bytes(content).encode())
         file.write(content)
 
 
 def read_state(path: Path, device: str = "cpu") -> Any:
-    """Read what `write_state` wrote. Only tensors and plain values are ever unpickled.
+    """Read what `write_state` wrote; only tensors and plain values are unpickled.
 
     Raises:
-        InputError: the file is cut short or changed since it was written.
+        InputError: the file is damaged.
     """
     import torch
 
     content = path.read_bytes()
-    seal, payload = content[:64], content[64:]
-    if hashlib.sha256(payload).hexdigest().encode() != seal:
+    digest, payload = content[:64], content[64:]
+    if sha256_bytes(payload).encode() != digest:
         raise InputError(f"{path} is damaged: its sha256 does not match")
     return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
 
 
 def parse_tensors(name: str, content: bytes) -> dict[str, Any]:
-    """Tensors by name from the content of a .safetensors file or of one that torch.save wrote, told apart by their bytes.
+    """Read named tensors from the content of a .safetensors file or of a file of torch.save.
 
-    Only tensors and plain values are ever unpickled; whether the bytes are the right ones is for the caller to check.
+    Only tensors and plain values are unpickled. The caller checks that the content is the right one.
 
     Raises:
-        InputError: there are no named tensors in it; the sentence begins with `name`.
+        InputError: the content is something else; the sentence begins with `name`.
     """
     import safetensors.torch
     import torch
@@ -404,27 +388,28 @@ def parse_tensors(name: str, content: bytes) -> dict[str, Any]:
         if content[8:9] == b"{":  # eight bytes of length, then JSON
             return safetensors.torch.load(content)
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers fail with whatever they like
+    except Exception as error:  # the readers raise all kinds of errors
         raise InputError(f"{name} is no weights file; give a state dict as .pth or .safetensors") from error
     if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
         raise InputError(f"{name} holds more than named tensors; give a plain state dict")
     return dict(tensors)
 
 
-def sha256_bytes(content: bytes) -> str:
-    """The sha256 of some bytes, as 64 hexadecimal digits."""
+def sha256_bytes(content: bytes | memoryview) -> str:
+    """Return the sha256 of bytes as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the sha256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(paths: Iterable[Path]) -> dict[str, str]:
-    """The sha256 of every file of `paths`, folders included whole, keyed by POSIX path in sorted order."""
-    found: set[Path] = set()
+    """Return the sha256 of every file in `paths` and the folders among them, by POSIX path in sorted
+    order."""
+    everything: set[Path] = set()
     for path in paths:
-        found.update(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else found.add(path)
-    return {p.as_posix(): sha256(p) for p in sorted(found) if "__pycache__" not in p.parts}
+        everything.update(filter(Path.is_file, path.rglob("*")) if path.is_dir() else [path])
+    return {path.as_posix(): sha256(path) for path in sorted(everything) if "__pycache__" not in path.parts}

@@ -1,11 +1,12 @@
-"""A folder of photographs: the one walk through it, and the log of what became of each photograph.
+"""Walk a folder of photographs, and log what became of each photograph.
 
-The pipeline's folder source, `colorize apply` and `colorize score` walk alike. What a file is, its first bytes say. Hidden
-files, sidecars, cameras' raw files and our own results are passed over, each with its reason; a file that claims to be a
-photograph and is none, or is one of a format that is not read, has failed.
+The folder source of the pipeline, `colorize apply` and `colorize score` use the same walk. The first bytes of
+a file decide its kind. Hidden files, sidecars, raw files of cameras and our own results are ignored, each
+with a reason. A file that claims to be a photograph but is none, or has a format that is not read, counts as
+failed.
 
-The log is `colorize.csv` in a folder of results. While photographs are colored it only grows: a line that tells what
-will be written stands there before anything is, so that whatever a killed run leaves is known as ours.
+The log is `colorize.csv` in a folder of results. Coloring only appends to it: it names each output before it
+writes it, so that the outputs of a killed run are known as ours.
 """
 
 import csv
@@ -24,77 +25,62 @@ LOG = "colorize.csv"
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | {
     *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".mpo")
 }
-"""Files that claim to be photographs; what they are is decided by their first bytes."""
+"""Suffixes of files that claim to be photographs."""
 RAW_SUFFIXES = {
-    *(
-        ".3fr",
-        ".arw",
-        ".cr2",
-        ".cr3",
-        ".crw",
-        ".dcr",
-        ".dng",
-        ".erf",
-        ".fff",
-        ".iiq",
-        ".kdc",
-        ".mef",
-        ".mos",
-        ".mrw",
-    ),
-    *(".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-}
-"""Of cameras' raw files: most begin as TIFF does, and what can be read of them is a thumbnail."""
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos"),
+    *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+}  # fmt: skip
+"""Suffixes of cameras' raw files. Most begin like TIFF, but hold only a thumbnail that can be read."""
 BESIDE = {"raw", "photoshop"}
-"""Kinds of files that lie beside the photographs that were made of them."""
+"""Kinds of files that often lie beside the photographs made from them."""
 PHOTOGRAPHIC = {"heic", "jpeg_xl", "jpeg_2000"}
-"""Kinds of photographs that are not read, whatever their suffix."""
+"""Kinds of photographs that are not read, for any suffix."""
 SIDECARS = {"@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found", "System Volume Information"}
-"""Folders in which file servers and operating systems keep thumbnails and what was thrown away."""
+"""Folders of file servers and operating systems for thumbnails and deleted files."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file that was found, and what is to be done with it."""
+    """A file of the walk, and what to do with it."""
 
     source: Path
     name: str
-    """Below the folder that was walked, with / between its parts."""
+    """Path below the walked folder, with /."""
     kind: str = ""
-    """Of a photograph: one of formats.SUFFIXES."""
+    """For a photograph, one of formats.SUFFIXES."""
     status: str = ""
-    """failed, skipped (it has a row of its own) or ignored (it is only counted); "" if it is a photograph."""
+    """failed, skipped (has its own row), ignored (is only counted), or "" for a photograph."""
     reason: str = ""
 
 
 @dataclass
 class Row:
-    """A row of the log: what became of a photograph. Names are as `files.text_of` writes them."""
+    """A row of the log: what became of a photograph. Names are written by `files.text_of`."""
 
     photo: str
     outputs: str = ""
     """Names below the folder of results, joined by |."""
     status: str = "failed"
-    """done, kept (it was done before), failed, skipped, or started: its outputs were about to be written."""
+    """done, kept (done before), failed, skipped, or started (its outputs were about to be written)."""
     reason: str = ""
     note: str = ""
     sha256: str = ""
-    """Of the photograph."""
+    """sha256 of the photograph."""
     made_by: str = ""
-    """Stands for the models and how they were asked."""
+    """Identifies the models and the options of the run."""
     source: str = ""
-    """Where the photograph lies, from the folder of results."""
+    """Path of the photograph, relative to the folder of results."""
     written: str = ""
-    """All results of this photograph, joined by |: the sha256, a blank, the name; the newest first."""
+    """All results of this photograph, newest first, joined by |: sha256, a blank, name."""
 
     @property
     def hashes(self) -> dict[str, list[str]]:
-        """The sha256 of each name in `written`, newest first."""
-        found: dict[str, list[str]] = {}
+        """The sha256s of each name in `written`, newest first."""
+        digests: dict[str, list[str]] = {}
         for entry in filter(None, self.written.split("|")):
             digest, _, name = entry.partition(" ")
-            found.setdefault(name, []).append(digest)
-        return found
+            digests.setdefault(name, []).append(digest)
+        return digests
 
 
 COLUMNS = [field.name for field in fields(Row)]
@@ -107,7 +93,7 @@ def _table(rows: Iterable[Iterable[str]]) -> str:
 
 
 def read_log(folder: Path) -> dict[str, Row]:
-    """What a folder of results holds, by photograph; nothing if it has no log. Half a last line is not read.
+    """Read the log of a folder, by photograph; empty without a log. An incomplete last line is dropped.
 
     Raises:
         InputError: the log is damaged, or is not ours.
@@ -127,27 +113,27 @@ def read_log(folder: Path) -> dict[str, Row]:
 
 
 def write_log(folder: Path, rows: Mapping[str, Row]) -> None:
-    """Write what became of every photograph, in order of names."""
+    """Write the whole log, sorted by photograph."""
     files.write_text(folder / LOG, _table([COLUMNS, *(astuple(rows[name]) for name in sorted(rows))]))
 
 
 def append_log(folder: Path, row: Row) -> None:
-    """Add a row to a log that is there; it replaces the photograph's earlier one."""
+    """Append a row to the log; it replaces the photograph's earlier row."""
     files.append_text(folder / LOG, _table([astuple(row)]))
 
 
 def results(folder: Path) -> dict[str, list[str]]:
-    """The real paths of our results in a folder, as its log lists them, and the sha256 that each had."""
+    """Return the real paths of our results in a folder, by its log, and the sha256s of each."""
     try:
         log = read_log(folder)
-    except InputError:  # somebody else's table
+    except InputError:  # not our table
         return {}
     listed = (each for row in log.values() for each in row.hashes.items())
     return {os.path.realpath(folder / name_of(name)): digests for name, digests in listed}
 
 
 def look(path: Path) -> tuple[str, str, str]:
-    """The kind, status and reason (see `Found`) of a file, a link, or whatever else has a name."""
+    """Return the kind, status and reason (see `Found`) of a path."""
     suffix = path.suffix.lower()
     failed = "failed" if suffix in IMAGE_SUFFIXES else "ignored"
     try:
@@ -162,18 +148,19 @@ def look(path: Path) -> tuple[str, str, str]:
     kind, reason = image_kind(head), why_no_image(head)
     if suffix in RAW_SUFFIXES and (kind == "tif" or reason == "not_image"):
         reason = "raw"
-    if suffix == ".thm":  # a camera's, beside a film or a raw file
+    if suffix == ".thm":  # a camera writes it beside a film or a raw file
         return "", "ignored", "thumbnail"
     if not reason:
         return kind, "", ""
-    return "", "skipped" if reason in BESIDE else "failed" if reason in PHOTOGRAPHIC else failed, reason
+    status = "skipped" if reason in BESIDE else "failed" if reason in PHOTOGRAPHIC else failed
+    return "", status, reason
 
 
 def walk(root: Path, output: Path | None = None) -> list[Found]:
-    """Everything in a folder and below it, in order of paths; no link to a folder is followed.
+    """List all files in and below a folder, sorted by path; links to folders are not followed.
 
     Args:
-        output: where results are to be written; if that is a folder below `root`, nothing in it is a photograph.
+        output: folder for results; if it is below `root`, its files are ignored.
 
     Raises:
         InputError: a folder cannot be listed.
@@ -187,20 +174,19 @@ def walk(root: Path, output: Path | None = None) -> list[Found]:
     ours = results(output) if output else {}
 
     def enter(path: Path) -> bool:
-        """Whether this is a folder to go into; anything else becomes an item."""
-        found = "", "", ""
+        """Return whether to enter this folder; list anything else."""
         if path.name.startswith(".") or path.name in SIDECARS:
-            found = "", "ignored", "hidden"
+            verdict = "", "ignored", "hidden"
         elif os.path.islink(path) or not os.path.isdir(path):
-            found = look(path)
+            verdict = look(path)
             real = os.path.realpath(path) if ours else ""
             if real in ours and files.sha256(path) in ours[real]:
-                found = "", "ignored", "result"
+                verdict = "", "ignored", "result"
         elif os.path.realpath(path) == target:
-            found = "", "ignored", "result"
+            verdict = "", "ignored", "result"
         else:
             return True
-        items.append(Found(path, path.relative_to(root).as_posix(), *found))
+        items.append(Found(path, path.relative_to(root).as_posix(), *verdict))
         return False
 
     for parent, folders, names in os.walk(root, onerror=give_up):
@@ -213,5 +199,5 @@ def walk(root: Path, output: Path | None = None) -> list[Found]:
 
 
 def counts(reasons: Iterable[str]) -> str:
-    """How many there are of each: "hidden 3, raw 1"."""
+    """Count the reasons: "hidden 3, raw 1"."""
     return ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(reasons).items()) if reason)

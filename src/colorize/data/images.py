@@ -1,14 +1,14 @@
-"""Encoded photographs of unknown origin to upright sRGB squares, in shards of uint8 arrays.
+"""Decode photographs of unknown origin to upright 8-bit sRGB, and crop them to squares.
 
-`open_image` and `decode` are the one reader of photographs: the crop stage and `colorize score` make squares of what they
-give, `colorize apply` and the page color it. There is one way to 8 bits, by what the file says of its levels; what it does
-not say is refused. A 16-bit channel of a color image is cut to its upper 8 bits by Pillow, which is one level off at most.
+`opened` and `decode` are the only reader of photographs: the crop stage and `colorize score` make squares of
+the result; `colorize apply` and the web page color it. The file's own tags decide how its levels become 8
+bits; without them the file is refused. Pillow cuts a 16-bit channel of a color image to its upper 8 bits, an
+error of at most one level.
 
-Geometry of the squares is pinned: the centered square in source coordinates (or the whole photograph, which black bars then
-make a square), then one antialiased resample with Lanczos's filter; JPEGs are decoded at a reduced scale of at least twice
-the target: of 12 megapixels in a sixth of a full decode's time, and above 45 dB from it.
-Whatever cannot be decoded completely is refused with a reason: no partial image is ever returned.
-It does not judge what a photograph shows; selection.py does.
+A square is the center of the source (or the whole photograph between black bars), resampled once with an
+antialiased Lanczos filter. JPEGs are decoded at a reduced scale of at least twice the target: for 12
+megapixels this takes a sixth of the time of a full decode and stays within 45 dB of it. A photograph that
+cannot be decoded completely is refused with a reason.
 """
 
 import io
@@ -37,7 +37,7 @@ from colorize.data.formats import HEAD_BYTES, UNREAD, image_kind, why_no_image
 from colorize.settings import Workers
 
 OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "jpg": JpegImageFile,  # a camera's JPEG with a second picture (MPO) too: its first one is the photograph
+    "jpg": JpegImageFile,  # also MPO, a JPEG with a second picture: the first one is the photograph
     "png": PngImageFile,
     "webp": WebPImageFile,
     "avif": AvifImageFile,
@@ -45,42 +45,42 @@ OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "bmp": BmpImageFile,
     "tif": TiffImageFile,
 }
-"""What decodes each of `formats.SUFFIXES`."""
+"""Decoders of `formats.SUFFIXES`."""
 for order, mode in ((II, "I;16"), (MM, "I;16B")):
-    for photometric in (0, 1):  # Pillow decodes them all, but its table has not every combination
+    for photometric in (0, 1):  # Pillow can decode all these, but its table lacks some combinations
         OPEN_INFO.setdefault((order, photometric, (1,), 1, (12,), ()), ("I;16", "I;12"))
         OPEN_INFO.setdefault((order, photometric, (1,), 1, (16,), ()), (mode, mode))
 MAX_PAGES = 64
-"""Pages of a TIFF that are looked at."""
+"""Pages of a TIFF that are examined."""
 BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR = 258, 259, 262, 277, 284
 PREDICTOR, COLOR_MAP, SUB_IFDS, INK_SET, EXTRA_SAMPLES = 317, 320, 330, 332, 338
 SAMPLE_FORMAT, YCBCR_SUBSAMPLING = 339, 530
-"""Tags of TIFF."""
+"""TIFF tags."""
 DNG_VERSION = 50706
 RAW = {(32803,), (34892,)}
-"""Photometric interpretations of what a sensor saw: a mosaic of colors, or one that was filled in."""
+"""Photometric interpretations of sensor data: a color filter array, or linear raw."""
 TRANSFERS = {
     "png": re.compile(rb"\0\0\0\x04cICP.(.)", re.DOTALL),
     "avif": re.compile(rb"colrnclx..\0(.)", re.DOTALL),
 }
-"""Where files name the transfer function of their levels, by its number in ITU-T H.273, table 3."""
+"""Patterns that find the transfer function of a file, a number of ITU-T H.273, table 3."""
 HDR = {b"\x10", b"\x12"}
-"""PQ and HLG, whose levels are no sRGB's."""
+"""The transfer functions PQ and HLG."""
 NO_PROFILE = (ImageCms.PyCMSError, ValueError, TypeError, OSError)
-"""What Pillow raises for a profile that is none, or that does not fit the pixels."""
+"""Pillow's errors for an invalid profile, or one that does not fit the pixels."""
 KEYS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
-"""From a PNG's transparent level to that of the decoded pixels, by Pillow's name of how they lie in the file."""
-TOLD = {
+"""Factors from a PNG's transparent level to decoded levels, by Pillow's name of the pixel layout."""
+REASONS = {
     "truncated": "truncated",
     "unknown pixel mode": "mode",
     "cannot handle": "mode",
     "unsupported": "mode",
     "not installed": "avif",
 }
-"""Words of Pillow's errors to reasons."""
+"""Reasons by words in Pillow's errors."""
 MAX_SCANS = 500
-"""Scans of a progressive JPEG: real ones have about ten, crafted ones thousands that take minutes."""
-
+"""Limit for a progressive JPEG: real ones have about ten scans, malicious ones thousands, which take
+minutes."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -90,19 +90,16 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientations but the upright one: what makes them upright."""
+"""Transforms that make EXIF's other orientations upright."""
 TURNED_ASIDE = [UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
-"""Those that exchange width and height."""
-_ORIENTATION = 0x0112
+"""Transforms that exchange width and height."""
 SRGB = ImageCms.createProfile("sRGB")
-
-
 SENTENCES = {
     "unreadable": "The file cannot be opened; make it readable.",
     "missing": "The file is gone; run the same command again.",
     "hash_mismatch": "The file changed while it was read; run the same command again.",
     "crash": "The program that decodes such files crashes on it; save it again with another program.",
-    "not_a_file": "This is a broken link, a pipe or the like; give the photograph itself.",
+    "not_a_file": "This is not a regular file; give the photograph itself.",
     "thumbnail": "This is a camera's thumbnail of a film or a raw file; give the photograph itself.",
     "name_too_long": "The name of its result would be too long; shorten the photograph's name.",
     "bad_name": "The folder of results does not take such a name; rename the photograph.",
@@ -110,21 +107,21 @@ SENTENCES = {
     "not_image": "This is no photograph that can be read; give JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF.",
     "truncated": "The file ends in the middle of the photograph; copy it again.",
     "corrupt": "The file is damaged; copy it again.",
-    "too_many_pixels": "The photograph has more pixels than are allowed; raise --max-megapixels (in params.yaml: "
-    "crop.max_megapixels), or scale it down.",
-    "out_of_memory": "There is too little memory for so many pixels; end other programs, or scale the photograph down.",
-    "too_many_scans": "The file is made to take long; save it again with another program.",
-    "too_small": "The photograph is smaller than the crops, and crop.small says to drop such ones.",
+    "too_many_pixels": "The photograph has more pixels than are allowed; raise --max-megapixels "
+    "(in params.yaml: crop.max_megapixels), or scale it down.",
+    "out_of_memory": "There is too little memory for so many pixels; end other programs, or scale it down.",
+    "too_many_scans": "The file would take very long to decode; save it again with another program.",
+    "too_small": "The photograph is smaller than the crops, and crop.small is drop.",
     "mode": "Pixels of this kind (floats, 32-bit integers, Lab) are not read; save it as 8-bit JPEG or PNG.",
-    "hdr": "The levels are those of an HDR display; save it as an ordinary JPEG or PNG.",
-    "too_large_to_write": "The result is too large for its format; scale the photograph down or save it as PNG first.",
-    "avif": "The installed Pillow does not read AVIF; install its wheel from PyPI, or save the file as JPEG or PNG.",
+    "hdr": "The levels are made for an HDR display; save it as an ordinary JPEG or PNG.",
+    "too_large_to_write": "The result is too large for its format; scale it down or save it as PNG first.",
+    "avif": "The installed Pillow lacks AVIF; install its wheel from PyPI, or save the file as JPEG or PNG.",
     **{
         reason: f"This is {words}, which is not read; export it as JPEG, PNG or TIFF."
         for reason, words in UNREAD.items()
     },
 }
-"""What each reason for which a photograph is refused means, and what to do."""
+"""For each reason of a refusal, what it means and what to do."""
 
 
 @dataclass(frozen=True)
@@ -136,22 +133,23 @@ class CropConfig:
     fit: Literal["crop", "pad"] = "crop"
     """crop: the centered square; pad: the whole photograph, centered between black bars (document 004)."""
     small: Literal["enlarge", "drop"] = "enlarge"
-    """What happens to photographs that are too small: whose short side (pad: long side) is below `size`."""
+    """What to do with photographs whose short side (pad: long side) is below `size`."""
     max_megapixels: Annotated[float, Gt(0)] = 200
-    """A larger photograph is refused before it is decoded: a small file may unpack to more than the memory holds."""
+    """Larger photographs are refused before decoding: a small file may unpack to more than the memory
+    holds."""
     workers: Workers = 0
-    """Processes of this machine; 0 takes every core."""
+    """Processes of this machine; 0 means one per core."""
     cluster: str = ""
     """Address of a Dask scheduler whose workers crop instead; the results are the same bytes."""
 
 
 class Refused(Exception):
-    """A photograph cannot be used; the message is the reason, one of `SENTENCES`."""
+    """A photograph cannot be used; the message is a key of `SENTENCES`."""
 
 
 @dataclass
 class Record:
-    """What became of one photograph; width and height are those of the upright source, in pixels."""
+    """The result for one photograph; width and height of the upright source are in pixels."""
 
     photo: str
     status: str = "failed"
@@ -164,22 +162,22 @@ class Record:
 
 @dataclass
 class Decoded:
-    """A photograph's pixels as its file stores them: not turned, 8 bits a channel."""
+    """The pixels of a photograph, 8 bits a channel, not yet turned upright."""
 
     picture: Image.Image
-    """L, RGB or CMYK. The levels of L are sRGB's; those of the others are the profile's, or sRGB's if there is none."""
+    """L, RGB or CMYK. L is always sRGB; the others follow the profile, or are sRGB without one."""
     alpha: Image.Image | None
-    """L, where something can be seen through."""
+    """L; None if the image is opaque."""
     profile: bytes
-    """ICC, of a color space; empty if there is none."""
+    """ICC profile; empty for none."""
     orientation: int
-    """EXIF's, 1 to 8."""
+    """EXIF orientation, 1 to 8."""
     notes: list[str]
-    """What was ignored: exif_ignored, frames_ignored, profile_ignored."""
+    """Of exif_ignored, frames_ignored, profile_ignored."""
 
     @property
     def on_white(self) -> Image.Image:
-        """The picture with nothing to see through."""
+        """The picture on a white background."""
         if self.alpha is None:
             return self.picture
         white = Image.new(self.picture.mode, self.picture.size, "white")
@@ -187,7 +185,7 @@ class Decoded:
         return white
 
     def srgb(self, picture: Image.Image) -> Image.Image:
-        """The picture, or what was made from it, as sRGB; a profile that does not fit it is dropped and noted."""
+        """Convert the picture, or a scaled copy, to sRGB; drop and note a profile that does not fit."""
         if self.profile:
             try:
                 return to_srgb(self.profile, picture.mode).apply(picture)
@@ -197,58 +195,55 @@ class Decoded:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def crop_square(content: bytes, rule: CropConfig) -> tuple[np.ndarray, Record]:
-    """Decode a photograph to its central square, or to the whole of it, centered on a black one.
+def crop_square(content: bytes, config: CropConfig) -> tuple[np.ndarray, Record]:
+    """Decode a photograph to its central square, or to the whole of it between black bars.
 
     Returns:
-        uint8 [S, S, 3], upright sRGB with transparency on white, and a record without the photograph's name. Of an odd
-        number of black rows or columns, the bottom or right bar has one more.
+        uint8 [S, S, 3], upright sRGB on white, and a record without a name. If the number of black rows or
+        columns is odd, the bottom or right bar has one more.
 
     Raises:
-        Refused: it cannot be read, or it is too small (only where the rule drops small ones).
+        Refused: the photograph cannot be read, or it is too small and `config.small` is drop.
     """
-    with opened(content, rule.max_megapixels) as image:
+    with opened(content, config.max_megapixels) as image:
         width, height = image.size
-        decisive = (max if rule.fit == "pad" else min)(width, height)
-        record = Record("", "ok", width=width, height=height, small=decisive < rule.size)
-        if record.small and rule.small == "drop":
+        decisive = (max if config.fit == "pad" else min)(width, height)
+        record = Record("", "ok", width=width, height=height, small=decisive < config.size)
+        if record.small and config.small == "drop":
             raise Refused("too_small")
-        across, down = (
-            min(rule.size, max(1, round(rule.size * extent / decisive))) for extent in (width, height)
-        )
+        scale = config.size / decisive
+        across, down = (min(config.size, max(1, round(side * scale))) for side in (width, height))
         drafted = image.draft(None, (2 * across, 2 * down))
         decoded = decode(image)
-        # The exact extent of the source in drafted pixels, whose last column and row may be only partly covered.
+        # The exact size of the source in drafted pixels; it may cover the last column and row only partly.
         right, bottom = drafted[1][2:] if drafted else image.size
         box: tuple[float, float, float, float] = (0, 0, right, bottom)
-        if rule.fit == "crop":
+        if config.fit == "crop":
             side = min(right, bottom)
             left, top = (right - side) / 2, (bottom - side) / 2
             box = (left, top, left + side, top + side)
         scaled = decoded.srgb(decoded.on_white.resize((across, down), Image.Resampling.LANCZOS, box))
         turn = UPRIGHT.get(decoded.orientation)
-        if turn is not None:  # a centered box turns onto itself, so turning the scaled one is exact
+        if turn is not None:  # turning after scaling is exact, since the box is centered
             scaled = scaled.transpose(turn)
             if turn in TURNED_ASIDE:
                 record.width, record.height = height, width
         record.note = "+".join(decoded.notes)
-        square = np.zeros((rule.size, rule.size, 3), np.uint8)
-        top, left = (rule.size - scaled.height) // 2, (rule.size - scaled.width) // 2
+        square = np.zeros((config.size, config.size, 3), np.uint8)
+        top, left = (config.size - scaled.height) // 2, (config.size - scaled.width) // 2
         square[top : top + scaled.height, left : left + scaled.width] = np.asarray(scaled)
         return square, record
 
 
 @contextmanager
 def opened(content: bytes, max_megapixels: float) -> Iterator[Image.Image]:
-    """A photograph whose header is read; whatever goes wrong with its bytes, in the block too, becomes `Refused`."""
+    """Open a photograph and read its header; errors of its bytes, also in the block, become `Refused`."""
     allowed = int(min(round(max_megapixels * 1e6, 3), 2**62))
-    if (
-        Image.MAX_IMAGE_PIXELS is not None
-    ):  # one for the process, in which other threads may read: never lowered
+    if Image.MAX_IMAGE_PIXELS is not None:  # never lowered: other threads share it
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, allowed)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which does not concern the pixels
+            warnings.simplefilter("ignore")  # odd metadata does not matter for the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = _open(content)
             if image.width * image.height > allowed:
@@ -260,10 +255,10 @@ def opened(content: bytes, max_megapixels: float) -> Iterator[Image.Image]:
         raise Refused("too_many_pixels") from error
     except MemoryError as error:
         raise Refused("out_of_memory") from error
-    except Exception as error:
-        # Decoders fail with whatever they like, and a bad photograph is data, not a crash.
-        told = str(error).lower()
-        raise Refused(next((reason for words, reason in TOLD.items() if words in told), "corrupt")) from error
+    except Exception as error:  # decoders raise all kinds of errors
+        text = str(error).lower()
+        reason = next((reason for words, reason in REASONS.items() if words in text), "corrupt")
+        raise Refused(reason) from error
 
 
 def _open(content: bytes) -> Image.Image:
@@ -273,28 +268,29 @@ def _open(content: bytes) -> Image.Image:
     kind = image_kind(head)
     if kind == "jpg" and content.count(b"\xff\xda") > MAX_SCANS:
         raise Refused("too_many_scans")
-    named = set(TRANSFERS[kind].findall(content)) if kind in TRANSFERS else set()
-    if named and named <= HDR:
+    transfers = set(TRANSFERS[kind].findall(content)) if kind in TRANSFERS else set()
+    if transfers and transfers <= HDR:
         raise Refused("hdr")
     image = OPENERS[kind](io.BytesIO(_at_whole_page(content) if kind == "tif" else content))
-    if named:  # it comes before a PNG's gamma
+    if transfers:  # takes precedence over a PNG's gamma
         image.info.pop("gamma", None)
     return image
 
 
 def _at_whole_page(content: bytes) -> bytes:
-    """The same TIFF, but it opens at its first whole page: a thumbnail or a mask comes first in some.
+    """Make a TIFF begin with its first whole page, since some begin with a thumbnail or a mask.
 
     Raises:
-        Refused: raw: it is a camera's, of which Pillow decodes a preview at most; mode: its pixels' kind is unknown.
+        Refused: raw: it is a camera's raw file, of which Pillow decodes at most a preview; mode: unknown
+            pixels.
     """
-    if content.startswith(b"MM\0+"):  # the large kind of the other byte order, which Pillow misreads
+    if content.startswith(b"MM\0+"):  # big-endian BigTIFF, which Pillow misreads
         raise Refused("mode")
     file, header = io.BytesIO(content), content[: 16 if content[2] == ord("+") else 8]
 
     def chain(offset: int) -> Iterator[ImageFileDirectory_v2]:
         seen: set[int] = set()
-        with suppress(Exception):  # Pillow's parser fails with whatever it meets; there the chain ends
+        with suppress(Exception):  # Pillow's parser raises all kinds of errors, which end the chain
             while offset and offset not in seen and len(seen) < MAX_PAGES:
                 seen.add(offset)
                 file.seek(offset)
@@ -320,7 +316,7 @@ def _at_whole_page(content: bytes) -> bytes:
 
 
 def _is_defined(page: ImageFileDirectory_v2) -> bool:
-    """Whether the tags of a TIFF's page tell what its levels mean, and Pillow decodes them so."""
+    """Check that the tags of a TIFF page define its levels and that Pillow decodes them correctly."""
 
     def tag(number: int, default: int) -> int:
         return (*_numbers(page, number), default)[0]
@@ -329,64 +325,56 @@ def _is_defined(page: ImageFileDirectory_v2) -> bool:
     known = compression in COMPRESSION_INFO and compression != 50001  # Pillow's wheels have no WebP in TIFF
     if not known or tag(INK_SET, 1) != 1 or set(_numbers(page, SAMPLE_FORMAT)) - {1}:
         return False
-    if photometric < 0:  # black and white are anybody's guess then, but in fax codes and old JPEG
+    if photometric < 0:  # only fax codes and old JPEG define black and white without it
         return compression in (2, 3, 4, 6)
     if photometric == 6 and compression == 1:
         return _numbers(page, YCBCR_SUBSAMPLING) == (1, 1)
     if tag(PREDICTOR, 1) != 1 and (compression == 1 or tag(BITS_PER_SAMPLE, 1) not in (8, 16)):
-        return False  # libtiff would not add up the differences
-    if tag(PLANAR, 1) == 2 and samples > 1:  # Pillow mixes up the planes of others
+        return False  # libtiff does not undo the predictor
+    if tag(PLANAR, 1) == 2 and samples > 1:  # Pillow mixes up other planes
         plain = tag(BITS_PER_SAMPLE, 1) == 8 and _numbers(page, EXTRA_SAMPLES) in ((), (2,))
         return photometric in (2, 5, 6) and (plain or compression != 1)
     return True
 
 
 def _numbers(page: ImageFileDirectory_v2, tag: int) -> tuple[int, ...]:
-    """The values of a tag; none if it is missing or holds no whole numbers."""
-    found = page.get(tag, ())
-    found = found if isinstance(found, tuple) else (found,)
-    return found if all(isinstance(value, int) for value in found) else ()
+    """Return the values of a tag; empty if it is missing or not whole numbers."""
+    values = page.get(tag, ())
+    values = values if isinstance(values, tuple) else (values,)
+    return values if all(isinstance(value, int) for value in values) else ()
 
 
 def _is_part(page: ImageFileDirectory_v2) -> bool:
-    """Whether a page of a TIFF is a thumbnail or a mask (TIFF 6.0: NewSubfileType, SubfileType)."""
+    """Check for a thumbnail or a mask (TIFF 6.0: NewSubfileType, SubfileType)."""
     newer, older = ((*_numbers(page, tag), 0)[0] for tag in (254, 255))
     return bool(newer & 5) or older == 2 or _numbers(page, PHOTOMETRIC) == (4,)
 
 
 def orientation_of(image: Image.Image) -> int | None:
-    """EXIF's orientation, 1 to 8 (1: upright); None if its metadata cannot be read."""
+    """Return EXIF's orientation, 1 to 8 (1: upright); None if the metadata cannot be read."""
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
-    except (
-        Exception
-    ):  # Pillow's EXIF parser fails with whatever it meets; broken metadata must not cost the pixels
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow's parser raises all kinds of errors, but the pixels may be fine
         return None
-    return found if found in UPRIGHT else 1
+    return orientation if orientation in UPRIGHT else 1
 
 
 def decode(image: Image.Image) -> Decoded:
-    """Decode what was opened, at the scale that its `draft` chose.
-
-    Raises:
-        Refused: mode: the file does not tell which of its levels are black and white.
-    """
+    """Decode an opened image, at the scale of its `draft`; Refused: mode: its black and white are unknown."""
     layout = image.tile[0].args if isinstance(image, PngImageFile) and image.tile else None
     frames = getattr(image, "is_animated", False)
     if isinstance(image, TiffImageFile) and max(_numbers(image.tag_v2, COLOR_MAP), default=256) < 256:
-        # Some write a palette's levels as 8 bits where 16 are due.
+        # Some programs write a palette of 8-bit levels instead of 16-bit levels.
         image.palette = ImagePalette.raw("RGB;L", bytes(image.tag_v2[COLOR_MAP]))
     image.load()
     if (key := image.info.get("transparency")) and layout in KEYS:
-        scale = KEYS[layout]
-        image.info["transparency"] = (
-            int(key * scale) if isinstance(key, int) else tuple(int(level * scale) for level in key)
-        )
+        scaled = np.multiply(key, KEYS[layout]).astype(int).tolist()
+        image.info["transparency"] = scaled if isinstance(key, int) else tuple(scaled)
     orientation = orientation_of(image)
     notes = ["exif_ignored"] * (orientation is None) + ["frames_ignored"] * frames
     profile = image.info.get("icc_profile") or b""
     gamma = 0 if profile or "srgb" in image.info else image.info.get("gamma", 0)
-    if abs(2.2 * gamma - 1) < 0.05:  # as a PNG of sRGB says
+    if abs(2.2 * gamma - 1) < 0.05:  # the value for sRGB
         gamma = 0
 
     if image.mode.startswith("I;16"):
@@ -410,18 +398,18 @@ def decode(image: Image.Image) -> Decoded:
 
 
 def _shallow(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Picture (L, RGB or CMYK) and alpha of an image of 8 bits a channel or fewer."""
+    """Return the picture (L, RGB or CMYK) and alpha of an image of at most 8 bits a channel."""
     if image.mode in ("I", "F", "LAB"):
         raise Refused("mode")
-    seen = "L" if image.mode in ("1", "L", "LA", "La") else "CMYK" if image.mode == "CMYK" else "RGB"
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "CMYK" if image.mode == "CMYK" else "RGB"
     if not image.has_transparency_data:
-        return image if image.mode == seen else image.convert(seen), None
-    both = image if image.mode == seen + "A" else image.convert(seen + "A")
-    return both.convert(seen), both.getchannel("A")
+        return image if image.mode == mode else image.convert(mode), None
+    both = image if image.mode == mode + "A" else image.convert(mode + "A")
+    return both.convert(mode), both.getchannel("A")
 
 
 def _deep(image: Image.Image) -> tuple[np.ndarray, Image.Image | None]:
-    """Levels (0 is black and 65535 white) and alpha of a grey image of more than 8 bits."""
+    """Return the levels (0 is black, 65535 is white) and alpha of a grey image of more than 8 bits."""
     levels = np.asarray(image)
     key = image.info.get("transparency")
     alpha = None if key is None else Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8))
@@ -435,7 +423,6 @@ def _deep(image: Image.Image) -> tuple[np.ndarray, Image.Image | None]:
 
 
 def _is_grey(profile: bytes) -> bool:
-    """Whether an ICC profile is one of grey levels."""
     try:
         return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space == "GRAY"
     except NO_PROFILE:
@@ -449,19 +436,19 @@ def _has_color(picture: Image.Image) -> bool:
 
 @lru_cache(maxsize=32)
 def _tones(profile: bytes, gamma: float, count: int) -> np.ndarray:
-    """What `count` equidistant levels from black to white are in sRGB: uint8 [count].
+    """Convert `count` equidistant levels from black to white to sRGB: uint8 [count].
 
     Args:
-        profile: ICC, of grey; or empty.
-        gamma: a PNG's, by which light was raised to levels; 0 if the levels are sRGB's.
+        profile: grey ICC profile; or empty.
+        gamma: exponent from light to levels, of a PNG; 0 for sRGB.
 
     Raises:
-        ImageCms.PyCMSError, ValueError, TypeError, OSError: the profile is none, or of another color space.
+        ImageCms.PyCMSError, ValueError, TypeError, OSError: the profile is invalid, or not grey.
     """
     levels: np.ndarray = np.arange(count, dtype=np.uint16 if count > 256 else np.uint8)
     if profile:
         ramp = Image.fromarray(levels.reshape(-1, 256))
-        # Not optimized: the tables that LittleCMS would make are up to 10 levels off in the shadows.
+        # Without LittleCMS's optimization, whose tables are up to 10 levels off in the shadows.
         return np.asarray(to_srgb(profile, ramp.mode, ImageCms.Flags.NOOPTIMIZE).apply(ramp))[..., 1].ravel()
     shares = levels / (count - 1)
     if gamma:
@@ -474,11 +461,6 @@ def _tones(profile: bytes, gamma: float, count: int) -> np.ndarray:
 def to_srgb(
     profile: bytes, mode: str, flags: ImageCms.Flags = ImageCms.Flags.NONE
 ) -> ImageCms.ImageCmsTransform:
-    """From an embedded profile to sRGB.
-
-    Raises:
-        ImageCms.PyCMSError, ValueError, TypeError, OSError: the profile is none, or of another color space.
-    """
-    return ImageCms.buildTransform(
-        ImageCms.ImageCmsProfile(io.BytesIO(profile)), SRGB, mode, "RGB", flags=flags
-    )
+    """Build the transform from an ICC profile to sRGB; it raises `NO_PROFILE` if the profile does not fit."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return ImageCms.buildTransform(source, SRGB, mode, "RGB", flags=flags)

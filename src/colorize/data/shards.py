@@ -1,4 +1,4 @@
-"""Crops on disk: uint8 arrays in shards, mapped and read row by row."""
+"""Crops on disk: uint8 arrays in shards, memory-mapped and read row by row."""
 
 from copy import copy
 from functools import lru_cache, partial
@@ -9,11 +9,11 @@ import numpy as np
 from colorize.files import InputError
 
 MAPPED_SHARDS = 256
-"""Mapped at a time: each takes one of the files that a process may have open, often 1,024."""
+"""Shards mapped at a time: each is an open file, and a process may often open only 1,024."""
 
 
 class Crops:
-    """Crops by their running number over all shards, in the order asked for: mapped, and read when rows are asked for.
+    """Crops by their running numbers over all shards; they are read only when rows are requested.
 
     Args:
         indices: running numbers [n]; None takes all.
@@ -30,10 +30,8 @@ class Crops:
         self.ends = np.cumsum([len(self._shard(path)) for path in self.paths])
         self.indices = np.arange(self.ends[-1]) if indices is None else np.asarray(indices)
         if len(self) and not 0 <= self.indices.min() <= self.indices.max() < self.ends[-1]:
-            highest = self.indices.max()
-            raise InputError(
-                f"{folder} holds {self.ends[-1]} crops, but number {highest} is asked for; run the filter stage"
-            )
+            problem = f"{self.ends[-1]} crops, but number {self.indices.max()} is asked for"
+            raise InputError(f"{folder} holds {problem}; run the filter stage")
 
     def _shard(self, path: Path) -> np.ndarray:
         try:
@@ -43,25 +41,25 @@ class Crops:
 
     @property
     def side(self) -> int:
-        """Of each crop, in pixels."""
+        """Side of the crops in pixels."""
         return self._shard(self.paths[0]).shape[1]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def subset(self, rows: np.ndarray) -> "Crops":
-        """Those at positions `rows`."""
+        """Select the crops at positions `rows`."""
         chosen = copy(self)
         chosen.indices = self.indices[rows]
         return chosen
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """Read the crops at positions `rows`: uint8 [n, S, S, 3]."""
-        wanted = self.indices[rows]
-        crops = np.empty((len(wanted), *self._shard(self.paths[0]).shape[1:]), np.uint8)
-        shard_of = np.searchsorted(self.ends, wanted, side="right")
-        for number in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == number)
-            shard = self._shard(self.paths[number])
-            crops[places] = shard[wanted[places] - (self.ends[number] - len(shard))]
+        numbers = self.indices[rows]
+        crops = np.empty((len(numbers), self.side, self.side, 3), np.uint8)
+        shard_of = np.searchsorted(self.ends, numbers, side="right")
+        for index in np.unique(shard_of):
+            places = np.flatnonzero(shard_of == index)
+            shard = self._shard(self.paths[index])
+            crops[places] = shard[numbers[places] - (self.ends[index] - len(shard))]
         return crops

@@ -1,4 +1,4 @@
-"""Lightness in, color out: build, save and load a model by its block of params.yaml."""
+"""Build, save and load colorization models by their blocks of params.yaml."""
 
 import inspect
 import pkgutil
@@ -22,47 +22,48 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "model.json"
 SHIPPED_FOLDER = Path(__file__).parents[1] / SHIPPED
-"""Holds the trained model that comes with the library."""
+"""Folder of the trained model that comes with the library."""
 HISTORY = "history.csv"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained: the numbers its document gives."""
+    """How one model is trained, by the numbers of its document."""
 
     epochs: Count = 100
     batch: Positive = 32
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     lr: Annotated[float, Gt(0)] = 1e-3
     pretrained_lr: Share = 1
-    """Share of the learning rate that holds for what came with pretrained weights."""
+    """Share of the learning rate for modules with pretrained weights."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """cosine: the learning rate falls to a hundredth along half a cosine, over all epochs that will be made."""
+    """cosine: the learning rate falls to a hundredth along half a cosine, over all epochs."""
     warmup: Annotated[float, Ge(0), Lt(1)] = 0
-    """Share of all steps in which the learning rate rises from zero."""
+    """Share of all steps during which the learning rate rises from zero."""
     average: Annotated[float, Ge(0), Lt(1)] = 0
-    """Decay of the weights' exponential moving average, which is validated and kept in their place; 0 is no average."""
+    """Decay of the weights' exponential moving average, which is validated and saved; 0 for no average."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
-    """Adam's two decay rates."""
+    """Decay rates of Adam."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0
-    """Of plain SGD."""
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Ge(0)] = 0
     patience: Count = 0
-    """Stop after so many epochs in a row of rising validation loss; 0 never stops early."""
+    """Stop after this many epochs in a row of rising validation loss; 0 never stops early."""
     flip: bool = False
     """Mirror each photograph with probability one half."""
     share: Annotated[float, Gt(0), Le(1)] = 1
-    """Share of the training photographs used, for every seed the same; a smaller share's are among a larger one's."""
+    """Share of the training photographs; a larger share contains a smaller one, for any seed."""
     crop: Annotated[float, Gt(0), Le(1)] = 1
-    """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole photograph."""
+    """Side of the random training crops as a share of the size, rounded to 8 pixels; 1 is the whole
+    photograph."""
     zoom: Annotated[float, Gt(0), Le(1)] = 1
-    """Random windows of the photograph, with sides from this share of it to the whole, are scaled to the crops' side; 1 cuts
-    the crops out unscaled."""
+    """Scale random windows, with sides from this share of the photograph to all of it, to the crops' side; 1
+    for unscaled crops."""
     degrade: bool = False
-    """Train on poor copies of the lightness too, as old prints and scans are (colorize.data.degrade)."""
+    """Also train on lightness degraded like old prints and scans (colorize.data.degrade)."""
     scales: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (1,)
-    """Shares of the size at which photographs are trained on, rounded to 8 pixels: one after the other, each for an equal
-    part of the epochs (document 004). Validation is always at the whole size."""
+    """Shares of the size, rounded to 8 pixels, to train at one after the other, each for an equal part of the
+    epochs (document 004). Validation always uses the whole size."""
 
 
 @dataclass(frozen=True)
@@ -70,79 +71,70 @@ class ModelConfig:
     """One model: an architecture file, its arguments, its head and its training."""
 
     arch: str
-    """The file in src/colorize/models."""
+    """Name of a file in src/colorize/models/architectures."""
     size: Count = 0
-    """Side in pixels at which the model works, at most the crop's; 0 is the crop's."""
+    """Working side in pixels, at most the crop's; 0 for the crop's side."""
     network: dict[str, Argument | list[Argument]] = field(default_factory=dict)
     """Keyword arguments of the file's Model."""
     head: HeadConfig = HeadConfig()
     recipe: Recipe = Recipe()
     init_from: str = ""
-    """What its weights start from: another model of params.yaml, a folder with a trained one, or `shipped`, the one that
-    comes with the library; empty: from fresh or pretrained ones."""
+    """Start of the weights: another model of params.yaml, the folder of a trained one, or `shipped`, the
+    model of the library; empty for fresh or pretrained weights."""
 
     def working_size(self, crop: int) -> int:
-        """The side in pixels at which the model works on crops of `crop` pixels: its own, at most the crops'."""
+        """Return the working side for crops of side `crop`, in pixels."""
         return min(self.size or crop, crop)
 
 
 def architecture_names() -> list[str]:
-    """The names of all architecture files."""
+    """List the names of all architecture files."""
     return sorted(module.name for module in pkgutil.iter_modules([str(ARCHITECTURES)]))
 
 
 def block_of(models: Mapping[str, ModelConfig], name: str) -> ModelConfig:
-    """The block of a model among those of params.yaml.
-
-    Raises:
-        InputError: there is none of that name; the sentence suggests the nearest.
-    """
+    """Return the block of a model of params.yaml; InputError: there is no such model."""
     if name in models:
         return models[name]
     raise InputError(f"there is no model {name!r} in params.yaml; {suggest(name, list(models))}")
 
 
 def ancestry(models: Mapping[str, ModelConfig], name: str) -> dict[str, ModelConfig]:
-    """A model's block, and those of the models that its weights start from, one after the other."""
-    found: dict[str, ModelConfig] = {}
-    while name in models and name not in found:
-        found[name] = models[name]
-        name = found[name].init_from
-    return found
+    """Return a model's block, and the blocks of the models that its weights start from, in this order."""
+    blocks: dict[str, ModelConfig] = {}
+    while name in models and name not in blocks:
+        blocks[name] = models[name]
+        name = blocks[name].init_from
+    return blocks
 
 
 def model_class(block: ModelConfig) -> type[Colorizer]:
-    """The class that a params block names.
+    """Return the class of a block's architecture.
 
     Raises:
-        InputError: there is no such architecture, or its network does not take these arguments.
+        InputError: there is no such architecture, or it does not take the arguments of the block.
     """
+    name = f"architecture {block.arch!r}"
     if block.arch not in architecture_names():
-        raise InputError(
-            f"there is no architecture {block.arch!r}; choose among {', '.join(architecture_names())}"
-        )
+        raise InputError(f"there is no {name}; choose among {', '.join(architecture_names())}")
     model: type[Colorizer] = import_module(f"{__name__}.architectures.{block.arch}").Model
     takes = {n: p for n, p in inspect.signature(model).parameters.items() if n not in ("head", "setup")}
-    unknown = [name for name in block.network if name not in takes]
+    unknown = [n for n in block.network if n not in takes]
     missing = [n for n, p in takes.items() if p.default is p.empty and n not in block.network]
     if unknown or missing:
         what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
-        raise InputError(
-            f"architecture {block.arch!r} {what}; its network takes {', '.join(takes) or 'nothing'}"
-        )
-    if not model.any_size and (block.recipe.crop != 1 or any(scale != 1 for scale in block.recipe.scales)):
-        raise InputError(
-            f"architecture {block.arch!r} works at one size only; leave train.crop and train.scales at 1"
-        )
+        raise InputError(f"{name} {what}; its network takes {', '.join(takes) or 'nothing'}")
+    if not model.any_size and any(share != 1 for share in (block.recipe.crop, *block.recipe.scales)):
+        raise InputError(f"{name} works at one size only; leave train.crop and train.scales at 1")
     weights, digits = pretrained_file(block)
     if weights and not digits:
-        found = f"; that of {weights} is {files.sha256(Path(weights))}" if Path(weights).is_file() else ""
-        raise InputError(f"network.weights needs network.sha256 beside it, the sha256 of that file{found}")
+        hint = f"; that of {weights} is {files.sha256(Path(weights))}" if Path(weights).is_file() else ""
+        raise InputError(f"network.weights needs network.sha256 beside it, the sha256 of that file{hint}")
     return model
 
 
 def pretrained_file(block: ModelConfig) -> tuple[str, str]:
-    """Path or URL of the pretrained weights that a block asks for, and their sha256; empty where it asks for none."""
+    """Return path or URL and sha256 of a block's pretrained weights; empty for none."""
     return str(block.network.get("weights") or ""), str(block.network.get("sha256") or "")
 
 
@@ -153,25 +145,26 @@ def build_model(
     centers: Tensor | None = None,
     downloads: Path | None = None,
 ) -> Colorizer:
-    """Build the model that a params block describes, with fresh or pretrained weights.
+    """Build the model of a block, with fresh or pretrained weights.
 
-    Where the block starts from a trained model, the pretrained weights are not read: `start_from` replaces them.
+    If the block starts from a trained model, pretrained weights are not read: `start_from` replaces all
+        weights.
 
     Args:
-        size: side in pixels at which it will work.
-        statistics: the training split's colors; None where saved weights will be loaded over them, and then no
-            pretrained ones are read.
-        centers: of a classification, the bins [Q, 2] of those saved weights.
-        downloads: folder that keeps pretrained weights of a URL.
+        size: working side in pixels.
+        statistics: the training split's colors; None if saved weights will be loaded, and then pretrained
+            ones are not read.
+        centers: bins [Q, 2] of the saved weights of a classification.
+        downloads: folder that keeps downloaded weights.
 
     Raises:
-        InputError: it cannot be built, because of its arguments, its head, the size or its pretrained weights.
+        InputError: the arguments, the head, the size or the pretrained weights do not fit.
     """
     model = model_class(block)
     pretrained = None
     weights, digits = pretrained_file(block)
     if weights and statistics is not None and not block.init_from:
-        from colorize.data import fetch  # late: it takes a while, and who colors has no use for it
+        from colorize.data import fetch  # slow to import, and coloring does not need it
 
         content = fetch.read_pinned("network.weights", weights, digits, downloads)
         pretrained = files.parse_tensors(f"network.weights: {weights}", content)
@@ -180,19 +173,19 @@ def build_model(
         return model(head, Setup(size, statistics, pretrained), **block.network)
     except InputError:
         raise
-    except Exception as error:  # networks fail with whatever they like on arguments of other types or sizes
-        given = ", ".join(f"{name} {value}" for name, value in block.network.items())
-        raise InputError(f"architecture {block.arch!r} cannot be built with {given}: {error}") from error
+    except Exception as error:  # networks raise all kinds of errors for arguments of other types or sizes
+        arguments = ", ".join(f"{name} {value}" for name, value in block.network.items())
+        raise InputError(f"architecture {block.arch!r} cannot be built with {arguments}: {error}") from error
 
 
 def build_baseline(name: str, statistics: Statistics) -> Colorizer:
-    """The rows that stand in every table: `grey` (ab = 0) and `mean_color` (the training split's mean ab)."""
+    """Build a baseline of every table: `grey` (ab = 0) or `mean_color` (the training split's mean ab)."""
     color = {"grey": "zero", "mean_color": "mean"}[name]
     return build_model(ModelConfig("constant", network={"color": color}), 0, statistics).eval()
 
 
 def save_model(folder: Path, model: Colorizer, description: dict, history: str) -> None:
-    """Write a trained model: weights, what it is (JSON) and its training history (CSV text)."""
+    """Write a trained model: its weights, its description as JSON and its training history as CSV."""
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
@@ -202,11 +195,7 @@ def save_model(folder: Path, model: Colorizer, description: dict, history: str) 
 
 
 def load_description(folder: Path) -> dict:
-    """What `save_model` wrote about a model.
-
-    Raises:
-        InputError: there is no trained model in the folder, or its description is not one.
-    """
+    """Read a model's description; InputError: there is no trained model in the folder, or it is damaged."""
     return _describe(folder)[0]
 
 
@@ -218,40 +207,35 @@ def _describe(folder: Path) -> tuple[dict, "_Described"]:
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if isinstance(description, dict):
-            own = folder.resolve().name
-            description = {"name": own if is_name(own) else "model"} | description
+            name = folder.resolve().name
+            description = {"name": name if is_name(name) else "model"} | description
         checked = TypeAdapter(_Described).validate_python(description)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"there is no trained model in {folder}; run `dvc repro` first") from error
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "it"
-        raise InputError(
-            f"{folder / DESCRIPTION} does not describe a trained model ({where}); train it again"
-        ) from error
+        field = ".".join(map(str, error.errors()[0]["loc"])) or "it"
+        problem = f"{folder / DESCRIPTION} does not describe a trained model ({field})"
+        raise InputError(f"{problem}; train it again") from error
     return description | asdict(checked), checked
-
-
-Lab = Annotated[float, Ge(-200), Le(200)]
-"""A color's a or b."""
 
 
 @dataclass(frozen=True)
 class _Described:
-    """What a description must hold, whoever wrote it."""
+    """Required content of a description."""
 
     block: ModelConfig
     size: Annotated[int, Gt(0), Le(4096)]
     name: Annotated[str, Predicate(is_name)]
-    """Results of several models lie in folders of their names."""
+    """Names the folder of the model's results."""
     parameters: Count = 0
-    mean_ab: tuple[Lab, Lab] | None = None
+    mean_ab: tuple[Annotated[float, Ge(-200), Le(200)], Annotated[float, Ge(-200), Le(200)]] | None = None
 
 
 def load_model(folder: Path, device: str = "cpu") -> Colorizer:
-    """Load a trained model, ready to color.
+    """Load a trained model in evaluation mode.
 
     Raises:
-        InputError: there is no trained model in the folder, or its parts do not fit each other.
+        InputError: there is no trained model in the folder, or its weights do not fit its description.
     """
     from safetensors.torch import load_file
 
@@ -262,33 +246,30 @@ def load_model(folder: Path, device: str = "cpu") -> Colorizer:
         model.load_state_dict(tensors)
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # networks fail with whatever they like on arguments that nobody trained them with
+    except Exception as error:  # networks raise all kinds of errors for wrong arguments
         raise InputError(f"{folder / WEIGHTS} does not hold this model's weights; train it again") from error
     return model.to(device).eval()
 
 
 def initial_folder(init_from: str) -> Path:
-    """The folder of the trained model that a block's `init_from` names, where it names none of params.yaml."""
+    """Return the folder of `init_from` when it is not a model of params.yaml."""
     return SHIPPED_FOLDER if init_from == SHIPPED else Path(init_from)
 
 
 def start_from(model: Colorizer, trained: Colorizer) -> None:
-    """Take over the weights of a trained model; what the head knows of colors and of their weights stays the model's own.
+    """Copy the weights of a trained model, but keep the head's buffers (bins and class weights).
 
     Raises:
-        InputError: the two are not of one shape.
+        InputError: the models differ in shape.
     """
-    own = {f"head.{name}": buffer for name, buffer in model.head.named_buffers()}
+    buffers = {f"head.{name}": buffer for name, buffer in model.head.named_buffers()}
     try:
-        model.load_state_dict(trained.state_dict() | own)
+        model.load_state_dict(trained.state_dict() | buffers)
     except RuntimeError as error:
-        raise InputError(
-            "a model and the one of its init_from differ in shape; give both blocks the same arch, network and head"
-        ) from error
+        remedy = "give both blocks the same arch, network and head"
+        raise InputError(f"a model and the one of its init_from differ in shape; {remedy}") from error
 
 
 def describe_block(block: ModelConfig) -> dict:
-    """A block as plain values, for JSON."""
+    """Convert a block to plain values, for JSON."""
     return asdict(block)

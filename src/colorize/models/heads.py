@@ -1,14 +1,16 @@
-"""What a model predicts: ab directly, a distribution over bins of ab, or RGB; with its loss and its decoding.
+"""Heads: what a model predicts (ab, a distribution over bins of ab, or RGB), with its loss and decoding.
 
-A head is separate from the trunk, so that any trunk can be trained with any head: the trunk ends in
-`head.channels` maps at whatever resolution it has, the head does the rest. Targets are brought to that resolution by
-averaging areas; predictions are brought back bilinearly.
+Any trunk can be trained with any head: the trunk ends in `head.channels` maps at any resolution. Targets are
+averaged over areas to that resolution; predictions are scaled back bilinearly.
 
-Source: Zhang et al. 2016, sections 2.1 to 2.3; document 000, section 2 (regression); documents 002 and 003 (RGB). The
-code that Zhang et al. released differs from their paper: 10 neighbors instead of 5, logits times 2.606 (a temperature of
-0.384), no loss from grey photographs (`grey_below` 5): settings here. It multiplies the gradient at the logits by the weight
-of the target's largest bin, which is the gradient of the loss times that weight, as here; only the loss it prints lacks the
-weight, and the target's entropy. It takes every fourth pixel as target, where ours are averages.
+Source: Zhang et al. 2016, sections 2.1 to 2.3; document 000, section 2 (regression); documents 002 and 003
+(RGB).
+
+The code of Zhang et al. differs from their paper: 10 neighbors instead of 5, logits times 2.606 (a
+temperature of 0.384), and no loss for grey photographs (`grey_below` 5). These are settings here. Their code
+multiplies the gradient at the logits by the weight of the target's largest bin. That is the gradient of the
+weighted loss, as here; only the loss that they print lacks the weight and the target's entropy. Their target
+is every fourth pixel; ours is an average.
 """
 
 from abc import ABC, abstractmethod
@@ -29,17 +31,18 @@ from colorize.settings import Bins, Prior
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What a model predicts, and so its loss and its decoding."""
+    """Settings of a head."""
 
     kind: Literal["regression", "euclidean", "classification", "rgb"] = "regression"
     scale: Annotated[float, Gt(0)] = 128
-    """regression: the ab value that an output of 1 stands for, in Lab units."""
+    """regression: ab of an output of 1, in Lab units."""
     loss: Literal["squared", "charbonnier", "psnr"] = "squared"
-    """regression: squared error, or the distance in ab with a rounded tip (Charbonnier), which far-off colors pull less."""
+    """regression: squared error, Charbonnier (less sensitive to outliers), or PSNR; see `Regression`."""
     saturation: Annotated[float, Ge(0), Le(4)] = 1
-    """regression: what is predicted times this is painted; 1 comes closest to the truth, above it colors are bolder."""
+    """regression: factor on the prediction; 1 is closest to the truth, larger values give stronger colors."""
     bins: Bins = "gamut"
-    """classification: the 313 bins around the gamut, or the cells of 10 x 10 that the training photographs occupy."""
+    """classification: the 313 bins of the gamut, or the cells of 10 x 10 that the training photographs
+    occupy."""
     neighbors: Annotated[int, Ge(1), Le(313)] = 5
     """classification: bins of the soft encoding; 1 is one-hot."""
     sigma: Annotated[float, Gt(0)] = 5
@@ -47,9 +50,9 @@ class HeadConfig:
     weights: Prior = "none"
     """classification: the prior whose rebalancing weights enter the loss."""
     grey_below: Annotated[float, Ge(0)] = 0
-    """classification: photographs in which no |a*| and no |b*| reaches this, in Lab units, give no loss."""
+    """classification: photographs whose |a*| and |b*| all stay below this, in Lab units, give no loss."""
     temperature: Annotated[float, Ge(0), Le(1)] = 0.38
-    """classification: of the annealed mean; 1 is the mean, 0 the mode."""
+    """classification: temperature of the annealed mean; 1 gives the mean, 0 the mode."""
 
 
 def average_to(maps: Tensor, like: Tensor) -> Tensor:
@@ -65,27 +68,28 @@ def scale_to(maps: Tensor, like: Tensor) -> Tensor:
 
 
 class Head(nn.Module, ABC):
-    """What every head promises."""
+    """The interface of all heads."""
 
     channels: int
-    """Maps that the trunk must end in."""
+    """Number of maps that the trunk must return."""
     monitor: str = "loss"
-    """Which of the losses early stopping and the loss curves watch."""
+    """The loss that early stopping and the loss curves watch."""
 
     @abstractmethod
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        """Scalars from the trunk's output [B, channels, h, w] and the truth; "loss" is minimized."""
+        """Return scalars for the trunk's output [B, channels, h, w] and the truth; "loss" is minimized."""
 
     @abstractmethod
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
-        """ab [B, 2, H, W] in Lab units at light's size."""
+        """Return ab [B, 2, H, W] in Lab units at light's size."""
 
 
 class Regression(Head):
-    """ab through tanh; the error is in units of `scale`, so that squared errors compare with document 000's losses.
+    """Predicts ab through tanh. The error is in units of `scale`, so squared errors match document 000's
+    losses.
 
-    `charbonnier` is the mean of sqrt(|difference|^2 + 0.01^2) (Charbonnier et al. 1994). `psnr` is the mean over
-    photographs of the logarithm of the mean squared error (Chen et al. 2021, HINet, section 3.3): what PSNR counts.
+    `charbonnier` is the mean of sqrt(|difference|^2 + 0.01^2) (Charbonnier et al. 1994). `psnr` is the mean
+    over photographs of the logarithm of the mean squared error (Chen et al. 2021, HINet, section 3.3).
     """
 
     channels = 2
@@ -108,10 +112,10 @@ class Regression(Head):
 
 
 class Euclidean(Head):
-    """ab in Lab units as it comes, clipped to -128..128; half its squared distance, summed over a photograph's pixels.
+    """Predicts ab in Lab units, clipped to -128..128; half the squared distance, summed over pixels.
 
-    So Zhang et al., equation 1, averaged over the photographs: the fewer pixels a loss is summed over, the more a weight
-    decay of 1e-3 counts against it. `squared_error` is per pixel and channel, so that crops of any size compare.
+    The loss is equation 1 of Zhang et al., averaged over photographs. The sum over pixels sets how much the
+    weight decay of 1e-3 counts. `squared_error` is per pixel and channel, to compare crops of any size.
     """
 
     channels = 2
@@ -126,15 +130,15 @@ class Euclidean(Head):
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Photograph by photograph on a CPU, whose cache holds one; all at once on a GPU."""
+    """Split into single photographs on a CPU, which fit into its cache; not at all on a GPU."""
     size = 1 if tensors[0].device.type == "cpu" else len(tensors[0])
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """-sum(target * log_softmax(logits)) with a target of K weights per pixel; never a dense one of Q.
+    """-sum(target * log_softmax(logits)) for a sparse target of K weights per pixel.
 
-    Nothing of the logits' size is kept but the gradient: the shares are computed anew for it.
+    Saves memory: the softmax is computed again for the gradient.
     """
 
     @staticmethod
@@ -149,18 +153,19 @@ class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, index, target = ctx.saved_tensors
-        slope = torch.empty_like(logits)
-        for out, part, near, weight in _parts(slope, logits, index, target * gradients[0]):
-            share = F.softmax(part, dim=1, dtype=torch.float32)
-            out.copy_(share.mul_(weight.sum(1, keepdim=True)).scatter_add_(1, near, -weight))
-        return slope, None, None
+        grad = torch.empty_like(logits)
+        for out, part, near, weight in _parts(grad, logits, index, target * gradients[0]):
+            probs = F.softmax(part, dim=1, dtype=torch.float32)
+            out.copy_(probs.mul_(weight.sum(1, keepdim=True)).scatter_add_(1, near, -weight))
+        return grad, None, None
 
 
 class Classification(Head):
-    """A distribution over Q bins; soft-encoded, rebalanced cross-entropy; annealed mean.
+    """Predicts a distribution over Q bins; soft-encoded, rebalanced cross-entropy; annealed mean.
 
-    `loss` sums over the pixels and averages over the photographs, as the paper does (a mean over pixels would let the
-    weight decay win); `cross_entropy` is the same per pixel, in nats, so that crops of any size compare.
+    `loss` is summed over pixels and averaged over photographs, as in the paper; averaged over pixels, it
+    would be too small against the weight decay. `cross_entropy` is the same per pixel, in nats, to compare
+    crops of any size.
     """
 
     monitor = "cross_entropy"
@@ -177,29 +182,26 @@ class Classification(Head):
         centers: Tensor | None = None,
         grey_below: float = 0,
     ) -> None:
-        """Settings as in `HeadConfig`; class_weights [Q] and centers [Q, 2] belong to the bins, without centers the 313."""
+        """Take settings of `HeadConfig`, class_weights [Q] and centers [Q, 2], by default of the 313 bins."""
         super().__init__()
         self.neighbors, self.sigma, self.temperature = min(neighbors, len(class_weights)), sigma, temperature
         self.grey_below = grey_below
         self.channels = len(class_weights)
         centers = torch.as_tensor(bins.centers() if centers is None else centers).float()
-        self.register_buffer(
-            "centers", centers.contiguous()
-        )  # sums are rounded by layout: as loaded weights lie
+        # Contiguous like loaded weights, since the layout changes how sums are rounded.
+        self.register_buffer("centers", centers.contiguous())
         self.register_buffer("class_weights", class_weights)
         self.register_buffer("candidates", None, persistent=False)
 
     def encode(self, ab: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft encoding of ab [B, 2, h, w], -130 to 130: indices of the nearest bins and their weights, both [B, K, h, w].
+        """Encode ab [B, 2, h, w], -130 to 130, by its nearest bins and their weights, both [B, K, h, w].
 
-        The nearest comes first, of equally near bins the first; weights are Gaussian in the distance and sum to 1 (Zhang et
-        al. 2016, section 2.1).
+        Bins are ordered by distance, then by index. Weights are Gaussian in the distance and sum to 1 (Zhang
+        et al. 2016, section 2.1).
         """
-        if (
-            self.candidates is None
-        ):  # not before: who only decodes needs none, and other centers may have been loaded
-            found = bins.candidates(self.centers.double().cpu().numpy(), self.neighbors)
-            self.candidates = torch.from_numpy(found).to(ab.device)
+        if self.candidates is None:  # not in __init__: decoding does not need them, and centers may be loaded
+            candidates = bins.candidates(self.centers.double().cpu().numpy(), self.neighbors)
+            self.candidates = torch.from_numpy(candidates).to(ab.device)
         tile = ((ab + bins.EDGE) / bins.TILE).floor().long().clamp(0, len(self.candidates) - 1)
         near = self.candidates[tile[:, 0], tile[:, 1]]  # [B, h, w, M]
         (a, b), (middle_a, middle_b) = ab[..., None].unbind(1), self.centers.unbind(1)
@@ -221,17 +223,17 @@ class Classification(Head):
     def decode(self, out: Tensor, light: Tensor) -> Tensor:
         if not self.temperature:
             return scale_to(self.centers[out.argmax(1)].permute(0, 3, 1, 2), light)
-        share = F.softmax(out.float() / self.temperature, dim=1)
-        return scale_to(torch.einsum("bqhw,qc->bchw", share, self.centers), light)
+        probs = F.softmax(out.float() / self.temperature, dim=1)
+        return scale_to(torch.einsum("bqhw,qc->bchw", probs, self.centers), light)
 
 
 class Rgb(Head):
-    """RGB in -1 to 1; mean squared error; its ab is what counts beside the other systems."""
+    """Predicts RGB in -1 to 1; mean squared error; decoded to the ab of the RGB."""
 
     channels = 3
 
     def target(self, light: Tensor, ab: Tensor) -> Tensor:
-        """The true photograph as RGB [B, 3, H, W] in -1 to 1."""
+        """Return the true photograph as RGB [B, 3, H, W] in -1 to 1."""
         return 2 * lab_to_rgb(torch.cat((light, ab), dim=1)) - 1
 
     def losses(self, out: Tensor, light: Tensor, ab: Tensor) -> dict[str, Tensor]:
@@ -241,31 +243,31 @@ class Rgb(Head):
         return scale_to(rgb_to_lab(self.rgb(out))[:, 1:], light)
 
     def rgb(self, out: Tensor) -> Tensor:
-        """The prediction as RGB [B, 3, h, w] in 0 to 1."""
+        """Return the prediction as RGB [B, 3, h, w] in 0 to 1."""
         return (out.float().clamp(-1, 1) + 1) / 2
 
 
-def build_head(rule: HeadConfig, statistics: Statistics | None, centers: Tensor | None = None) -> Head:
-    """The head that a params block describes.
+def build_head(config: HeadConfig, statistics: Statistics | None, centers: Tensor | None = None) -> Head:
+    """Build the head of a block.
 
     Args:
-        statistics: where the bins and the rebalancing weights come from; None where weights will be loaded over them.
-        centers: the bins [Q, 2] of those weights; without either, the 313 stand in for the grid's cells.
+        statistics: source of the bins and the rebalancing weights; None if weights will be loaded.
+        centers: bins [Q, 2] of those weights, by default the 313.
 
     Raises:
-        InputError: the prior that the block asks for was not given to the prior stage.
+        InputError: the prior stage did not get the prior of the block.
     """
-    if rule.kind == "regression":
-        return Regression(rule.scale, rule.loss, rule.saturation)
-    if rule.kind == "euclidean":
+    if config.kind == "regression":
+        return Regression(config.scale, config.loss, config.saturation)
+    if config.kind == "euclidean":
         return Euclidean()
-    if rule.kind == "rgb":
+    if config.kind == "rgb":
         return Rgb()
     if statistics is not None:
-        centers = torch.tensor(statistics.centers(rule.bins))
+        centers = torch.tensor(statistics.centers(config.bins))
     class_weights = torch.ones(bins.Q if centers is None else len(centers))
-    if statistics is not None and rule.weights != "none":
-        class_weights = torch.tensor(statistics.weights(rule.weights, rule.bins), dtype=torch.float32)
+    if statistics is not None and config.weights != "none":
+        class_weights = torch.tensor(statistics.weights(config.weights, config.bins), dtype=torch.float32)
     return Classification(
-        rule.neighbors, rule.sigma, rule.temperature, class_weights, centers, rule.grey_below
+        config.neighbors, config.sigma, config.temperature, class_weights, centers, config.grey_below
     )

@@ -1,7 +1,7 @@
 """The trunk of ResNet-18: document 004's encoder, and the feature extractor of `koalarization_fusion`.
 
-He et al. 2016, arXiv:1512.03385. Entries of its state dict are named and shaped as torchvision writes them, except that its
-first convolution reads one channel; it has no fully connected layer.
+He et al. 2016, arXiv:1512.03385. Its state dict has torchvision's names and shapes, but the first convolution
+reads one channel, and there is no fully connected layer.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,12 @@ from colorize.models.blocks import Conv2d, load_pretrained_
 
 WIDTHS = (64, 128, 256, 512)
 MEAN, STD = 0.449, 0.226
-"""Means over R, G and B of ImageNet's means (0.485, 0.456, 0.406) and standard deviations (0.229, 0.224, 0.225)."""
+"""Means over R, G and B of ImageNet's means (0.485, 0.456, 0.406) and standard deviations (0.229, 0.224,
+0.225)."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, around them a shortcut, which is projected where the shape changes."""
+    """Two 3x3 convolutions with batch norm, and a shortcut, which is projected if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -27,9 +28,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = nn.Sequential()
         if stride != 1:
-            self.downsample = nn.Sequential(
-                Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            projection = Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(maps)))))
@@ -39,10 +39,9 @@ class BasicBlock(nn.Module):
 class Trunk(nn.Module):
     """Light [B, 1, H, W] in -1..1 to maps [B, 64, H/4, W/4] (one stage) up to [B, 512, H/32, W/32] (four).
 
-    ImageNet networks read RGB in 0..1, normalized by channel. Here L*/100 stands for the grey level (they differ by at most
-    0.034) and is normalized by the mean of the channels' figures (which differs from each channel's by at most 0.2 standard
-    deviations). The first convolution's pretrained kernels are summed over R, G and B: that equals a grey photograph
-    replicated thrice, up to this normalization.
+    ImageNet networks read RGB in 0..1, normalized by channel. Here L*/100 replaces the grey level (a
+    difference of at most 0.034), and all channels share the mean normalization (a difference of at most 0.2
+    standard deviations).
     """
 
     def __init__(self, stages: int, frozen: bool = False) -> None:
@@ -61,7 +60,7 @@ class Trunk(nn.Module):
         self.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> "Trunk":
-        """A frozen trunk stays in evaluation mode: its batch norm keeps the statistics that it came with."""
+        """Set the mode; a frozen trunk stays in evaluation mode, so its batch norms keep their statistics."""
         return super().train(mode and not self.frozen)
 
     def forward(self, light: Tensor) -> Tensor:
@@ -73,7 +72,6 @@ class Trunk(nn.Module):
 
 
 def load_torchvision_(trunk: Trunk, tensors: Mapping[str, Tensor], path_or_url: str) -> None:
-    """Load the pretrained weights of torchvision's `resnet18`, in place: see `load_pretrained_`."""
-    load_pretrained_(
-        trunk, tensors, "conv1.weight", path_or_url, "give a state dict of torchvision's resnet18"
-    )
+    """Load the weights of torchvision's `resnet18`, in place: see `load_pretrained_`."""
+    hint = "give a state dict of torchvision's resnet18"
+    load_pretrained_(trunk, tensors, "conv1.weight", path_or_url, hint)

@@ -1,6 +1,6 @@
-"""Five places photographs come from. Each file lists the items of one source; none of them is fetched here.
+"""The five sources of photographs. Each file lists the items of one source; fetch.py downloads them.
 
-An item is a row of photos.csv with its status and a way to its bytes. Nothing is decoded here beyond the first bytes.
+An item is a row of photos.csv with its status and a way to read its bytes.
 """
 
 import os
@@ -15,14 +15,15 @@ from colorize.files import InputError
 
 
 def list_items(settings: DataConfig, seed: int) -> tuple[list[Item], pd.DataFrame | None]:
-    """List the items of the source that `settings` chooses, without fetching any.
+    """List the items of the source of `settings`, without fetching them.
 
     Returns:
-        The rows in their final order, and the main colors where the source lists them, otherwise None: columns
-        photo, red, green, blue (0..255) and coverage (share, 0..1), up to ten rows per photo by falling coverage.
+        The items in their final order, and the main colors, or None if the source has none: columns photo,
+            red,
+        green, blue (0..255) and coverage (0..1), up to ten rows per photo by falling coverage.
 
     Raises:
-        InputError: the source is missing, empty or not what it should be.
+        InputError: the source is missing, empty or malformed.
     """
     path = Path(settings.path)
     if not os.path.exists(settings.path):

@@ -1,4 +1,4 @@
-"""What several sources read: tables, and archives member by member. Nothing is ever extracted."""
+"""Read tables and archives for several sources. Archives are read member by member and never extracted."""
 
 import io
 import re
@@ -18,16 +18,13 @@ from colorize.data.manifest import Item
 from colorize.files import InputError
 
 MEMBER_BYTES = 2**31
-"""No table or batch of the known data sets comes near it; an archive bomb does."""
+"""Larger members are refused as archive bombs; those of the known data sets are far smaller."""
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-# ---- what several sources share ----
 
 
 def in_order(photos: list[Item], if_empty: str) -> list[Item]:
@@ -40,53 +37,47 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); data.path must be a readable file"
-        ) from error
+        hint = "data.path must be a readable file"
+        raise InputError(f"{path} cannot be read ({error.strerror}); {hint}") from error
 
 
 def read_rows(
-    content: bytes,
-    where: str,
-    needed: list[str],
-    delimiter: str = ",",
+    content: bytes, where: str, needed: list[str], delimiter: str = ","
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a user's table, texts without surrounding blanks.
+    """Yield the rows of a user's table (see `files.parse_table`), without surrounding blanks.
 
-    A comma separated file may hold comments; in a tab separated one, Unsplash's, "#" may open a description.
+    Comma separated files may hold comments. In Unsplash's tab separated ones, "#" may begin a description.
     """
     for place, row in files.parse_table(content, where, needed, delimiter, by_hand=delimiter == ","):
         yield place, {column: text.strip() for column, text in row.items()}
 
 
 def read_members(path: Path, wanted: re.Pattern[str]) -> dict[str, bytes]:
-    """The files of a folder, a zip or a tar whose own name is wanted, sorted by it; nothing is extracted.
+    """Read the files of a folder, a zip or a tar whose names, without folders, match; sorted by name.
 
     Raises:
-        InputError: `path` is neither, is damaged, or holds a wanted file twice or absurdly large.
+        InputError: `path` is none of these, is damaged, or holds a file twice or a file that is too large.
     """
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     try:
-        for name, open_member in _archive(path):
-            own = name.rpartition("/")[2]
-            if not wanted.fullmatch(own):
+        for full_name, open_member in _archive(path):
+            name = full_name.rpartition("/")[2]
+            if not wanted.fullmatch(name):
                 continue
-            if own in found:
-                raise InputError(f"{path} holds {own} twice; remove one")
+            if name in members:
+                raise InputError(f"{path} holds {name} twice; remove one")
             with open_member() as file:
-                found[own] = file.read(MEMBER_BYTES + 1)
-            if len(found[own]) > MEMBER_BYTES:
-                raise InputError(
-                    f"{path}: {own} is larger than {MEMBER_BYTES} bytes and so not what it should be"
-                )
-    # RuntimeError: an encrypted zip.
+                members[name] = file.read(MEMBER_BYTES + 1)
+            if len(members[name]) > MEMBER_BYTES:
+                raise InputError(f"{path}: {name} is larger than {MEMBER_BYTES} bytes; give the right file")
+    # An encrypted zip raises RuntimeError.
     except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is neither a folder nor a sound zip or tar archive: {error}") from error
-    return dict(sorted(found.items()))
+    return dict(sorted(members.items()))
 
 
 def _archive(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The regular files of a folder, a zip or a tar: name, and a function that opens it."""
+    """Yield the regular files of a folder, a zip or a tar: the name, and a function that opens the file."""
     if path.is_dir():
         for inner in path.rglob("*"):
             if inner.is_file():

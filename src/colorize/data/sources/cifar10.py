@@ -1,4 +1,4 @@
-"""CIFAR-10, as pickles or binary batches. Pickles are read through an allow-list: nothing in them is executed."""
+"""CIFAR-10, as pickles or binary batches. Pickles are read through an allow-list, so no code in them runs."""
 
 import io
 import pickle
@@ -14,8 +14,6 @@ from colorize.data.manifest import Item
 from colorize.data.sources.archive import encode_png, in_order, read_members
 from colorize.files import InputError
 
-# ---- cifar10 ----
-
 
 def _uint8(code: str, *_: object) -> np.dtype[np.uint8]:
     if code not in ("u1", "uint8"):
@@ -24,9 +22,9 @@ def _uint8(code: str, *_: object) -> np.dtype[np.uint8]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Rebuilds arrays of uint8, lists and strings; whatever else a pickle asks for is named, not imported.
+    """Rebuilds arrays of uint8, lists and strings; it imports nothing.
 
-    The four names are stand-ins: numpy's own would also build arrays of pointers out of a pickle's bytes.
+    The four names map to safe stand-ins: NumPy's functions would also build arrays of pointers.
     """
 
     allowed = {
@@ -44,11 +42,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def list_items(path: Path) -> list[Item]:
-    found = read_members(path, re.compile(r"((data_batch_\d+|test_batch)(\.bin)?)|batches\.meta(\.txt)?"))
-    meta = [name for name in found if name.startswith("batches.meta")]
-    labels = _label_names(found.pop(meta[0]), f"{path}: {meta[0]}") if meta else []
+    members = read_members(path, re.compile(r"((data_batch_\d+|test_batch)(\.bin)?)|batches\.meta(\.txt)?"))
+    meta = [name for name in members if name.startswith("batches.meta")]
+    labels = _label_names(members.pop(meta[0]), f"{path}: {meta[0]}") if meta else []
     photos = []
-    for name, content in found.items():
+    for name, content in members.items():
         batch = name.removesuffix(".bin")
         pixels, classes = (_binary if name.endswith(".bin") else _pickled)(content, f"{path}: {name}")
         split = "test" if batch == "test_batch" else "train"
@@ -63,8 +61,7 @@ def list_items(path: Path) -> list[Item]:
 def _unpickle(content: bytes, where: str) -> dict[str, Any]:
     try:
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    # A damaged pickle may raise anything at all.
-    except Exception as error:
+    except Exception as error:  # a damaged pickle raises all kinds of errors
         raise InputError(f"{where} is not a CIFAR-10 file: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a CIFAR-10 file: it holds no dictionary")

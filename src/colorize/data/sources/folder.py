@@ -1,4 +1,4 @@
-"""A folder of photographs, read where it lies."""
+"""A folder of photographs, read in place."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,6 @@ from colorize.data.album import counts, walk
 from colorize.data.manifest import Item, is_inside
 from colorize.data.sources.archive import in_order
 from colorize.files import InputError, text_of
-
-# ---- folder ----
 
 
 def list_items(root: Path) -> list[Item]:
@@ -27,6 +25,7 @@ def list_items(root: Path) -> list[Item]:
         else:
             photo.member, photo.content = name, item.source.read_bytes
         photos.append(photo)
-    passed = counts(photo.reason for photo in photos)
-    none = f"data.path is {root}, a folder without a single image{passed and f' ({passed})'}; put photographs into it"
-    return in_order(photos if any(photo.status != "ignored" for photo in photos) else [], none)
+    reasons = counts(photo.reason for photo in photos)
+    problem = f"data.path is {root}, a folder without a single image{reasons and f' ({reasons})'}"
+    usable = any(photo.status != "ignored" for photo in photos)
+    return in_order(photos if usable else [], f"{problem}; put photographs into it")

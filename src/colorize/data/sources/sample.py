@@ -15,22 +15,18 @@ from colorize.data.manifest import Item
 from colorize.data.sources.archive import encode_png, in_order, read_bytes, read_rows
 from colorize.files import InputError
 
-# ---- sample ----
-
 
 def list_items(path: Path) -> list[Item]:
-    """Square windows of scikit-image's photographs: `side` pixels wide and high, every `step` pixels down and across."""
-    # Late, because the workers that only read need not wait for it.
-    import skimage
+    """Cut square windows of `side` pixels, every `step` pixels, from scikit-image's photographs."""
+    import skimage  # slow to import, and workers that only read do not need it
 
     shipped = Path(skimage.__file__).parent / "data"
     photos: list[Item] = []
     for where, row in read_rows(read_bytes(path), str(path), ["photo", "side", "step"]):
         name = row["photo"]
         if name not in os.listdir(shipped) or Path(name).suffix not in IMAGE_SUFFIXES:
-            raise InputError(
-                f"{where}: scikit-image ships no photograph {name!r}; choose one from {shipped.name}/"
-            )
+            problem = f"scikit-image ships no photograph {name!r}"
+            raise InputError(f"{where}: {problem}; choose one from {shipped.name}/")
         if not re.fullmatch(r"[1-9][0-9]{0,4},[1-9][0-9]{0,4}", f"{row['side']},{row['step']}"):
             raise InputError(f"{where}: side and step must be whole numbers above 0")
         side, step, group = int(row["side"]), int(row["step"]), Path(name).stem
@@ -39,9 +35,8 @@ def list_items(path: Path) -> list[Item]:
         height, width = pixels.shape[:2]
         if min(height, width) < side:
             raise InputError(f"{where}: {name} is smaller than a window of {side} pixels; lower side")
-        for top, left in itertools.product(
-            range(0, height - side + 1, step), range(0, width - side + 1, step)
-        ):
+        tops, lefts = range(0, height - side + 1, step), range(0, width - side + 1, step)
+        for top, left in itertools.product(tops, lefts):
             window = pixels[top : top + side, left : left + side]
             photos.append(Item(f"{group}/{side}-{top}-{left}", group, content=partial(encode_png, window)))
     if twice := [photo for photo, count in Counter(photo.photo for photo in photos).items() if count > 1]:

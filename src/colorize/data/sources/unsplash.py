@@ -1,4 +1,4 @@
-"""The Unsplash data set: its tables list photographs' addresses and main colors."""
+"""The Unsplash data set: tables with the addresses and main colors of photographs."""
 
 import re
 from pathlib import Path
@@ -34,20 +34,19 @@ def list_items(path: Path, size: int) -> tuple[list[Item], pd.DataFrame]:
             colors.append(_colors(content, where))
     if not rows:
         raise InputError(f"{path} lists no photo; download the archive again")
-    return unique_items(rows), pd.concat(colors, ignore_index=True) if colors else pd.DataFrame(
-        columns=COLOR_COLUMNS
-    )
+    colors = colors or [pd.DataFrame(columns=COLOR_COLUMNS)]
+    return unique_items(rows), pd.concat(colors, ignore_index=True)
 
 
 def _cropped(url: str, size: int) -> str:
-    """The address of the same photo, cropped at its center and scaled by the image service."""
-    asked = {"w": str(size), "h": str(size), "fit": "crop"}
+    """Return the address of the photo, cropped at its center and scaled by the image service."""
+    crop = {"w": str(size), "h": str(size), "fit": "crop"}
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url  # no address at all; fetching it says so
-    query = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] not in asked]
-    return urlunsplit(parts._replace(query=urlencode(query + list(asked.items()))))
+        return url  # fetching it will report that it is not an address
+    query = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] not in crop]
+    return urlunsplit(parts._replace(query=urlencode(query + list(crop.items()))))
 
 
 def _colors(content: bytes, where: str) -> pd.DataFrame:
@@ -59,13 +58,12 @@ def _colors(content: bytes, where: str) -> pd.DataFrame:
         except ValueError:
             levels, coverage = [], -1.0
         if not (levels and 0 <= min(levels) <= max(levels) <= 255 and 0 <= coverage <= 100):
-            wanted = "red, green, blue (0..255) and coverage must be numbers"
-            raise InputError(f"{place}: {wanted}, not {row}; mend it")
+            problem = f"red, green, blue (0..255) and coverage must be numbers, not {row}"
+            raise InputError(f"{place}: {problem}; mend it")
         rows.append((row["photo_id"], *levels, coverage))
     kinds = dict.fromkeys(LEVELS, np.uint8) | {"coverage": float}
     frame = pd.DataFrame(rows, columns=COLOR_COLUMNS).astype(kinds)
-    # Unsplash gives shares; a table in percent gives itself away.
-    if frame["coverage"].max() > 1.5:
+    if frame["coverage"].max() > 1.5:  # percent instead of Unsplash's shares
         frame["coverage"] /= 100
     frame = frame.sort_values(["photo", "coverage"], ascending=[True, False], kind="stable")
     return frame.groupby("photo").head(MAIN_COLORS)

@@ -1,1 +1,1 @@
-"""One file per architecture; the file's name is its name, and it is imported only when asked for."""
+"""One file per architecture, with the name of the architecture; it is imported only when it is used."""

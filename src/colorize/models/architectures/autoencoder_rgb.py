@@ -1,9 +1,10 @@
 """Convolutional autoencoder from grey to RGB: document 002's baseline.
 
-"Image Colorization", APS360 group 10: five encoding and five decoding layers, batch 128, learning rate 1e-4, 25 epochs. The
-document says no more in text. Ours: 3x3 kernels, ReLU, every encoding layer halves the size, every decoding layer upsamples
-and convolves back to it, tanh at the end, no skips, which are what its generator adds. The loss is the mean absolute
-error, which the document prefers to the squared one; `mae` is logged over RGB in 0..1, its metric.
+"Image Colorization", APS360 group 10: five encoding and five decoding layers, batch 128, learning rate 1e-4,
+25 epochs; its text says no more. Ours: 3x3 kernels, ReLU, encoding layers that halve the size, decoding
+layers that upsample and convolve, tanh at the end, and no skips, which only its generator has. The loss is
+the mean absolute error, which the document prefers to the squared error; `mae` is logged over RGB in 0..1,
+the document's metric.
 """
 
 from collections.abc import Sequence
@@ -37,9 +38,8 @@ class Model(Colorizer):
         for outputs, side in zip(channels[-2::-1], sides[-2:0:-1], strict=True):
             decoder.append(nn.Upsample(size=(side, side))).append(conv(inputs, outputs))
             inputs = outputs
-        decoder.append(nn.Upsample(size=(setup.size, setup.size))).append(
-            nn.Conv2d(inputs, head.channels, 3, padding=1)
-        )
+        decoder.append(nn.Upsample(size=(setup.size, setup.size)))
+        decoder.append(nn.Conv2d(inputs, head.channels, 3, padding=1))
         self.net = nn.Sequential(encoder, decoder)
         kaiming_(self.net)
 

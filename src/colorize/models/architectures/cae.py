@@ -1,11 +1,12 @@
 """Convolutional autoencoders: document 000's Models 0 and 0T.
 
-"Colourising Greyscale Images with Autoencoders", 2022, section 2.4. The document gives 5 encoder layers, 3x3 kernels,
-channels that are powers of two and a decoder of convolution + upsampling; it gives neither the channel numbers nor the
-strides. Ours: 32 to 512, every encoder layer strided, decoder mirrored. Model 0T has transposed convolutions of stride 2 in
-the place of upsampling and convolution; the document blames its artifacts on a kernel that the stride does not divide,
-so they are 3x3 too. L1 on the encoder's weights is added to the loss (lambda 1e-3 in the document, which drives the
-encoder to nothing: see LOG.md); batch norm is a switch, off as in the document.
+"Colourising Greyscale Images with Autoencoders", 2022, section 2.4. The document gives 5 encoder layers, 3x3
+kernels, channels that are powers of two, and a decoder of convolution + upsampling, but neither channel
+numbers nor strides. Ours: 32 to 512 channels, all encoder layers strided, a mirrored decoder. Model 0T has
+transposed convolutions of stride 2 instead of upsampling + convolution. The document blames its artifacts on
+a kernel that the stride does not divide, so they are 3x3 too. The loss includes L1 on the encoder's weights
+(lambda 1e-3 in the document, which drives the encoder to zero: see LOG.md). Batch norm is optional, and off
+in the document.
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,10 @@ from colorize.models.heads import Head
 
 
 def transposed_conv(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
-    """Transposed convolution that doubles the size, optional batch norm, ReLU."""
+    """Build a transposed convolution that doubles the size, an optional batch norm and a ReLU."""
+    convolution = nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1)
     norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
-    return nn.Sequential(
-        nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1), *norm, nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(convolution, *norm, nn.ReLU(inplace=True))
 
 
 class Model(Colorizer):

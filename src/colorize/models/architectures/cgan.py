@@ -1,11 +1,12 @@
 """Conditional GAN: document 002, after pix2pix.
 
-"Image Colorization", APS360 group 10, and Isola et al., CVPR 2017, arXiv:1611.07004. U-Net generator: 4 strided
-convolutions, 4 transposed ones, a last convolution, skips, batch norm, leaky ReLU, dropout. PatchGAN discriminator:
-four 4x4 convolutions with strides 2, 2, 1, 1, whose receptive field is the document's 34x34, conditioned on the grey
-photograph. The document's 27x27 grid of patches at 144 pixels follows from no common padding; padding 1 gives 34x34.
-Generator loss = BCE + 80 MAE over RGB in -1..1; discriminator loss = mean of the BCE on real and on generated. The document
-does not say how weights start: N(0, 0.02), as pix2pix. `mae` is logged over RGB in 0..1, document 002's metric.
+"Image Colorization", APS360 group 10, and Isola et al., CVPR 2017, arXiv:1611.07004. U-Net generator: 4
+strided convolutions, 4 transposed ones, a last convolution, skips, batch norm, leaky ReLU, dropout. PatchGAN
+discriminator, conditioned on the grey photograph: four 4x4 convolutions with strides 2, 2, 1, 1, whose
+receptive field is the document's 34x34. No common padding gives the document's 27x27 patches at 144 pixels;
+padding 1 gives 34x34. Generator loss = BCE + 80 MAE over RGB in -1..1; discriminator loss = mean of the BCE
+on real and on generated. The document gives no initialization: N(0, 0.02), as in pix2pix. `mae` is logged
+over RGB in 0..1, document 002's metric.
 """
 
 import torch
@@ -21,7 +22,7 @@ DISCRIMINATOR_STRIDES = (2, 2, 1, 1)
 
 
 class Generator(nn.Module):
-    """Grey [B, 1, H, W] in -1..1 to RGB [B, 3, H, W] in -1..1; H and W divide by 16."""
+    """Grey [B, 1, H, W] in -1..1 to RGB [B, 3, H, W] in -1..1; H and W must divide by 16."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -33,11 +34,8 @@ class Generator(nn.Module):
             self.down.append(nn.Sequential(nn.Conv2d(inputs, channels, 4, 2, 1), *norm, nn.LeakyReLU(0.2)))
             inputs = channels
         for step, channels in enumerate((*widths[-2::-1], width)):
-            layers = [
-                nn.ConvTranspose2d(inputs, channels, 4, 2, 1),
-                nn.BatchNorm2d(channels),
-                nn.LeakyReLU(0.2),
-            ]
+            convolution = nn.ConvTranspose2d(inputs, channels, 4, 2, 1)
+            layers = convolution, nn.BatchNorm2d(channels), nn.LeakyReLU(0.2)
             self.up.append(nn.Sequential(*layers, nn.Dropout(dropout if step < 2 else 0)))
             inputs = 2 * channels
         self.last = nn.Conv2d(width + 1, 3, 3, padding=1)
@@ -53,7 +51,7 @@ class Generator(nn.Module):
 
 
 def discriminator(width: int) -> nn.Sequential:
-    """Grey and RGB, stacked [B, 4, H, W], to one logit per 34x34 patch."""
+    """Build the map from grey and RGB, stacked [B, 4, H, W], to one logit per 34x34 patch."""
     layers: list[nn.Module] = []
     inputs = 4
     for step, stride in enumerate(DISCRIMINATOR_STRIDES[:-1]):
@@ -72,7 +70,7 @@ def _adversarial(logits: Tensor, real: bool) -> Tensor:
 
 
 class Model(Colorizer):
-    any_size = False  # it has to divide by 16
+    any_size = False  # sides must divide by 16
     phases = ("generator", "discriminator")
     monitor = "mae"
     head: Rgb
@@ -100,11 +98,8 @@ class Model(Colorizer):
             fake = self.generator(grey)
             adversarial = _adversarial(self.discriminator(torch.cat((grey, fake), dim=1)), real=True)
             error = F.l1_loss(fake.float(), real)
-            return {
-                "loss": adversarial + self.mae * error,
-                "generator_loss": (adversarial + self.mae * error).detach(),
-                "mae": error.detach() / 2,
-            }
+            loss = adversarial + self.mae * error
+            return {"loss": loss, "generator_loss": loss.detach(), "mae": error.detach() / 2}
         with torch.no_grad():
             fake = self.generator(grey)
         on_real = _adversarial(self.discriminator(torch.cat((grey, real), dim=1)), real=True)

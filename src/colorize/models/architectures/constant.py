@@ -1,6 +1,6 @@
-"""The same color for every pixel of every photograph: the baselines `grey` and `mean_color`.
+"""The same color for every pixel: the baselines `grey` and `mean_color`.
 
-No document has them; without them "beats" means nothing. Nothing is trained.
+No document has them, but other models need something to beat. Nothing is trained.
 """
 
 from typing import Literal

@@ -1,11 +1,12 @@
 """Autoencoder after Deshpande et al., plain and variational: document 000's Models 2 and 2V.
 
-"Colourising Greyscale Images with Autoencoders", 2022, sections 2.4 and 2.5.8. It reads the lightness, as all of that
-document's models do, not the color that Deshpande et al. (CVPR 2017) encode; theirs is deshpande_mdn.py. The encoder
-has 11 layers, 5x5 kernels in some; six of them halve the size, so that 256x256 ends in the same 4x4 as the original's
-64x64. Model 2 decodes those maps as they are, Model 2V (`latent: 64`) through a latent vector, with loss = reconstruction +
-alpha KL(N(mu, sigma^2) || N(0, I)), trained with a sample of the vector, scored with its mean. The document gives neither
-channels nor alpha; ours are below and in the params block. L1 on the encoder's weights for all but the VAE there.
+"Colourising Greyscale Images with Autoencoders", 2022, sections 2.4 and 2.5.8. Like all models of that
+document, it reads the lightness; Deshpande et al. (CVPR 2017) encode color, see deshpande_mdn.py. The encoder
+has 11 layers, some of them 5x5. Six of them halve the size, so that 256x256 ends at 4x4, like the original's
+64x64. Model 2 decodes these maps. Model 2V (`latent: 64`) decodes them through a latent vector: loss =
+reconstruction + alpha KL(N(mu, sigma^2) || N(0, I)), trained with a sample of the vector, evaluated with its
+mean. The document gives neither channels nor alpha; ours are below and in the params block. It uses L1 on the
+encoder's weights for all models except the VAE.
 """
 
 import torch
@@ -22,7 +23,7 @@ ENCODER = (  # channels, kernel, stride
 
 
 class Autoencoder(nn.Module):
-    """Encoder, latent vector if it has dimensions, decoder. It keeps the last mu and log variance for the loss."""
+    """Encoder, latent vector if `latent` > 0, decoder; it keeps the last mu and log variance for the loss."""
 
     def __init__(self, outputs: int, size: int, latent: int, batch_norm: bool) -> None:
         super().__init__()
@@ -50,17 +51,17 @@ class Autoencoder(nn.Module):
         return self.decoder(self.through_latent(maps) if self.latent else maps)
 
     def through_latent(self, maps: Tensor) -> Tensor:
-        """Maps to the latent vector, a sample of it in training, and back to maps."""
+        """Encode maps to the latent vector (in training, a sample of it) and decode it to maps."""
         moments = self.to_moments(maps.flatten(1)).float()
         self.mean, log_variance = moments.chunk(2, dim=1)
-        self.log_variance = log_variance.clamp(-10, 10)  # exp beyond that overflows early in training
+        self.log_variance = log_variance.clamp(-10, 10)  # exp would overflow early in training
         code = self.mean
         if self.training:
             code = code + torch.randn_like(code) * (self.log_variance / 2).exp()
         return self.from_latent(code).unflatten(1, self.narrow)
 
     def kl(self) -> Tensor:
-        """KL(N(mu, sigma^2) || N(0, I)) of the last batch, summed over the vector, mean of the photographs."""
+        """Return KL(N(mu, sigma^2) || N(0, I)) of the last batch, averaged over photographs."""
         return 0.5 * (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance).sum(dim=1).mean()
 
 

@@ -1,17 +1,21 @@
-"""Diverse colorization, Deshpande et al., CVPR 2017, arXiv:1612.01958: the original of document 000's Models 2 and 2V.
+"""Diverse colorization, Deshpande et al., CVPR 2017: the source of document 000's Models 2 and 2V.
 
-A conditional variational autoencoder of the color field, 64x64 for photographs of 256 (a quarter of the side, within 16 to
-64 pixels), and a mixture density network that tells from the grey photograph which latent vectors fit it. Layers, losses and
-their weights are those of the paper's code, with its skips from grey. What differs: histogram weights are capped and
-mixed (uncapped they reach 1.6e8); every loss is a mean over the batch, the KL term too; the specificity term enters beside
-the skips (there only without them); no batch norm around the last layer, which learned half as fast with it. The paper's
-mixture network reads features of a pretrained colorization network; ours has convolutions of its own on the photograph, one
-hidden layer of 1024 instead of 4096, and the full likelihood instead of the closest component's. The public code mixes
-up a and b; this follows the paper.
+arXiv:1612.01958. A conditional variational autoencoder of the color field, 64x64 for photographs of 256 (a
+quarter of the side, within 16 to 64 pixels), and a mixture density network that predicts matching latent
+vectors from the grey photograph. The layers, losses and loss weights are those of the paper's code, with its
+skips from grey.
 
-The 20 principal components of the training fields, about the mean color, are not known beforehand: they are an incremental
-singular value decomposition of every field that training has seen, kept in buffers, so that resuming is exact.
-The prediction decodes the mean of the likeliest component, further colorings are samples of the mixture.
+Differences: histogram weights are capped and mixed (uncapped they reach 1.6e8). Every loss, also the KL term,
+is a mean over the batch. The specificity term is used together with the skips (in the paper's code only
+without them). There is no batch norm around the last layer, with which it learned half as fast. The paper's
+mixture network reads features of a pretrained colorization network; ours has its own convolutions on the
+photograph, one hidden layer of 1024 instead of 4096, and the full likelihood instead of the closest
+component's. The public code confuses a and b; we follow the paper.
+
+The 20 principal components of the training fields, about the mean color, are not known in advance. An
+incremental singular value decomposition of all fields seen in training estimates them; it is kept in buffers,
+so that resuming is exact. The prediction decodes the mean of the likeliest component; samples are drawn from
+the mixture.
 """
 
 import torch
@@ -27,43 +31,40 @@ from colorize.models.heads import Head, Regression
 
 PRINCIPAL = 20
 LEAST_DEVIATION = 0.5
-"""Of a value along a principal component, in Lab units: what 8 bits round to. There is less before 20 fields were seen."""
-
+"""Smallest standard deviation along a component, in Lab units: the rounding of 8 bits. It matters for few
+fields."""
 LAST_SCALE = 0.03
-"""Of the last convolution's output: one step of Adam moves the sum of its 3,200 inputs so far that tanh would saturate."""
+"""Scale of the last convolution's output. Without it, one step of Adam on its 3,200 inputs would saturate
+tanh."""
 
 
 def sampled(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """A sample of each Gaussian, all [B, latent]."""
+    """Draw a sample of each Gaussian, all [B, latent]."""
     return mean + torch.randn_like(mean) * (log_variance / 2).exp()
 
 
 def layer(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution that keeps the size (divides it by the stride), ReLU and, in the original's order, batch norm."""
-    before, after = (kernel - 1) // 2, kernel // 2
+    """Build a padded convolution, ReLU and batch norm, in the original's order."""
+    padding = nn.ZeroPad2d(((kernel - 1) // 2, kernel // 2) * 2)
     convolution = nn.Conv2d(inputs, outputs, kernel, stride)
-    return nn.Sequential(
-        nn.ZeroPad2d((before, after, before, after)), convolution, nn.ReLU(), nn.BatchNorm2d(outputs)
-    )
+    return nn.Sequential(padding, convolution, nn.ReLU(), nn.BatchNorm2d(outputs))
 
 
 class FieldVae(nn.Module):
-    """Color field [B, 2, f, f] in -1..1 to a latent vector and, with the grey field [B, 1, f, f] in -1..1, back."""
+    """Color field [B, 2, f, f] in -1..1 to a latent vector and, with the grey field [B, 1, f, f] in -1..1,
+    back."""
 
     def __init__(self, field: int, width: int, latent: int, dropout: float) -> None:
         super().__init__()
-        w = width
-        # The paper's code at w = 128: 5x5 128, 256, 512, then 4x4 1024, for grey as many as latent dimensions.
-        downward = [
+        w = width  # 128 in the paper's code
+        down = [
             layer(2, w, 5, 2),
             layer(w, 2 * w, 5, 2),
             layer(2 * w, 4 * w, 5, 2),
             layer(4 * w, 8 * w, 4, 2),
         ]
         flat = 8 * w * (-(-field // 16)) ** 2
-        self.encoder = nn.Sequential(
-            *downward, nn.Flatten(), nn.Dropout(dropout), nn.Linear(flat, 2 * latent)
-        )
+        self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Dropout(dropout), nn.Linear(flat, 2 * latent))
         grey = [
             layer(1, w, 5, 2),
             layer(w, 2 * w, 5, 2),
@@ -71,29 +72,29 @@ class FieldVae(nn.Module):
             layer(4 * w, latent, 4, 2),
         ]
         self.grey = nn.ModuleList(grey)
-        joined = [
+        up = [
             layer(latent, 8 * w, 4),
             layer(12 * w, 4 * w, 5),
             layer(6 * w, 2 * w, 5),
             layer(3 * w, w, 5)[:-1],
         ]
-        self.decoder = nn.ModuleList(joined)
+        self.decoder = nn.ModuleList(up)
         self.last = nn.Conv2d(w, 2, 5, padding=2)
 
     def encode(self, field: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latent vector, [B, latent] each."""
+        """Return mean and log variance of the latent vector, [B, latent] each."""
         mean, log_variance = self.encoder(field).float().chunk(2, dim=1)
-        return mean, log_variance.clamp(-10, 10)  # exp beyond that overflows early in training
+        return mean, log_variance.clamp(-10, 10)  # exp would overflow early in training
 
     def skips(self, grey: Tensor) -> list[Tensor]:
-        """The grey field and what its layers make of it, the largest maps first: for `decode`."""
+        """Return the grey field and its maps for `decode`, the largest first."""
         maps = [grey]
         for down in self.grey:
             maps.append(down(maps[-1]))
         return maps
 
     def decode(self, code: Tensor, skips: list[Tensor]) -> Tensor:
-        """The field before tanh."""
+        """Decode a latent vector [B, latent] to the field [B, 2, f, f] before tanh."""
         grey, *between, smallest = skips
         maps = self.decoder[0](code[:, :, None, None] * smallest)
         for up, skip in zip(self.decoder[1:], reversed(between), strict=True):
@@ -146,17 +147,11 @@ class Model(Colorizer):
         sigma: float = 0.1,
     ) -> None:
         if not isinstance(head, Regression):
-            raise InputError(
-                "a deshpande_mdn predicts ab through its own losses; set its head.kind to regression"
-            )
+            remedy = "set its head.kind to regression"
+            raise InputError(f"a deshpande_mdn predicts ab through its own losses; {remedy}")
         super().__init__(head, setup)
-        self.gradient, self.specificity, self.kl, self.kl_ramp, self.sigma = (
-            gradient,
-            specificity,
-            kl,
-            kl_ramp,
-            sigma,
-        )
+        self.gradient, self.specificity, self.sigma = gradient, specificity, sigma
+        self.kl, self.kl_ramp = kl, kl_ramp
         self.field = min(64, max(16, setup.size // 4), setup.size)
         weights, mean = torch.ones(bins.Q), torch.zeros(2)
         if setup.statistics:
@@ -167,14 +162,14 @@ class Model(Colorizer):
         self.register_buffer("weights", lattice)  # of the bins, by a / 10 + 13 and b / 10 + 13
         self.register_buffer("mean", mean[:, None, None] / head.scale)
         self.register_buffer("factors", torch.zeros(PRINCIPAL, 2 * self.field**2))  # components, scaled
-        self.register_buffer("seen", torch.tensor(0))  # fields that went into them
-        self.register_buffer("steps", torch.tensor(0))  # of training, for the ramp
+        self.register_buffer("seen", torch.tensor(0))  # number of fields in them
+        self.register_buffer("steps", torch.tensor(0))  # of training, for the KL ramp
         self.vae = FieldVae(self.field, width, latent, dropout)
         self.mdn = Mixture(setup.size, components, latent, dropout)
         kaiming_(self)
 
     def skips(self, light: Tensor) -> list[Tensor]:
-        """What the decoder sees of the photographs: of the grey field [B, 1, f, f] in -1..1."""
+        """Return the decoder's skips for light [B, 1, H, W]."""
         return self.vae.skips(F.adaptive_avg_pool2d(light, self.field) / 50 - 1)
 
     def predict(self, light: Tensor, samples: int = 1) -> Colors:
@@ -187,10 +182,8 @@ class Model(Colorizer):
         return Colors(likeliest, samples=torch.stack(others, dim=1) if others else None)
 
     def draw_codes(self, log_weights: Tensor, means: Tensor, count: int) -> Tensor:
-        """Latent vectors [B, count, latent] drawn from the mixtures."""
-        random = torch.Generator().manual_seed(
-            0
-        )  # the same noise for every photograph, whatever else is in its batch
+        """Draw latent vectors [B, count, latent] from the mixtures."""
+        random = torch.Generator().manual_seed(0)  # every photograph gets the same noise, in any batch
         gumbel = -torch.empty(count, self.mdn.shape[0]).exponential_(generator=random).log()
         noise = torch.randn(count, self.mdn.shape[1] - 1, generator=random)
         chosen = (log_weights[:, None] + gumbel.to(means.device)).argmax(2)
@@ -217,25 +210,24 @@ class Model(Colorizer):
             "kl": kl,
         }
         ramp = (self.steps / self.kl_ramp).clamp(max=1)
-        loss = (
-            terms["histogram"] + self.gradient * terms["gradient"] + self.specificity * terms["specificity"]
-        )
-        return {"loss": loss + ramp * self.kl * kl, "reconstruction": (error**2).mean()} | terms
+        loss = terms["histogram"] + self.gradient * terms["gradient"]
+        loss = loss + self.specificity * terms["specificity"] + ramp * self.kl * kl
+        return {"loss": loss, "reconstruction": (error**2).mean()} | terms
 
     def mdn_losses(self, light: Tensor, field: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            self.vae.eval()  # the vectors that the decoder will be given: no dropout
+            self.vae.eval()  # no dropout, as for the vectors of the decoder
             mean, log_variance = self.vae.encode(field)
             self.vae.train(self.training)
             code = sampled(mean, log_variance) if self.training else mean
         log_weights, means = self.mdn(light / 50 - 1)
         distance = ((code[:, None] - means) ** 2).sum(2)
-        loss = -(log_weights - distance / (2 * self.sigma**2)).logsumexp(1).mean()  # but for a constant
+        loss = -(log_weights - distance / (2 * self.sigma**2)).logsumexp(1).mean()  # up to a constant
         return {"loss": loss, "mixture": loss.detach()}
 
     @torch.no_grad()
     def learn_components(self, field: Tensor) -> None:
-        """Let fields [B, 2, f, f] into the incremental singular value decomposition."""
+        """Add fields [B, 2, f, f] to the incremental singular value decomposition."""
         field = all_gather_rows(field)
         rows = torch.cat((self.factors, (field - self.mean).flatten(1)))
         _, strengths, axes = torch.linalg.svd(rows, full_matrices=False)
@@ -243,7 +235,8 @@ class Model(Colorizer):
         self.seen += len(field)
 
     def specific(self, error: Tensor) -> Tensor:
-        """Squared errors [B, 2 f f] along the components, and beside them, each relative to its variance."""
+        """Return the squared errors [B, 2 f f] along and beside the components, relative to their
+        variances."""
         least = error.shape[1] * (LEAST_DEVIATION / self.head.scale) ** 2
         variances = (self.factors.square().sum(1) / self.seen.clamp(min=1)).clamp(min=least)
         with torch.autocast(error.device.type, enabled=False):

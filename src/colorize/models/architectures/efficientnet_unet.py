@@ -1,12 +1,14 @@
 """U-Net on an ImageNet-pretrained EfficientNet-Lite0: the project's own colorizer.
 
 No document describes it; document 000 asks for its two ideas, a feature extractor and more data. The encoder
-(Tan and Le 2019, see `_efficientnet.py`) knows from ImageNet what a photograph shows, and that decides its
-colors. The decoder is a light U-Net (Ronneberger et al. 2015) up to a quarter of the size, or a half: 1x1 convolutions
-before each bilinear upsampling, one residual 3x3 convolution after it; the features that ImageNet's classes are told
-by tell every place what the whole photograph shows. The encoder reads the grey photograph of the lightness. With pretrained
-`weights` its batch norms keep their statistics and its first `frozen` stages are not trained, since small
-batches would only spoil both; without weights all of it is trained from Kaiming initialization.
+(Tan and Le 2019, see efficientnet.py) recognizes what a photograph shows, which decides its colors. It reads
+the grey photograph of the lightness. The decoder is a light U-Net (Ronneberger et al. 2015) up to a quarter
+or a half of the size: 1x1 convolutions before each bilinear upsampling, one residual 3x3 convolution after
+it. The pooled features of the whole photograph are added at every place.
+
+With pretrained `weights`, the batch norms keep their statistics and the first `frozen` stages are not
+trained, since small batches would damage both. Without weights, everything is trained from Kaiming
+initialization.
 """
 
 from collections.abc import Sequence
@@ -27,19 +29,15 @@ SKIPPED = (112, 40, 24, 16)
 
 
 class Up(nn.Module):
-    """Maps [B, inputs, h, w] to twice the size, joined with the encoder's maps [B, skipped, 2h, 2w]."""
+    """Maps [B, inputs, h, w] to twice the size, added to the encoder's maps [B, skipped, 2h, 2w]."""
 
     def __init__(self, inputs: int, skipped: int, outputs: int) -> None:
         super().__init__()
-        # A 1x1 convolution commutes with bilinear upsampling: before it costs a quarter.
-        self.below, self.beside = (
-            nn.Conv2d(inputs, outputs, 1, bias=False),
-            nn.Conv2d(skipped, outputs, 1, bias=False),
-        )
-        self.joined, self.refine = (
-            nn.BatchNorm2d(outputs),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        )
+        # A 1x1 convolution commutes with bilinear upsampling, and costs a quarter before it.
+        self.below = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.beside = nn.Conv2d(skipped, outputs, 1, bias=False)
+        self.joined = nn.BatchNorm2d(outputs)
+        self.refine = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.refined = nn.BatchNorm2d(outputs)
 
     def forward(self, maps: Tensor, skip: Tensor) -> Tensor:
@@ -49,9 +47,9 @@ class Up(nn.Module):
 
 
 class Network(nn.Module):
-    """Grey photographs [B, 1, H, W] in 0..1, sides that divide by 32, to maps [B, outputs, h, w].
+    """Grey photographs [B, 1, H, W] in 0..1, H and W divisible by 32, to maps [B, outputs, h, w].
 
-    h and w are a quarter of the size with four numbers of `channels`, a half with five.
+    With four numbers of `channels`, h and w are a quarter of the size; with five, a half.
     """
 
     def __init__(self, outputs: int, trunk: Trunk, channels: Sequence[int]) -> None:
@@ -87,16 +85,15 @@ class Model(Colorizer):
     ) -> None:
         super().__init__(head, setup)
         if len(channels) not in (4, 5):
-            raise InputError(
-                f"network.channels holds {len(channels)} numbers; give 4 (a quarter of the size) or 5 (a half)"
-            )
+            problem = f"network.channels holds {len(channels)} numbers"
+            raise InputError(f"{problem}; give 4 (a quarter of the size) or 5 (a half)")
         trunk = Trunk(1, fixed=bool(weights), frozen=frozen if weights else 0)
         self.net = Network(head.channels, trunk, channels)
         if weights:
             self.pretrained = ("net.encoder",)
         if setup.pretrained is not None:
             load_lite0_(trunk, setup.pretrained, weights)
-        # A CPU's steps take a quarter less time; torch's types do not know the argument.
+        # A quarter faster on a CPU; torch's type stubs lack the argument.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def out(self, light: Tensor) -> Tensor:

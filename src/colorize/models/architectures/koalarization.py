@@ -1,15 +1,16 @@
 """Deep Koalarization, and document 000's Model 1, which is the same without the feature extractor.
 
-Baldassarre, Morín, Rodés-Guirao, 2017, arXiv:1712.03400, and "Colourising Greyscale Images with Autoencoders", 2022, section
-2.4.1. Encoder of 8 convolutions to an eighth of the size, a 1x1 convolution, decoder with upsampling, whose last step comes
-after the last convolution. The document leaves the extractor out: its 1x1 convolution goes from 256 to 256 channels, which
-gives the 6.32 M parameters of the published code. L1 on the encoder's weights is the document's, as is the switch for batch
-norm, off because it gave green artifacts.
+Baldassarre, Morín, Rodés-Guirao, 2017, arXiv:1712.03400, and "Colourising Greyscale Images with
+Autoencoders", 2022, section 2.4.1. Encoder of 8 convolutions to an eighth of the size, a 1x1 convolution, and
+a decoder that ends with an upsampling. The document omits the extractor: its 1x1 convolution has 256 inputs
+and outputs, which gives the 6.32 M parameters of the published code. The document also has L1 on the
+encoder's weights, and optional batch norm, which it leaves out because of green artifacts.
 
-With an extractor, a vector that describes the whole photograph is repeated over the encoder's maps and fused by the 1x1
-convolution. The original takes the 1,001 logits of Inception-ResNet-v2; ours the 512 features of a ResNet-18 after its
-global average. `weights` (path or URL, with its `sha256`) are loaded into it and then frozen, as in the original; without
-them it is trained along from scratch, which the original does not do. It reads photographs at the working size, not at 299.
+With an extractor, a feature vector of the whole photograph is repeated over the encoder's maps and fused by
+the 1x1 convolution. The original uses the 1,001 logits of Inception-ResNet-v2; we use the 512 features of
+ResNet-18 after its global average. `weights` (path or URL, with `sha256`) are loaded and frozen, as in the
+original; without them the extractor is trained from scratch. It reads photographs at the working size, not at
+299.
 """
 
 from typing import Literal
@@ -63,9 +64,8 @@ class Model(Colorizer):
         sha256: str = "",
     ) -> None:
         if extractor not in ("none", "resnet18") or (weights and extractor == "none"):
-            raise InputError(
-                f"network.extractor is none or resnet18, and weights belong to resnet18, not to {extractor!r}"
-            )
+            problem = f"weights belong to resnet18, not to {extractor!r}"
+            raise InputError(f"network.extractor is none or resnet18, and {problem}")
         super().__init__(head, setup)
         self.l1 = l1
         trunk = Trunk(4, frozen=bool(weights)) if extractor == "resnet18" else None

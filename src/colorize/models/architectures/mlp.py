@@ -1,11 +1,11 @@
 """Multilayer perceptrons and fully connected autoencoders: document 003, on CIFAR-10.
 
-"Image Colorization with Neural Networks", Xia and Salhi, sections 4.1 and 5.2: 32x32 grey in -1..1, fully connected
-layers, RGB in -1..1, mean squared error. Its best, `mlp1`: 1024 -> 3072 -> batch norm -> sigmoid -> 3072 -> batch norm. Its
-autoencoders narrow towards a code: `fcae1` is 1024 -> 512 -> 3072. The document gives no widths for more layers: ours stay
-at 3072 (`mlp2`, `mlp3`) and narrow as its Figure 4 does (`fcae2` 512, 256; `fcae3` 512, 256, 512; `fcae5` 512, 256, 128,
-256, 512). The input is the grey photograph of the L*, not the luma that the document's grey images probably are. Weights
-start as PyTorch's linear layers do: the document does not say.
+"Image Colorization with Neural Networks", Xia and Salhi, sections 4.1 and 5.2: 32x32 grey in -1..1, fully
+connected layers, RGB in -1..1, mean squared error. Its best, `mlp1`: 1024 -> 3072 -> batch norm -> sigmoid ->
+3072 -> batch norm. Its autoencoders narrow to a code: `fcae1` is 1024 -> 512 -> 3072. The document gives no
+widths for more layers. Ours stay at 3072 (`mlp2`, `mlp3`) or narrow as in its Figure 4 (`fcae2` 512, 256;
+`fcae3` 512, 256, 512; `fcae5` 512, 256, 128, 256, 512). The input is the grey photograph of L*, not the luma
+that the document probably uses. It does not give the initialization; ours is PyTorch's default.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,13 @@
 """Autoencoder whose encoder is the beginning of ResNet-18: document 004.
 
-"Image Colorization using Convolutional Autoencoder", Hossain, section 3.1, after Melas-Kyriazi's "Image Colorization with
-Convolutional Neural Networks", 2018. Encoder: the first 6 children of ResNet-18 (conv1, bn1, relu, maxpool, layer1, layer2:
-128 channels at an eighth of the size), the first convolution for one channel. Decoder: "the same type of convolutional
-layers but in reverse, with upsampling", for which ours takes the channels of the source that the document names. Learning
-rate, batch, epochs and sizes are the document's; it gives neither loss nor optimizer nor last activation: ours are those of
-the regression head and Adam. It exchanges weights trained on Places365 for "the default ResNet" and does not say whether
-that was trained on ImageNet: `weights`, a path or URL with its `sha256`, is an option, and all of the network is trained.
+"Image Colorization using Convolutional Autoencoder", Hossain, section 3.1, after Melas-Kyriazi's "Image
+Colorization with Convolutional Neural Networks", 2018. Encoder: the first 6 children of ResNet-18 (conv1,
+bn1, relu, maxpool, layer1, layer2: 128 channels at an eighth of the size), with a first convolution for one
+channel. Decoder: "the same type of convolutional layers but in reverse, with upsampling"; ours has the
+channels of Melas-Kyriazi. Learning rate, batch, epochs and sizes are the document's. It gives neither loss
+nor optimizer nor last activation: ours are those of the regression head and Adam. It replaces weights trained
+on Places365 by "the default ResNet", without saying whether that was trained on ImageNet. So `weights`, a
+path or URL with `sha256`, is optional, and everything is trained.
 """
 
 from collections import OrderedDict

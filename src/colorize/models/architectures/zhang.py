@@ -1,11 +1,12 @@
 """Colorful Image Colorization: the network of Zhang et al. 2016, and its simplification.
 
-Zhang, Isola, Efros, ECCV 2016, arXiv:1603.08511, and document 001, section 4.1. Eight blocks of 3x3 convolutions + ReLU,
-batch norm after the last ReLU of blocks 1 to 7, output at a quarter of the input's size. Document 001's Table 1 prints
-256 and 128 channels for blocks 7 and 8, which cannot give its own count of 32,235,385 parameters; 512 and 256 do, and
-that is what is built. Its simplified network has at most 2 convolutions a block and 416 channels: 15,387,513. Weights start
-from Kaiming initialization, not from the paper's k-means. The batch norm of the code that Zhang et al. released learns no
-scale and no offset: `affine` switches them off (the rest of what that code does otherwise is in the head's settings).
+Zhang, Isola, Efros, ECCV 2016, arXiv:1603.08511, and document 001, section 4.1. Eight blocks of 3x3
+convolutions + ReLU, batch norm after the last ReLU of blocks 1 to 7, output at a quarter of the input's size.
+Document 001's Table 1 prints 256 and 128 channels for blocks 7 and 8. Its count of 32,235,385 parameters
+needs 512 and 256, which we use. Its simplified network has at most 2 convolutions per block and 416 channels:
+15,387,513 parameters. Weights start from Kaiming initialization, not from the paper's k-means. In the code of
+Zhang et al., batch norm learns no scale and offset: `affine: false`. The other differences of that code are
+settings of the head.
 """
 
 from typing import Literal
@@ -40,9 +41,8 @@ class Model(Colorizer):
         inputs = 1
         for channels, count, stride, dilation in BLOCKS[variant]:
             for step in (1,) * (count - 1) + (stride,):
-                self.net.append(nn.Conv2d(inputs, channels, 3, step, dilation, dilation)).append(
-                    nn.ReLU(inplace=True)
-                )
+                self.net.append(nn.Conv2d(inputs, channels, 3, step, dilation, dilation))
+                self.net.append(nn.ReLU(inplace=True))
                 inputs = channels
             self.net.append(nn.BatchNorm2d(channels, affine=affine))
         self.net.append(nn.ConvTranspose2d(inputs, 256, 4, 2, 1)).append(nn.ReLU(inplace=True))
