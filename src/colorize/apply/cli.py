@@ -1,8 +1,9 @@
 """The command `colorize`: color one's own photographs, score models on them, list and verify what a project holds.
 
-Thin: arguments come in, the library works, a table or one sentence goes out. Exit status 0: all is done; 1: something
-is wrong and said in one sentence, or a photograph failed; 2: the command was mistyped; 130, 143: stopped. What belongs to a
-project (its models, its dvc.lock) is looked for from the current folder upwards; a folder with a trained model needs none.
+Thin: arguments come in, the library works, a table or one sentence goes out. Exit status 0: all is done; 1:
+something is wrong and said in one sentence, or a photograph failed; 2: the command was mistyped; 130, 143:
+stopped. What belongs to a project (its models, its dvc.lock) is looked for from the current folder upwards; a
+folder with a trained model needs none.
 """
 
 import json
@@ -164,9 +165,9 @@ def apply(
 ) -> None:
     """Color photographs: any size and format in, the same size out.
 
-    The lightness stays the photograph's own, at full resolution; only color is predicted. EXIF and ICC profile are
-    kept. What is done is skipped when the command is repeated; `colorize.csv` in the output folder tells what became of
-    every photograph. Nothing is overwritten but results that nobody changed.
+    The lightness stays the photograph's own, at full resolution; only color is predicted. EXIF and ICC
+    profile are kept. What is done is skipped when the command is repeated; `colorize.csv` in the output
+    folder tells what became of every photograph. Nothing is overwritten but results that nobody changed.
 
     `colorize apply grandma.jpg`
 
@@ -286,9 +287,9 @@ def models(as_json: AsJson = False) -> None:
 def verify(as_json: AsJson = False) -> None:
     """Hash data, models and metrics again and name what differs from dvc.lock.
 
-    Exit status 1 if something is missing, differs or is not in dvc.lock: `dvc repro` makes it again, `dvc checkout`
-    brings it back. Models of the zoo that were never trained are only counted. Installed packages of other versions
-    than those pinned are named too: with them the same bytes cannot be promised.
+    Exit status 1 if something is missing, differs or is not in dvc.lock: `dvc repro` makes it again, `dvc
+    checkout` brings it back. Models of the zoo that were never trained are only counted. Installed packages
+    of other versions than those pinned are named too: with them the same bytes cannot be promised.
 
     `colorize verify`
     """
@@ -320,7 +321,8 @@ def export(
 ) -> None:
     """Write a trained model for other programs: safetensors with its description, and ONNX.
 
-    The ONNX file is written only if ONNX Runtime gives what PyTorch gives. Needs `pip install 'colorize[onnx]'`.
+    The ONNX file is written only if ONNX Runtime gives what PyTorch gives. Needs `pip install
+    'colorize[onnx]'`.
 
     `colorize export --model zhang_simplified --output exported`
     """
@@ -343,9 +345,8 @@ def serve(
 ) -> None:
     """Serve a local page on which one drops a photograph and compares models.
 
-    Without --model it offers the one that comes with the program and every trained one of this project. It listens on
-    this computer only and keeps nothing.
-    Needs `pip install 'colorize[app]'`.
+    Without --model it offers the one that comes with the program and every trained one of this project. It
+    listens on this computer only and keeps nothing. Needs `pip install 'colorize[app]'`.
 
     `colorize app`
 

@@ -131,8 +131,8 @@ def list_models(root: Path | None) -> list[dict[str, Any]]:
     """The model that comes with the library, then every block of params.yaml.
 
     Returns:
-        Rows of model, document, parameters, trained (the folder), psnr, ssim, rmse, None where unknown; and the problem,
-        if it cannot be built.
+        Rows of model, document, parameters, trained (the folder), psnr, ssim, rmse, None where unknown; and
+        the problem, if it cannot be built.
 
     Raises:
         InputError: params.yaml, a trained model or its scores are damaged.
@@ -178,8 +178,8 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
     """Hash every out of the project's stages as DVC does, but anew: DVC remembers the hash of what keeps its time.
 
     Returns:
-        Rows of path, stage and status: ok, missing, differs, not in dvc.lock, not in dvc.yaml; or never ran, which is
-        no difference, for stages that `dvc repro` does not run: the zoo's.
+        Rows of path, stage and status: ok, missing, differs, not in dvc.lock, not in dvc.yaml; or never ran,
+        which is no difference, for stages that `dvc repro` does not run: the zoo's.
 
     Raises:
         InputError: there is no dvc.lock, DVC is not installed, or it cannot read the project's files.
