@@ -103,7 +103,9 @@ def find_model(name: str, temporary: Path) -> Path:
 
 def document_of(arch: str) -> str:
     """The number of the document that an architecture's docstring names first; "" if none."""
-    numbers = re.findall(r"document (\d{3})", import_module(f"colorize.models.{arch}").__doc__ or "")
+    numbers = re.findall(
+        r"document (\d{3})", import_module(f"colorize.models.architectures.{arch}").__doc__ or ""
+    )
     return numbers[0] if numbers else ""
 
 
