@@ -126,7 +126,7 @@ def check_path(data: DataConfig) -> None:
     if not os.path.exists(data.path):
         raise InputError(
             f"data.path: {data.path} does not exist in {Path.cwd()}; give the whole path of what the "
-            f"{data.source} source reads, without ~ (a queued experiment runs in a copy of the project that has "
+            f"{data.source} source reads, without ~ (a queued experiment runs in a copy of the project with "
             "only the files in Git)"
         )
     for parent, _, names in os.walk(data.path):

@@ -77,15 +77,15 @@ def fingerprint(params: TrainParams, name: str, device: torch.device) -> str:
         origin = fingerprint(params, origin, device)
     elif origin:
         origin = files.sha256(initial_folder(origin) / WEIGHTS)
-    rule, described = asdict(params.train), describe_block(block)
+    config, described = asdict(params.train), describe_block(block)
     for harmless in HARMLESS:
-        del rule[harmless]
+        del config[harmless]
     for harmless in DECODING:
         del described["head"][harmless]
     covered = {
         "block": described,
         "init_from": origin,
-        "train": rule,
+        "train": config,
         "seed": params.seed,
         "size": block.working_size(Crops(paths.CROPS).side),
         "device": device.type,
@@ -153,7 +153,7 @@ def recipe_of(
         size: side in pixels at which the model works.
         photographs: how many there are to train on.
     """
-    rule, asked, used = params.train, block.recipe, in_force(block.recipe, params.train)
+    config, asked, used = params.train, block.recipe, in_force(block.recipe, params.train)
     batch = -(-photographs // -(-photographs // asked.batch))  # an epoch is cut into equal ones
     pairs = {
         "size": (block.size or size, size),
@@ -166,9 +166,9 @@ def recipe_of(
     }
     recipe |= {
         "patience": asked.patience,
-        "max_minutes": rule.max_minutes,
+        "max_minutes": config.max_minutes,
         "device": device.type,
-        "precision": "bf16" if use_bf16(rule, device) else "fp32",
+        "precision": "bf16" if use_bf16(config, device) else "fp32",
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "ranks": distributed.world_size(),
@@ -177,8 +177,8 @@ def recipe_of(
     lr = f"{used.lr:g}, not {asked.lr:g}"
     sentences = {
         "size": f"works at {size} pixels, not {block.size}, because crop.size is {size}",
-        "epochs": f"trains for {epochs}, because train.max_epochs is {rule.max_epochs}",
-        "lr": f"trains with a learning rate of {lr}, because train.min_lr is {rule.min_lr:g}",
+        "epochs": f"trains for {epochs}, because train.max_epochs is {config.max_epochs}",
+        "lr": f"trains with a learning rate of {lr}, because train.min_lr is {config.min_lr:g}",
         "batch": f"trains on {batch} photographs at once, not {asked.batch}, because there are no more",
     }
     if photographs >= asked.batch:
