@@ -126,7 +126,7 @@ def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> list[d
 
 
 def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
-    """Tabulate each model's PSNR over grey by amount of color in the truth, and by class if there are several.
+    """Tabulate each model's PSNR over grey by amount of color in the truth, and by class if it has several.
 
     The PSNR of `grey` measures the amount of color: it is low for colorful photographs.
     """
