@@ -51,9 +51,7 @@ class Table(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.order not in self.columns or {len(row.printed) for row in self.rows} - {0, len(self.columns)}:
-            raise ValueError(
-                f"{self.title}: order must name a column; printed needs a value or null for each"
-            )
+            raise ValueError(f"{self.title}: order names a column, and a row prints a value or null of each")
         return self
 
 
