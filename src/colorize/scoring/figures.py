@@ -109,7 +109,7 @@ def bars(values: Mapping[str, Mapping[str, float]]) -> bytes:
 
 
 def _over_ab(axes: Axes, bins: np.ndarray, shares: np.ndarray, title: str) -> None:
-    """Draw the bins as squares in their colors (at L* 65); `shares`, 0 to 1, are sides over the grid's step."""
+    """Draw the bins as squares in their colors (at L* 65); `shares`, 0 to 1, are sides per grid step."""
     colors = lab2rgb(np.insert(bins.astype(float), 0, 65, axis=1))
     for sides, alpha in ((np.full(len(bins), 9.6), 0.22), (9.6 * shares, 1.0)):
         squares = [

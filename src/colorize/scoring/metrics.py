@@ -183,7 +183,7 @@ def colorfulness(images: np.ndarray) -> np.ndarray:
 
 
 def ciede2000(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Mean CIEDE2000 color difference over the pixels, inputs in Lab (Sharma et al. 2005, equations 2 to 22)."""
+    """Mean CIEDE2000 color difference over the pixels, from Lab (Sharma et al. 2005, equations 2 to 22)."""
     light, a, b = np.moveaxis(truth, -1, 0)
     other_light, other_a, other_b = np.moveaxis(prediction, -1, 0)
     stretch = 1.5 - _share_of_chroma((np.hypot(a, b) + np.hypot(other_a, other_b)) / 2) / 2
