@@ -13,25 +13,14 @@ from typing import Self
 import torch
 from pydantic import ConfigDict, model_validator
 
-from colorize import files
+from colorize import files, models
 from colorize.bins import PriorConfig
 from colorize.data import cluster
 from colorize.data.filtering import FilterConfig
 from colorize.data.images import CropConfig
 from colorize.data.manifest import DataConfig
 from colorize.files import InputError
-from colorize.models import (
-    WEIGHTS,
-    ModelConfig,
-    ancestry,
-    block_of,
-    build_model,
-    describe_block,
-    initial_folder,
-    load_model,
-    model_class,
-    start_from,
-)
+from colorize.models import ModelConfig
 from colorize.scoring.evaluation import EvaluateConfig
 from colorize.settings import SHIPPED, Seed, count_of, is_name, suggest
 from colorize.training.device import TrainConfig, select_device
@@ -66,7 +55,7 @@ class AllParams(Params):
             remedy = "write python, or torchrun with its options"
             raise InputError(f"{paths.PARAMS}: train.launcher: {remedy}, but it is {launcher!r:.200}")
         for name in self.models:
-            where, starts = f"{paths.PARAMS}: models.{name}", ancestry(self.models, name)
+            where, starts = f"{paths.PARAMS}: models.{name}", models.ancestry(self.models, name)
             if not is_name(name):
                 problem = f"{paths.PARAMS}: models: {name!r} cannot be a folder's name everywhere"
                 raise InputError(f"{problem}; use letters, digits, _ . + -")
@@ -80,27 +69,27 @@ class AllParams(Params):
 
 
 def main(params: AllParams) -> None:
-    block_of(params.models, params.model)
+    models.block_of(params.models, params.model)
     select_device(params.train)
     cluster.check(params.crop.cluster)
     check_path(params.data)
     for name, block in params.models.items():
         try:
-            model_class(block)
+            models.model_class(block)
             origin, trained = block.init_from, None
             if origin and origin not in params.models:
-                if not (initial_folder(origin) / WEIGHTS).exists():
+                if not (models.initial_folder(origin) / models.WEIGHTS).exists():
                     remedy = suggest(origin, [SHIPPED, *params.models])
                     raise InputError(f"init_from: {origin} is no folder with a trained model; {remedy}")
-                trained = load_model(initial_folder(origin), "meta")
+                trained = models.load_model(models.initial_folder(origin), "meta")
             if name == params.model:
                 with torch.device("meta"):  # allocates no memory
-                    model = build_model(block, block.working_size(params.crop.size))
+                    model = models.build_model(block, block.working_size(params.crop.size))
                     if origin in params.models:
                         first = params.models[origin]
-                        trained = build_model(first, first.working_size(params.crop.size))
+                        trained = models.build_model(first, first.working_size(params.crop.size))
                     if trained is not None:
-                        start_from(model, trained)
+                        models.start_from(model, trained)
         except InputError as error:
             raise InputError(f"{paths.PARAMS}: models.{name}: {error}") from error
     for name in params.models:
@@ -110,10 +99,12 @@ def main(params: AllParams) -> None:
 
 def resolved(params: AllParams, name: str) -> dict[str, object]:
     """Collect what a model depends on: its block, the blocks it starts from, the hash of initial weights."""
-    blocks = ancestry(params.models, name)
-    content: dict[str, object] = {ancestor: describe_block(block) for ancestor, block in blocks.items()}
+    blocks = models.ancestry(params.models, name)
+    content: dict[str, object] = {
+        ancestor: models.describe_block(block) for ancestor, block in blocks.items()
+    }
     if origin := list(blocks.values())[-1].init_from:
-        content["weights"] = files.sha256(initial_folder(origin) / WEIGHTS)
+        content["weights"] = files.sha256(models.initial_folder(origin) / models.WEIGHTS)
     return content
 
 

@@ -24,19 +24,7 @@ from pipeline import page, paths
 from pipeline.page import Shown
 from pipeline.params import Params, stage
 
-COLUMNS = (
-    "psnr_best",
-    "ssim",
-    "rmse",
-    "rmse_ab",
-    "colorfulness",
-    "colorfulness_difference",
-    "ab_spread",
-    "ciede2000",
-    "kid",
-    "raw_mse",
-    "raw_mae",
-)
+COLUMNS = tuple(name for name in metrics.METRICS if name not in ("psnr", "psnr_pooled", "mae"))
 """Metrics beside PSNR."""
 ENDS = ("", "_low", "_high")
 """Suffixes of the columns of a mean and of its interval."""

@@ -29,24 +29,12 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
-from colorize import distributed, files
+from colorize import distributed, files, models
 from colorize.bins import Statistics
 from colorize.data.dataset import Photos, Streamed
 from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.models import (
-    ARCHITECTURES,
-    WEIGHTS,
-    ModelConfig,
-    block_of,
-    build_model,
-    describe_block,
-    initial_folder,
-    load_model,
-    model_class,
-    save_model,
-    start_from,
-)
+from colorize.models import ModelConfig
 from colorize.models.base import Colorizer, parameter_count
 from colorize.settings import Prior, Seed
 from colorize.training.device import TrainConfig, held_bytes, select_device, use_bf16
@@ -70,14 +58,14 @@ class TrainParams(Params):
 
 def fingerprint(params: TrainParams, name: str, device: torch.device) -> str:
     """Hash everything that the trained weights depend on: 64 hexadecimal digits."""
-    block = block_of(params.models, name)
-    architecture = ARCHITECTURES / f"{block.arch}.py"
+    block = models.block_of(params.models, name)
+    architecture = models.ARCHITECTURES / f"{block.arch}.py"
     origin = block.init_from
     if origin in params.models:
         origin = fingerprint(params, origin, device)
     elif origin:
-        origin = files.sha256(initial_folder(origin) / WEIGHTS)
-    config, described = asdict(params.train), describe_block(block)
+        origin = files.sha256(models.initial_folder(origin) / models.WEIGHTS)
+    config, described = asdict(params.train), models.describe_block(block)
     for harmless in HARMLESS:
         del config[harmless]
     for harmless in DECODING:
@@ -198,7 +186,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
     device = select_device(params.train, gpu)
     first = distributed.rank() == 0
     statistics = Statistics.read(paths.PRIOR)
-    block, notes = trainable(block_of(params.models, name), statistics)
+    block, notes = trainable(models.block_of(params.models, name), statistics)
     size = block.working_size(Crops(paths.CROPS).side)
     if block.init_from:
         notes.append(f"starts from the weights of {block.init_from}")
@@ -212,7 +200,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
             "filter.train and filter.val, or raise the model's train.share"
         )
     recipe: dict[str, Any] = {}
-    if model_class(block).phases:
+    if models.model_class(block).phases:
         recipe, differences = recipe_of(params, block, size, len(indices["train"]), device)
         notes += differences
     sets = {
@@ -230,9 +218,9 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
 
     def begin() -> None:
         if block.init_from in params.models:
-            start_from(model, trained(params, block.init_from, gpu)[0])
+            models.start_from(model, trained(params, block.init_from, gpu)[0])
         elif block.init_from:
-            start_from(model, load_model(initial_folder(block.init_from), device.type))
+            models.start_from(model, models.load_model(models.initial_folder(block.init_from), device.type))
 
     with lock(folder, name) if first else nullcontext():
         if first:
@@ -240,7 +228,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
             if notes:
                 tqdm.write(f"{name}: {'; '.join(notes)}")
         torch.manual_seed(params.seed)
-        model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
+        model = models.build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
         distributed.synchronize(model, name, device)
         state, seed = folder / STATE, params.seed
         progress = fit(
@@ -257,7 +245,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
             )
     description = {
         "name": name,
-        "block": describe_block(block),
+        "block": models.describe_block(block),
         "seed": params.seed,
         "size": size,
         "parameters": parameter_count(model),
@@ -276,7 +264,7 @@ def train(params: TrainParams, name: str, out: Path, gpu: int = 0) -> Progress:
     model, progress, description = trained(params, name, gpu)
     if distributed.local_rank() == 0:  # on every machine, because DVC expects the out there
         print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
-        save_model(out, model, description, history_csv(progress.history))
+        models.save_model(out, model, description, history_csv(progress.history))
         prune(paths.run_folder(name, description["fingerprint"]), params.train.runs_gigabytes)
     return progress
 

@@ -20,15 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from colorize.apply.project import (
-    find_model,
-    list_models,
-    other_versions,
-    project,
-    required_project,
-    trained,
-    verify_outs,
-)
+from colorize.apply import project
 from colorize.data.images import CropConfig
 from colorize.files import InputError, one_sentence, text_of
 from colorize.settings import SHIPPED
@@ -99,7 +91,7 @@ def load_all(names: list[str] | None, device: "torch.device", **decoding: float 
 
     with tempfile.TemporaryDirectory() as temporary:
         places = enumerate(names or [SHIPPED])
-        folders = [find_model(name, Path(temporary) / str(number)) for number, name in places]
+        folders = [project.find_model(name, Path(temporary) / str(number)) for number, name in places]
         systems = [System.load(folder, device.type) for folder in folders]
     loaded = [system.name for system in systems]
     if len(set(loaded)) < len(loaded):
@@ -254,7 +246,7 @@ def models(as_json: AsJson = False) -> None:
 
     `colorize models`
     """
-    rows = list_models(project())
+    rows = project.list_models(project.project())
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -277,8 +269,8 @@ def verify(as_json: AsJson = False) -> None:
 
     `colorize verify`
     """
-    root = required_project()
-    rows = verify_outs(root)
+    root = project.required_project()
+    rows = project.verify_outs(root)
     ran = [row for row in rows if row["status"] != "never ran"]
     wrong = [row for row in ran if row["status"] != "ok"]
     if as_json:
@@ -290,7 +282,7 @@ def verify(as_json: AsJson = False) -> None:
         if len(ran) < len(rows):
             more = len(rows) - len(ran)
             print(f"{more} more are of stages that never ran; `make zoo` runs them", file=sys.stderr)
-        for clause in other_versions(root):
+        for clause in project.other_versions(root):
             print(f"{clause}: a new run may differ in the last digits", file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
@@ -312,7 +304,7 @@ def export(
     from colorize.apply.export import export as write
 
     with tempfile.TemporaryDirectory() as temporary:
-        for path in write(find_model(model, Path(temporary)), output):
+        for path in write(project.find_model(model, Path(temporary)), output):
             print(path)
 
 
@@ -347,10 +339,12 @@ def serve(
 
     with tempfile.TemporaryDirectory() as temporary:
         if model:
-            given = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)]
+            given = [
+                project.find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)
+            ]
             folders = {load_description(folder)["name"]: folder for folder in given}
         else:
-            folders = trained(project())
+            folders = project.trained(project.project())
         served = create_app(folders, max_megabytes, set_up(device, threads).type, max_megapixels)
         with socket.socket() as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

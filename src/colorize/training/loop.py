@@ -166,23 +166,23 @@ def scale_of(scales: Sequence[float], epoch: int, epochs: int) -> float:
     return scales[-(-(epoch + 1) * len(scales) // epochs) - 1]
 
 
+@dataclass
 class Checkpoint:
     """The state of a training, in memory and on disk, and the time of the next save."""
 
-    def __init__(
-        self,
-        path: Path,
-        model: Colorizer,
-        averaged: AveragedModel | None,
-        phases: Sequence[Phase],
-        seconds: float,
-    ) -> None:
-        self.path, self.model, self.averaged, self.phases = path, model, averaged, phases
-        self.seconds = seconds
-        self.progress, self.best = Progress(), dict[str, Tensor]()
-        self.passes: dict[str, Pass] = {}
-        """Passes of the current epoch: `train`, then `train_eval` and `val`."""
-        self.wait = seconds
+    path: Path
+    model: Colorizer
+    averaged: AveragedModel | None
+    phases: Sequence[Phase]
+    seconds: float
+    """Shortest time between two saves."""
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    passes: dict[str, Pass] = field(default_factory=dict)
+    """Passes of the current epoch: `train`, then `train_eval` and `val`."""
+
+    def __post_init__(self) -> None:
+        self.wait = self.seconds
         self.saved_at = self.counted_to = time.monotonic()
 
     def load(self, device: torch.device, begin: Callable[[], object]) -> bool:
