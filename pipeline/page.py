@@ -216,12 +216,9 @@ def render(
     data = json.dumps(
         {"systems": [system.name for system in systems], "photos": photos}, separators=(",", ":")
     )
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["numbers"] = numbers
     return environment.get_template(template).render(

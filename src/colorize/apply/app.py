@@ -143,19 +143,16 @@ def create_app(
         except InputError as error:
             return JSONResponse({"error": str(error)}, 500)
 
-    async def guarded(request: Request, call: Callable[[Request], Any]) -> Response:
-        """Refuse requests from other origins, and forbid the browser to cache."""
-        origin = request.headers.get("origin")
-        if origin and origin != f"{request.url.scheme}://{request.headers['host']}":
-            return JSONResponse({"error": "Only this server's own page may ask."}, 403)
-        response = await call(request)
-        response.headers["cache-control"] = "no-store"
-        response.headers["content-security-policy"] = POLICY
-        return response
-
     def route(path: str, call: Callable[[Request], Any], method: str) -> Route:
         async def endpoint(request: Request) -> Response:
-            return await guarded(request, call)
+            """Refuse requests from other origins, and forbid the browser to cache."""
+            origin = request.headers.get("origin")
+            if origin and origin != f"{request.url.scheme}://{request.headers['host']}":
+                return JSONResponse({"error": "Only this server's own page may ask."}, 403)
+            response = await call(request)
+            response.headers["cache-control"] = "no-store"
+            response.headers["content-security-policy"] = POLICY
+            return response
 
         return Route(path, endpoint, methods=[method])
 
