@@ -139,19 +139,19 @@ def recipe_of(
         size: side in pixels at which the model works.
         photographs: number of training photographs.
     """
-    config, asked, used = params.train, block.recipe, in_force(block.recipe, params.train)
-    batch = -(-photographs // -(-photographs // asked.batch))  # all batches of an epoch are about equal
+    config, wanted, used = params.train, block.recipe, in_force(block.recipe, params.train)
+    batch = -(-photographs // -(-photographs // wanted.batch))  # all batches of an epoch are about equal
     pairs = {
         "size": (block.size or size, size),
-        "epochs": (asked.epochs, used.epochs),
-        "lr": (asked.lr, used.lr),
-        "batch": (asked.batch, batch),
+        "epochs": (wanted.epochs, used.epochs),
+        "lr": (wanted.lr, used.lr),
+        "batch": (wanted.batch, batch),
     }
     recipe: dict[str, Any] = {
         name: dict(zip(("asked", "in_force"), pair, strict=True)) for name, pair in pairs.items()
     }
     recipe |= {
-        "patience": asked.patience,
+        "patience": wanted.patience,
         "max_minutes": config.max_minutes,
         "device": device.type,
         "precision": "bf16" if use_bf16(config, device) else "fp32",
@@ -159,15 +159,15 @@ def recipe_of(
         "threads": torch.get_num_threads(),
         "ranks": distributed.world_size(),
     }
-    epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {asked.epochs:,}"
-    lr = f"{used.lr:g}, not {asked.lr:g}"
+    epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {wanted.epochs:,}"
+    lr = f"{used.lr:g}, not {wanted.lr:g}"
     sentences = {
         "size": f"works at {size} pixels, not {block.size}, because crop.size is {size}",
         "epochs": f"trains for {epochs}, because train.max_epochs is {config.max_epochs}",
         "lr": f"trains with a learning rate of {lr}, because train.min_lr is {config.min_lr:g}",
-        "batch": f"trains on {batch} photographs at once, not {asked.batch}, because there are no more",
+        "batch": f"trains on {batch} photographs at once, not {wanted.batch}, because there are no more",
     }
-    if photographs >= asked.batch:
+    if photographs >= wanted.batch:
         del sentences["batch"]
     return recipe, [text for name, text in sentences.items() if pairs[name][0] != pairs[name][1]]
 

@@ -339,10 +339,8 @@ def serve(
 
     with tempfile.TemporaryDirectory() as temporary:
         if model:
-            given = [
-                project.find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)
-            ]
-            folders = {load_description(folder)["name"]: folder for folder in given}
+            places = [project.find_model(name, Path(temporary) / str(n)) for n, name in enumerate(model)]
+            folders = {load_description(folder)["name"]: folder for folder in places}
         else:
             folders = project.trained(project.project())
         served = create_app(folders, max_megabytes, set_up(device, threads).type, max_megapixels)

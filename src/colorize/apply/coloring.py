@@ -131,8 +131,8 @@ def color_all(
         InputError: a model cannot draw samples, a file that is not ours would be overwritten, or the log is
             damaged.
     """
-    asked = {"samples": samples, "compare": compare, "models": [system.asked for system in systems]}
-    made_by = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    options = {"samples": samples, "compare": compare, "models": [system.asked for system in systems]}
+    made_by = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
     log = read_log(output)
     items = [item for item in items if item.status != "ignored"]
     names = {}
