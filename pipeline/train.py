@@ -197,7 +197,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         counts = f"there are {len(indices['train'])} and {len(indices['val'])}"
         raise InputError(
             f"training needs 2 photographs and 1 for validation; {counts}: add photographs or change "
-            "filter.train and filter.val, or raise the model's train.share"
+            "filter.train and filter.val, or raise the model's recipe.share"
         )
     recipe: dict[str, Any] = {}
     if models.model_class(block).phases:

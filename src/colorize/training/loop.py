@@ -32,7 +32,7 @@ from colorize.training.device import TrainConfig, use_bf16
 Row = dict[str, float]
 
 EVALUATION_BATCH = 64
-LOWER = "lower the model's train.lr (or train.min_lr)"
+LOWER = "lower the model's recipe.lr (or train.min_lr)"
 AVERAGED_EPOCHS = 20
 SAVING_COST = 10
 """Saving may take at most about one part in this many of the training time."""
@@ -399,7 +399,7 @@ def fit(
     steps = -(-len(train) // recipe.batch)
     recipe = in_force(recipe, config) if model.phases else replace(recipe, epochs=0)
     if (least := len(train) // steps) < ranks:
-        remedy = "start fewer with train.launcher, or raise the model's train.batch"
+        remedy = "start fewer with train.launcher, or raise the model's recipe.batch"
         raise InputError(f"{ranks} processes cannot share batches of {least} photographs; {remedy}")
     averaged = None
     if recipe.average:
