@@ -1,12 +1,11 @@
-"""An album in color by several models, as one sheet: `python benchmarks/album.py FOLDER SHEET.jpg MODEL...`.
+"""Draw an album in the colors of several models: `python benchmarks/album.py FOLDER SHEET.jpg MODEL...`.
 
-The photographs are colored at their full size, exactly as `colorize apply` does it, and only then scaled down: a row of
-originals, below it a row for each model, and so on for the photographs that a row has no place for. Models are named as for
-`colorize apply`: a folder, an experiment, a name.
+Photographs are colored at full size like in `colorize apply`, then scaled down. A row of originals is
+followed by one row per model, then by the next photographs. Models are named like in `colorize apply`: a
+folder, an experiment, a name.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,14 +24,14 @@ WIDTH = 1095
 
 
 def scaled(path: Path) -> Image.Image:
-    """A photograph, upright, at the sheet's height."""
+    """Read a photograph, upright and scaled to the height of a row."""
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     return upright.resize((min(WIDTH, round(upright.width * HEIGHT / upright.height)), HEIGHT))
 
 
 def bands(widths: list[int]) -> Iterator[slice]:
-    """Which pictures stand in one row: as many as it has a place for."""
+    """Split images of these widths into rows that fit `WIDTH`."""
     start, used = 0, 0
     for number, width in enumerate(widths):
         if used + width > WIDTH:
@@ -54,10 +53,11 @@ def draw(album: Path, target: Path, names: list[str]) -> None:
                 raise InputError(f"{failed[0]} cannot be colored; take it out of {album}")
             systems[system.name] = [scaled(out / each.outputs) for each in done]
     places = bands([picture.width for picture in systems["original"]])
-    rows = [[(label if not column else "", picture) for column, picture in enumerate(pictures[place])]
-            for place in places for label, pictures in systems.items()]  # fmt: skip
-    sheet = sheets.grid(rows)
-    files.write_bytes(target, sheets.encode(sheet, "jpeg"))
+    rows = []
+    for place in places:
+        for label, pictures in systems.items():
+            rows.append([("" if column else label, each) for column, each in enumerate(pictures[place])])
+    files.write_bytes(target, sheets.encode(sheets.grid(rows), "jpeg"))
 
 
 if __name__ == "__main__":
@@ -65,8 +65,6 @@ if __name__ == "__main__":
     parser.add_argument("album", type=Path)
     parser.add_argument("sheet", type=Path)
     parser.add_argument("model", nargs="+")
-    given = parser.parse_args()
-    try:
-        draw(given.album, given.sheet, given.model)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    arguments = parser.parse_args()
+    with files.one_sentence():
+        draw(arguments.album, arguments.sheet, arguments.model)

@@ -1,10 +1,10 @@
-"""Ours against what one would otherwise write: `python -m benchmarks.bench [ROW...]`, all of it as `make bench`.
+"""Race our code against the usual code: `python -m benchmarks.bench [ROW...]`; `make bench` runs all rows.
 
-Both sides of a row take turns in one run and are checked to give the same answer. A row prints how many units a second
-either does (the median of the rounds), the median ratio and its range, what the answers differ by, and, where a physical
-floor can be measured beside them, the share of it that ours reaches. `results/bench.json` keeps the rows, with machine,
-versions and commit, and the end of `README.md` shows them; rows that were not asked for stay as they are. Photographs are
-mosaics of those inside scikit-image.
+Both sides of a row take turns in one process and must give the same answer. A row prints units a second of
+both sides (the median of the rounds), the median ratio and its range, the difference of the answers and, if a
+physical floor can be measured, the share of it that we reach. `results/bench.json` keeps the rows with
+machine, versions and commit, and the end of `README.md` shows them; other rows stay as they are. Photographs
+are mosaics of scikit-image's.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -51,22 +52,21 @@ from pipeline.params import load
 RESULTS = ROOT / "benchmarks/results/bench.json"
 SHOWN = ROOT / "benchmarks/README.md"
 HEADING = "## Ours against what one would otherwise write"
-"""What follows it in that file is written anew."""
+"""Everything below this heading is rewritten."""
 
 
 def mosaic(width: int, height: int) -> bytes:
-    """A JPEG of that size, of tiles of 128 pixels."""
+    """A JPEG of this size made of tiles of 128 pixels."""
     base, picture = tiles(128), Image.new("RGB", (width, height))
     columns = -(-width // 128)
     for place in range(columns * -(-height // 128)):
-        picture.paste(
-            Image.fromarray(base[place % len(base)]), (place % columns * 128, place // columns * 128)
-        )
+        row, column = divmod(place, columns)
+        picture.paste(Image.fromarray(base[place % len(base)]), (column * 128, row * 128))
     return jpeg(picture)
 
 
 def lanczos(content: bytes) -> np.ndarray:
-    """The documents' way to a crop: all pixels decoded, the central square scaled with Lanczos's filter."""
+    """Crop like the documents: decode all pixels and scale the central square with Lanczos's filter."""
     with Image.open(io.BytesIO(content)) as image:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -75,21 +75,19 @@ def lanczos(content: bytes) -> np.ndarray:
 
 
 def _crop(width: int, height: int, count: int) -> Row:
-    content, rule = mosaic(width, height), CropConfig(size=256)
-    row = race(
-        count,
-        "photographs, one core",
-        lambda: [crop_square(content, rule) for _ in range(count)],
-        lambda: [lanczos(content) for _ in range(count)],
-    )
+    content, config = mosaic(width, height), CropConfig(size=256)
+
+    def ours() -> np.ndarray:
+        return [crop_square(content, config)[0] for _ in range(count)][0]
+
+    def theirs() -> np.ndarray:
+        return [lanczos(content) for _ in range(count)][0]
+
+    row = race(count, "photographs, one core", ours, theirs)
     floor = statistics.median(seconds(lambda: [_draft(content) for _ in range(count)]) for _ in range(ROUNDS))
-    distance = psnr(lanczos(content)[None], crop_square(content, rule)[0][None])[0]
-    return row | {
-        "share of the floor (decoding at the scale that is enough)": round(
-            row["ours a second"] * floor / count, 2
-        ),
-        "PSNR between the answers, dB": round(float(distance), 1),
-    }
+    share = round(row["ours a second"] * floor / count, 2)
+    row["share of the floor (decoding at the scale that is enough)"] = share
+    return row | {"PSNR between the answers, dB": round(float(psnr(theirs()[None], ours()[None])[0]), 1)}
 
 
 def _draft(content: bytes) -> None:
@@ -108,26 +106,22 @@ def crop_1mp() -> Row:
     return _crop(1200, 850, 20)
 
 
-class Same:
-    """One photograph under every name."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def __call__(self, shard: str, member: str) -> bytes:
-        return self.content
+def _same(content: bytes, shard: str, member: str) -> bytes:
+    return content
 
 
 def cores() -> Row:
     """crops of 1 megapixel on all cores | on one core"""
-    read, count, cpus = Same(mosaic(1200, 850)), 600, os.cpu_count() or 1
-    digits = files.sha256_bytes(read.content)
+    content, count, cpus = mosaic(1200, 850), 600, os.cpu_count() or 1
+    read, digits = partial(_same, content), files.sha256_bytes(content)
     rows = [{"photo": f"{i:04}", "shard": "", "member": str(i), "sha256": digits} for i in range(count)]
 
     def crop(workers: int) -> list[bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            rule = CropConfig(size=256, workers=workers)
-            assert all(r.status == "ok" for part in crop_shards(rows, read, Path(folder), rule) for r in part)
+            config = CropConfig(size=256, workers=workers)
+            assert all(
+                r.status == "ok" for part in crop_shards(rows, read, Path(folder), config) for r in part
+            )
             return [path.read_bytes() for path in sorted(Path(folder).glob("*.npy"))]
 
     same = crop(cpus) == crop(1)
@@ -139,11 +133,13 @@ def lab() -> Row:
     """sRGB to Lab, 32 photographs of 256x256 | scikit-image's rgb2lab"""
     images = crops(32, 256)
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    row = race(len(images), "photographs", lambda: bytes_to_lab(batch), lambda: rgb2lab(images))
-    each = race(
-        len(images), "photographs", lambda: bytes_to_lab(batch), lambda: [rgb2lab(image) for image in images]
-    )
-    difference = np.abs(bytes_to_lab(batch).permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max()
+
+    def ours() -> torch.Tensor:
+        return bytes_to_lab(batch)
+
+    row = race(len(images), "photographs", ours, lambda: rgb2lab(images))
+    each = race(len(images), "photographs", ours, lambda: [rgb2lab(image) for image in images])
+    difference = np.abs(ours().permute(0, 2, 3, 1).numpy() - rgb2lab(images)).max()
     return row | {
         "ratio to rgb2lab of one photograph after the other": each["ratio"],
         "largest difference, Lab units": float(f"{difference:.2g}"),
@@ -175,12 +171,8 @@ def palette() -> Row:
     def error(method: str) -> float:
         return float(np.sqrt(np.square(weighted_lightness(*main_colors(images, method)) - whole).mean()))
 
-    row = race(
-        len(images),
-        "photographs",
-        lambda: main_colors(images, "fastoctree"),
-        lambda: main_colors(images, "mediancut"),
-    )
+    sides = (partial(main_colors, images, method) for method in ("fastoctree", "mediancut"))
+    row = race(len(images), "photographs", *sides)
     return row | {
         "error of the weighted L*, ours": round(error("fastoctree"), 2),
         "theirs": round(error("mediancut"), 2),
@@ -205,14 +197,14 @@ def encode() -> Row:
 
 
 def _peak() -> int:
-    """The most memory that this process has held, in kB; `ru_maxrss` would count what its parent held too."""
+    """Peak memory of this process in kB; `ru_maxrss` would include the parent's."""
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
-def _held(way: int) -> int:
-    """What one of them needs beyond its inputs, and beyond what is loaded at the first use."""
-    losses(1, 8)[way]()
-    work = losses(8, 56)[way]
+def _held(side: int) -> int:
+    """Memory of one side without its inputs and without libraries that load at first use."""
+    losses(1, 8)[side]()
+    work = losses(8, 56)[side]
     before = _peak()
     work()
     return _peak() - before
@@ -237,11 +229,11 @@ def _epochs(name: str, epochs: int = 1, rounds: int = 3) -> Row:
     size = min(block.size or side, side)
     statistics_ = bins.Statistics.measure(images, params.prior)
     small = Photos(images, size)
-    rule = TrainConfig(max_epochs=epochs, min_lr=1e-5, threads=os.cpu_count() or 1)
-    torch.set_num_threads(rule.threads)
+    config = TrainConfig(max_epochs=epochs, min_lr=1e-5, threads=os.cpu_count() or 1)
+    torch.set_num_threads(config.threads)
 
-    def ours(rule: TrainConfig = rule) -> None:
-        train_ours(build_model(block, size, statistics_), small, block, rule)
+    def ours(config: TrainConfig = config) -> None:
+        train_ours(build_model(block, size, statistics_), small, block, config)
 
     with tempfile.TemporaryDirectory() as folder:
         for number, pixels in enumerate(small.images.numpy()):
@@ -251,12 +243,12 @@ def _epochs(name: str, epochs: int = 1, rounds: int = 3) -> Row:
             train_theirs(build_model(block, size, statistics_), Path(folder), block, 2, epochs)
 
         row = race(epochs * count, f"photographs of {size}x{size}", ours, theirs, rounds)
-    half = statistics.median(seconds(lambda: ours(replace(rule, precision="bf16"))) for _ in range(rounds))
+    half = statistics.median(seconds(lambda: ours(replace(config, precision="bf16"))) for _ in range(rounds))
     return row | {"ratio with train.precision=bf16": round(epochs * count / half / row["theirs a second"], 2)}
 
 
 def epoch_cae() -> Row:
-    """one epoch of `cae` | a Dataset that opens and converts each photograph, a DataLoader with two workers"""
+    """one epoch of `cae` | a Dataset that opens and converts each photograph, two workers"""
     return _epochs("cae")
 
 
@@ -286,18 +278,18 @@ def streamed() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         for number, shard in enumerate(np.array_split(images, 2)):
             files.write_array(Path(folder) / f"crops-{number:05}.npy", shard)
-        there, here = Photos(Streamed(Crops(Path(folder))), 256), Photos(images, 256)
+        disk, memory = Photos(Streamed(Crops(Path(folder))), 256), Photos(images, 256)
 
         def epoch(photos: Photos) -> float:
             return sum(float(light[0, 0, 0, 0]) for light, _ in photos.epoch(1, 32, flip=True, crop=0.6875))
 
-        same = epoch(there) == epoch(here)
-        row = race(len(images), "photographs", lambda: epoch(there), lambda: epoch(here), rounds=3)
+        same = epoch(disk) == epoch(memory)
+        row = race(len(images), "photographs", lambda: epoch(disk), lambda: epoch(memory), rounds=3)
     return row | {"the same batches": same}
 
 
 def scikit_scores(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray) -> dict[str, float]:
-    """The metrics of one photograph as one would write them with scikit-image."""
+    """Compute the metrics of one photograph with scikit-image."""
     lab, error = rgb2lab(truth), (prediction.astype(float) - truth) / 255
 
     def colorfulness(image: np.ndarray) -> float:
@@ -305,16 +297,15 @@ def scikit_scores(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray) -> 
         first, second = red - green, (red + green) / 2 - blue
         return np.hypot(first.std(), second.std()) + 0.3 * np.hypot(first.mean(), second.mean())
 
+    options = {
+        "gaussian_weights": True,
+        "use_sample_covariance": False,
+        "data_range": 255,
+        "channel_axis": -1,
+    }
     return {
         "psnr": peak_signal_noise_ratio(truth, prediction),
-        "ssim": structural_similarity(
-            truth,
-            prediction,
-            gaussian_weights=True,
-            use_sample_covariance=False,
-            data_range=255,
-            channel_axis=-1,
-        ),
+        "ssim": structural_similarity(truth, prediction, **options),
         "rmse": np.sqrt(np.square(error).mean()),
         "rmse_ab": np.sqrt(np.square(lab[..., 1:] - ab).mean()),
         "mae": np.abs(error).mean(),
@@ -325,7 +316,7 @@ def scikit_scores(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray) -> 
 
 
 def evaluate() -> Row:
-    """every metric of 1,000 predictions of 256x256, all cores | scikit-image, one photograph after the other"""
+    """every metric of 1,000 predictions of 256x256, all cores | scikit-image, one after the other"""
     truth, random = crops(1000, 256), np.random.default_rng(1)
     prediction = np.clip(truth + random.normal(0, 12, truth.shape), 0, 255).astype(np.uint8)
     ab = rgb2lab(prediction)[..., 1:].astype(np.float32)
@@ -338,33 +329,24 @@ def evaluate() -> Row:
         lambda: theirs.append(pd.DataFrame(list(map(scikit_scores, truth, prediction, ab)))),
         rounds=2,
     )
-    differences = (ours[-1][theirs[-1].columns] - theirs[-1]).abs().max()
-    return row | {
-        f"largest difference of {name}": float(f"{value:.1g}") for name, value in differences.items()
-    }
+    for name, value in (ours[-1][theirs[-1].columns] - theirs[-1]).abs().max().items():
+        row[f"largest difference of {name}"] = float(f"{value:.1g}")
+    return row
 
 
 def repro() -> Row:
-    """`dvc repro` in a clone in which everything is up to date | `dvc --version`, what DVC's start alone costs"""
+    """`dvc repro` in a clone that is up to date | `dvc --version`, the cost of DVC's start"""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
-        environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{clone}/src",
-        }
+        search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = os.environ | {"PATH": search, "PYTHONPATH": f"{clone}/src"}
 
         def run(*command: str) -> None:
-            result = subprocess.run(
-                command,
-                cwd=clone if clone.exists() else ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
+            place = clone if clone.exists() else ROOT
+            result = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
             if result.returncode:
-                raise InputError(
-                    f"`{' '.join(command)}` failed: {(result.stderr.strip() or result.stdout.strip())[-300:]}"
-                )
+                reason = (result.stderr.strip() or result.stdout.strip())[-300:]
+                raise InputError(f"`{' '.join(command)}` failed: {reason}")
 
         run("git", "clone", "--quiet", str(ROOT), str(clone))
         run("dvc", "repro")
@@ -372,23 +354,10 @@ def repro() -> Row:
     return row | {"seconds": round(1 / row["ours a second"], 1)}
 
 
+KERNELS = (crop_12mp, crop_1mp, cores, lab, prior, palette, encode, soft_loss)
 EPOCHS = (epoch_cae, epoch_fcae2, epoch_mlp1, epochs_80_mlp1, epoch_zhang_simplified)
 ROWS: Mapping[str, Callable[[], Row]] = {
-    row.__name__: row
-    for row in (
-        crop_12mp,
-        crop_1mp,
-        cores,
-        lab,
-        prior,
-        palette,
-        encode,
-        soft_loss,
-        *EPOCHS,
-        streamed,
-        evaluate,
-        repro,
-    )
+    row.__name__: row for row in (*KERNELS, *EPOCHS, streamed, evaluate, repro)
 }
 
 GPU_SLICES = {
@@ -407,7 +376,7 @@ GPU_SLICES = {
 
 
 def table(kept: Mapping[str, Row]) -> str:
-    """The rows as Markdown."""
+    """Format the rows as Markdown."""
     rows = []
     shown = ("what", "against", "unit", "ours a second", "theirs a second", "ratio", "ratios", "machine")
     for name, row in kept.items():
@@ -423,26 +392,23 @@ def table(kept: Mapping[str, Row]) -> str:
             }
         )
     for name, what in GPU_SLICES.items():
-        there = (RESULTS.parent / f"gpu/{name}.json").exists()
-        measured = f"gpu/{name}.json" if there else "empty: no GPU was at hand"
+        exists = (RESULTS.parent / f"gpu/{name}.json").exists()
+        measured = f"gpu/{name}.json" if exists else "empty: no GPU was at hand"
         rows.append({"`python -m benchmarks.bench`": f"`make gpu`: `{name}`", "what": what, "": measured})
-    sides = ["global"] * 3 + ["right"] * 3  # what is long is not padded
-    lines = (
-        pd.DataFrame(rows)
-        .fillna("")
-        .to_markdown(index=False, disable_numparse=True, stralign=None, colalign=sides)
-    )
+    sides = ["global"] * 3 + ["right"] * 3  # long texts are not padded
+    board = pd.DataFrame(rows).fillna("")
+    lines = board.to_markdown(index=False, disable_numparse=True, stralign=None, colalign=sides)
     return f"Made by `make bench`; units a second, the median of the rounds.\n\n{lines}\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", nargs="*", help=f"of {', '.join(ROWS)}; all, if none is given")
-    asked = parser.parse_args().row or list(ROWS)
-    if unknown := set(asked) - set(ROWS):
+    names = parser.parse_args().row or list(ROWS)
+    if unknown := set(names) - set(ROWS):
         parser.error(f"there is no row {min(unknown)!r}; choose among {', '.join(ROWS)}")
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name in tqdm(asked, unit="row", file=sys.stderr):
+    for name in tqdm(names, unit="row", file=sys.stderr):
         what, _, against = (ROWS[name].__doc__ or "").partition(" | ")
         kept[name] = {"what": what, "against": against} | ROWS[name]() | {"machine": machine()}
         print(name, *(f"{key}: {value}" for key, value in kept[name].items() if key != "machine"), sep="\n  ")
@@ -453,7 +419,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with files.one_sentence():
         main()
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -1,11 +1,11 @@
-"""Fetching many photographs, some of which cannot be had: `python -m benchmarks.downloads [ITEMS] [--kilobytes N]`.
+"""Download many photographs with faults among them: `python -m benchmarks.downloads [ITEMS] [--kilobytes N]`.
 
-A web server on the loopback address, in a process of its own, has one photograph of N (20) KB under ITEMS (20,000) addresses
-and answers after 50 ms, as one on the other side of the net would; a twentieth of the addresses answers with a fault: 404,
-410, 500, a body cut short, a page, an empty body, a redirect loop, a pause; two kinds heal at the second request. Ours
-fetches all of them in 16 threads, then once more; for comparison a loop of `requests.get` on one connection fetches the
-first sound ones. Prints JSON: photographs a second of both and their ratio, every reason with its count, what the second
-run asked for, and the memory after a tenth and at the end.
+A local web server in its own process serves one photograph of N (20) KB under ITEMS (20,000) addresses and
+answers after 50 ms, like a distant one. Every twentieth address has a fault: 404, 410, 500, a body cut short,
+a page, an empty body, a redirect loop, a pause; two kinds heal at the second request. We download everything
+with 16 threads, then once more. For comparison, a loop of `requests.get` over one connection downloads the
+first sound addresses. Prints JSON: photographs a second of both and their ratio, the count of every outcome,
+the requests of the second run, and the memory after a tenth and at the end.
 """
 
 import argparse
@@ -32,13 +32,13 @@ SECONDS = 0.05
 
 
 def fault_of(number: int) -> str:
-    """What is wrong with an address; every twentieth has a fault, of each kind equally many."""
+    """Fault of an address; every twentieth has one, all kinds equally often."""
     return FAULTS[number // 20 % len(FAULTS)] if number % 20 == 19 else ""
 
 
 class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # otherwise every body waits 40 ms for the header's acknowledgment
+    disable_nagle_algorithm = True  # otherwise every body waits 40 ms for the acknowledgment of the header
     asked: Counter[int] = Counter()
     photograph: bytes
 
@@ -130,7 +130,7 @@ def main() -> None:
         again, reasons_again, _ = fetch(Path(temporary))
         asked_again = int(requests.get(f"{base}asked", timeout=30).text) - before
     process.terminate()
-    found = {
+    result = {
         "items": items,
         "photographs a second": round(items / seconds),
         "a loop of requests.get": round(looped),
@@ -145,7 +145,7 @@ def main() -> None:
         "second run: the same outcomes": reasons_again == reasons,
         "machine": machine(),
     }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every result says of where it was measured, and with what."""
+"""Describe the machine and the versions of a measurement."""
 
 import os
 import platform
@@ -20,15 +20,14 @@ PACKAGES = {
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions and the commit, with a + if the tree has changes."""
+    """Return processor, cores, versions and the commit, with a + if the tree has changes."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--dirty=+"], cwd=ROOT, capture_output=True, text=True
-    )
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    describe = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True)
     return {
-        "processor": found[0] if found else platform.processor(),
+        "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name, module in PACKAGES.items() if find_spec(module)},

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: photographs, two sides that take turns, and the documents' way to train."""
+"""Shared parts of the benchmarks: photographs, races between two sides, the documents' training loop."""
 
 import io
 import statistics
@@ -31,20 +31,17 @@ Row = dict[str, Any]
 
 
 def tiles(side: int) -> np.ndarray:
-    """Every square of that side of the photographs inside scikit-image, uint8 [n, side, side, 3]."""
-    found = []
+    """Cut scikit-image's photographs into squares, uint8 [n, side, side, 3]."""
+    squares = []
     for photograph in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.retina()):
-        rows, columns = photograph.shape[0] // side, photograph.shape[1] // side
-        found += [
-            photograph[r * side : (r + 1) * side, c * side : (c + 1) * side]
-            for r in range(rows)
-            for c in range(columns)
-        ]
-    return np.stack(found)
+        for top in range(0, photograph.shape[0] - side + 1, side):
+            for left in range(0, photograph.shape[1] - side + 1, side):
+                squares.append(photograph[top : top + side, left : left + side])
+    return np.stack(squares)
 
 
 def crops(count: int, side: int) -> np.ndarray:
-    """So many of them, the later ones mirrored and turned."""
+    """Return `count` tiles; later ones are turned copies."""
     base = tiles(side)
     return np.stack([np.rot90(base[i % len(base)], i // len(base) % 4) for i in range(count)])
 
@@ -57,7 +54,7 @@ def jpeg(pixels: np.ndarray | Image.Image, quality: int = 90) -> bytes:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall time of a piece of work, of what it left to a GPU as well."""
+    """Wall time of a piece of work, including its work on a GPU."""
     started = time.perf_counter()
     work()
     if torch.cuda.is_initialized():
@@ -68,7 +65,7 @@ def seconds(work: Callable[[], Any]) -> float:
 def race(
     units: int, unit: str, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS
 ) -> Row:
-    """Both sides in turns; each once before the clock counts, unless there is but one round, of work that takes minutes."""
+    """Time both sides in turns, after a warm-up unless there is only one (long) round."""
     if rounds > 1:
         seconds(ours), seconds(theirs)
     times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
@@ -86,16 +83,11 @@ def race(
 def losses(
     count: int, side: int, device: str | torch.device = "cpu"
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """The gradient of the soft cross-entropy over 313 bins, our way and with dense targets."""
+    """The gradient of the soft cross-entropy over 313 bins, with our code and with dense targets."""
     head = Classification(5, 5, 0.38, torch.ones(bins.Q)).to(device)
-    ab = ((torch.rand(count, 2, side, side, generator=torch.Generator().manual_seed(1)) - 0.5) * 150).to(
-        device
-    )
-    logits = (
-        torch.randn(count, bins.Q, side, side, generator=torch.Generator().manual_seed(2))
-        .to(device)
-        .requires_grad_()
-    )
+    random = torch.Generator().manual_seed(1)
+    ab = ((torch.rand(count, 2, side, side, generator=random) - 0.5) * 150).to(device)
+    logits = torch.randn(count, bins.Q, side, side, generator=random).to(device).requires_grad_()
 
     def ours() -> Tensor:
         logits.grad = None
@@ -113,7 +105,7 @@ def losses(
 
 
 class PerItem(Dataset):
-    """The documents' way to a data set: every photograph is opened and converted when it is its turn."""
+    """The documents' data set: every photograph is opened and converted on access."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.glob("*.jpg"))
@@ -128,7 +120,7 @@ class PerItem(Dataset):
 
 
 def train_theirs(model: Colorizer, folder: Path, block: ModelConfig, workers: int, epochs: int = 1) -> None:
-    """Epochs of the documents' way: fp32, a loader with workers, no fused optimizer."""
+    """Train like the documents: fp32, a loader with workers, no fused optimizer."""
     device = next(model.parameters()).device
     recipe = block.recipe
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -145,12 +137,12 @@ def train_ours(
     model: Colorizer,
     photos: Photos,
     block: ModelConfig,
-    rule: TrainConfig,
+    config: TrainConfig,
     val: Photos | None = None,
     seed: int = 1,
     **options: Any,
 ) -> Progress:
-    """Epochs of our loop, with one photograph to validate on unless there are others; options are those of `fit`."""
+    """Train with our loop and one validation photograph unless `val` is given; options are those of `fit`."""
     with TemporaryDirectory() as folder:
         state = options.pop("state", Path(folder) / "state.pt")
-        return fit(model, photos, val or photos.spread(1), block.recipe, rule, seed, state, **options)
+        return fit(model, photos, val or photos.spread(1), block.recipe, config, seed, state, **options)

@@ -1,9 +1,8 @@
-"""What an environment variable that the library sets is worth: `python -m benchmarks.switches [ROW...]`.
+"""Measure the environment variables that the library sets: `python -m benchmarks.switches [ROW...]`.
 
-Libraries read such a switch once, so each run is a process of its own; ours and theirs (without the switch) take turns.
-A row prints the medians of wall and CPU seconds, theirs over ours, and whether both end with the same bytes;
-`results/switches.json` keeps the rows that were asked for. Some rows are for a machine that is shared: beside them so many
-other processes count in a loop.
+Libraries read such a switch only once, so every run is a new process; ours and theirs (without the switch)
+take turns. A row prints the medians of wall and CPU seconds, theirs over ours, and whether both give the same
+bytes. `results/switches.json` keeps the rows. Some rows simulate a shared machine with busy processes.
 """
 
 import argparse
@@ -30,7 +29,7 @@ class Switch(NamedTuple):
     what: str
     theirs: dict[str, str]
     work: str
-    """paint, or a model of params.yaml that is trained for some steps."""
+    """paint, or a model of params.yaml to train for some steps."""
     threads: int = 2
     busy: int = 0
 
@@ -54,7 +53,7 @@ ROWS = {
 
 
 def work(name: str, threads: int) -> tuple[float, float, str]:
-    """Wall and CPU seconds of the work, and the sha256 of what it gives."""
+    """Wall and CPU seconds of the work, and the sha256 of its result."""
     import torch
     from PIL import Image
 
@@ -99,33 +98,31 @@ def work(name: str, threads: int) -> tuple[float, float, str]:
 
 
 def measure(switch: Switch, rounds: int) -> dict[str, Any]:
-    """Both sides in turns."""
+    """Run both sides in turns."""
     command = [sys.executable, "-m", "benchmarks.switches", "--work", switch.work, str(switch.threads)]
-    found: tuple[list[Any], list[Any]] = [], []
+    sides: tuple[list[Any], list[Any]] = [], []
     with ExitStack() as stack:
         for _ in range(switch.busy):
             stack.callback(subprocess.Popen([sys.executable, "-c", BUSY]).kill)
         for _ in range(rounds):
-            for results, environment in zip(found, ({}, switch.theirs), strict=True):
-                said = subprocess.check_output(
-                    command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL
+            for runs, variables in zip(sides, ({}, switch.theirs), strict=True):
+                environment = os.environ | variables
+                output = subprocess.check_output(
+                    command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
                 )
-                results.append(json.loads(said))
-    row: dict[str, Any] = {
-        "without": switch.theirs,
-        "threads": switch.threads,
-        "busy processes beside": switch.busy,
-    }
+                runs.append(json.loads(output))
+    row: dict[str, Any] = {"without": switch.theirs, "threads": switch.threads}
+    row["busy processes beside"] = switch.busy
     for number, unit in enumerate(("seconds", "CPU seconds")):
-        ours, theirs = (statistics.median(run[number] for run in side) for side in found)
-        ratios = [other[number] / own[number] for own, other in zip(*found, strict=True)]
+        ours, theirs = (statistics.median(run[number] for run in runs) for runs in sides)
+        ratios = [slow[number] / fast[number] for fast, slow in zip(*sides, strict=True)]
         row[unit] = {
             "ours": round(ours, 3),
             "theirs": round(theirs, 3),
             "ratio": round(statistics.median(ratios), 2),
             "ratios": [round(min(ratios), 2), round(max(ratios), 2)],
         }
-    return row | {"the same bytes": len({run[2] for side in found for run in side}) == 1}
+    return row | {"the same bytes": len({run[2] for runs in sides for run in runs}) == 1}
 
 
 def main() -> None:
@@ -133,24 +130,18 @@ def main() -> None:
     parser.add_argument("row", nargs="*", choices=[*ROWS, []], help="all, if none is given")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.work:
-        print(json.dumps(work(asked.work[0], int(asked.work[1]))))
+    arguments = parser.parse_args()
+    if arguments.work:
+        print(json.dumps(work(arguments.work[0], int(arguments.work[1]))))
         return
     from colorize import files
 
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for name in asked.row or ROWS:
+    for name in arguments.row or ROWS:
         what, against = ROWS[name].what.split(" | ")
-        kept[name] = (
-            {"what": what, "against": against} | measure(ROWS[name], asked.rounds) | {"machine": machine()}
-        )
-        print(
-            name,
-            *(f"{key}: {value}" for key, value in kept[name].items() if key != "machine"),
-            sep="\n  ",
-            flush=True,
-        )
+        row = {"what": what, "against": against} | measure(ROWS[name], arguments.rounds)
+        print(name, *(f"{key}: {value}" for key, value in row.items()), sep="\n  ", flush=True)
+        kept[name] = row | {"machine": machine()}
         files.write_json(RESULTS, {row: kept[row] for row in ROWS if row in kept})
 
 

@@ -1,8 +1,8 @@
-"""How color is spread from a model's small maps over a photograph: `python benchmarks/upsampling.py FOLDER`.
+"""Compare methods that scale predicted color up to full size: `python benchmarks/upsampling.py FOLDER`.
 
-Every photograph's own ab is reduced to the size at which a model works (short side 64, 128, 256) and spread again, by four
-methods that all know the full lightness; the error against the photograph's ab is what the spreading alone costs.
-Prints the mean over the photographs of the root mean squared error in Lab units, and its ratio to bilinear.
+Every photograph's own ab is reduced to a model's size (short side 64, 128, 256) and scaled up again by four
+methods that know the full lightness. Prints the mean root mean squared error against the photograph's ab in
+Lab units, and its ratio to bilinear.
 """
 
 import sys
@@ -36,19 +36,19 @@ def bilinear(light: Tensor, ab: Tensor, full: Tensor) -> Tensor:
 
 
 def ours(light: Tensor, ab: Tensor, full: Tensor) -> Tensor:
-    """colorize.apply.fullsize.paint's, all rows at once."""
+    """The method of colorize.apply.fullsize.paint."""
     return up(ab, full) + up(slope(light, ab), full) * (full - up(light, full))
 
 
 def guided(light: Tensor, ab: Tensor, full: Tensor) -> Tensor:
-    """Fast guided filter (He and Sun 2015), radius 1, the same ridge as ours."""
+    """Fast guided filter (He and Sun 2015), radius 1, with our ridge."""
     gain = slope(light, ab)
     offset = window(ab, 1) - gain * window(light, 1)
     return up(window(gain, 1), full) * full + up(window(offset, 1), full)
 
 
 def joint_bilateral(light: Tensor, ab: Tensor, full: Tensor, sigma: float = 8) -> Tensor:
-    """Joint bilateral upsampling (Kopf et al. 2007): bilinear's weights times a Gaussian of the difference in lightness."""
+    """Joint bilateral upsampling (Kopf et al. 2007): bilinear weights times a Gaussian of lightness."""
     (low, wide), (height, width) = light.shape[-2:], full.shape[-2:]
     down = (torch.arange(height) + 0.5) * low / height - 0.5
     across = (torch.arange(width) + 0.5) * wide / width - 0.5
@@ -80,14 +80,11 @@ def main(folder: Path) -> None:
             scale = side / min(image.size)
             if scale >= 1:
                 continue
-            small = lab(
-                image.resize(
-                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-                )
-            )
+            size = round(image.width * scale), round(image.height * scale)
+            small = lab(image.resize(size, Image.Resampling.BICUBIC))
             for method in METHODS:
-                found = method(small[:, :1], small[:, 1:], full[:, :1])
-                errors[side, method.__name__].append(float((found - full[:, 1:]).square().mean().sqrt()))
+                ab = method(small[:, :1], small[:, 1:], full[:, :1])
+                errors[side, method.__name__].append(float((ab - full[:, 1:]).square().mean().sqrt()))
     for side in SIDES:
         means = {method.__name__: np.mean(errors[side, method.__name__]) for method in METHODS}
         cells = [f"{name} {mean:.3f} ({mean / means['bilinear']:.3f})" for name, mean in means.items()]

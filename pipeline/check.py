@@ -1,9 +1,9 @@
-"""First stage: everything that can be refused is refused here, before any later stage deletes what it will replace.
+"""First stage: refuse invalid parameters before any later stage deletes its outs.
 
-params.yaml is read through its types, the arguments of every block are held against its architecture, the chosen model is
-built, the source, the device and the package of crop.cluster are looked for. checked.txt never changes, so that it makes
-no later stage run; blocks/NAME.json holds each model's block and those of the models that it starts from, so that its
-training depends on these and no others.
+Check the types of params.yaml, the arguments of every block, the chosen model (by building it), the source,
+the device and the package of crop.cluster. checked.txt never changes, so it does not rerun later stages.
+blocks/NAME.json holds the model's block and the blocks of the models that it starts from, so its training
+depends only on these.
 """
 
 import os
@@ -13,25 +13,14 @@ from typing import Self
 import torch
 from pydantic import ConfigDict, model_validator
 
-from colorize import files
+from colorize import files, models
 from colorize.bins import PriorConfig
 from colorize.data import cluster
 from colorize.data.filtering import FilterConfig
 from colorize.data.images import CropConfig
 from colorize.data.manifest import DataConfig
 from colorize.files import InputError
-from colorize.models import (
-    WEIGHTS,
-    ModelConfig,
-    ancestry,
-    block_of,
-    build_model,
-    describe_block,
-    initial_folder,
-    load_model,
-    model_class,
-    start_from,
-)
+from colorize.models import ModelConfig
 from colorize.scoring.evaluation import EvaluateConfig
 from colorize.settings import SHIPPED, Seed, count_of, is_name, suggest
 from colorize.training.device import TrainConfig, select_device
@@ -40,7 +29,7 @@ from pipeline.params import Params, stage
 
 
 class AllParams(Params):
-    """params.yaml, all of it."""
+    """The whole params.yaml."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,14 +52,13 @@ class AllParams(Params):
             except ValueError as error:
                 raise InputError(f"{paths.PARAMS}: filter.{name}: {error}, but it is {amount!r}") from error
         if not (launcher := self.train.launcher).startswith(("python", "torchrun")):
-            known = "write python, or torchrun with its options"
-            raise InputError(f"{paths.PARAMS}: train.launcher: {known}, but it is {launcher!r:.200}")
+            remedy = "write python, or torchrun with its options"
+            raise InputError(f"{paths.PARAMS}: train.launcher: {remedy}, but it is {launcher!r:.200}")
         for name in self.models:
-            where, starts = f"{paths.PARAMS}: models.{name}", ancestry(self.models, name)
+            where, starts = f"{paths.PARAMS}: models.{name}", models.ancestry(self.models, name)
             if not is_name(name):
-                raise InputError(
-                    f"{paths.PARAMS}: models: {name!r} cannot be a folder's name everywhere; use letters, digits, _ . + -"
-                )
+                problem = f"{paths.PARAMS}: models: {name!r} cannot be a folder's name everywhere"
+                raise InputError(f"{problem}; use letters, digits, _ . + -")
             if name == SHIPPED:
                 raise InputError(
                     f"{where}: the model that comes with the library has that name; choose another"
@@ -81,28 +69,27 @@ class AllParams(Params):
 
 
 def main(params: AllParams) -> None:
-    block_of(params.models, params.model)
+    models.block_of(params.models, params.model)
     select_device(params.train)
     cluster.check(params.crop.cluster)
     check_path(params.data)
     for name, block in params.models.items():
         try:
-            model_class(block)
-            starts = block.init_from
-            if starts and starts not in params.models and not (initial_folder(starts) / WEIGHTS).exists():
-                names = [SHIPPED, *params.models]
-                raise InputError(
-                    f"init_from: {starts} is no folder with a trained model; {suggest(starts, names)}"
-                )
-            trained = starts and starts not in params.models and load_model(initial_folder(starts), "meta")
+            models.model_class(block)
+            origin, trained = block.init_from, None
+            if origin and origin not in params.models:
+                if not (models.initial_folder(origin) / models.WEIGHTS).exists():
+                    remedy = suggest(origin, [SHIPPED, *params.models])
+                    raise InputError(f"init_from: {origin} is no folder with a trained model; {remedy}")
+                trained = models.load_model(models.initial_folder(origin), "meta")
             if name == params.model:
-                with torch.device("meta"):  # no memory for its weights
-                    model = build_model(block, block.working_size(params.crop.size))
-                    if starts:
-                        origin = params.models.get(starts, block)
-                        start_from(
-                            model, trained or build_model(origin, origin.working_size(params.crop.size))
-                        )
+                with torch.device("meta"):  # allocates no memory
+                    model = models.build_model(block, block.working_size(params.crop.size))
+                    if origin in params.models:
+                        first = params.models[origin]
+                        trained = models.build_model(first, first.working_size(params.crop.size))
+                    if trained is not None:
+                        models.start_from(model, trained)
         except InputError as error:
             raise InputError(f"{paths.PARAMS}: models.{name}: {error}") from error
     for name in params.models:
@@ -111,35 +98,37 @@ def main(params: AllParams) -> None:
 
 
 def resolved(params: AllParams, name: str) -> dict[str, object]:
-    """All that params.yaml says of a model: its block, those of the models that it starts from, the weights that they do."""
-    blocks = ancestry(params.models, name)
-    content: dict[str, object] = {each: describe_block(block) for each, block in blocks.items()}
+    """Collect what a model depends on: its block, the blocks it starts from, the hash of initial weights."""
+    blocks = models.ancestry(params.models, name)
+    content: dict[str, object] = {
+        ancestor: models.describe_block(block) for ancestor, block in blocks.items()
+    }
     if origin := list(blocks.values())[-1].init_from:
-        content["weights"] = files.sha256(initial_folder(origin) / WEIGHTS)
+        content["weights"] = files.sha256(models.initial_folder(origin) / models.WEIGHTS)
     return content
 
 
 def check_path(data: DataConfig) -> None:
-    """Look at what the source reads before DVC hashes it, which waits for pipes and does not name the file it fails at.
+    """Check the source's files before DVC does: DVC waits for pipes, and its errors name no file.
 
     Raises:
-        InputError: there is nothing, or a file that DVC cannot hash.
+        InputError: the path does not exist, or holds a file that DVC cannot hash.
     """
     if not os.path.exists(data.path):
         raise InputError(
-            f"data.path: {data.path} does not exist in {Path.cwd()}; give the whole path of what the {data.source} source "
-            "reads, without ~ (a queued experiment runs in a copy of the project that lacks what git does not know)"
+            f"data.path: {data.path} does not exist in {Path.cwd()}; give the whole path of what the "
+            f"{data.source} source reads, without ~ (a queued experiment runs in a copy of the project with "
+            "only the files in Git)"
         )
     for parent, _, names in os.walk(data.path):
         for inner in (os.path.join(parent, name) for name in names):
             if inner != os.fsencode(inner).decode("utf-8", "replace"):
-                raise InputError(
-                    f"data.path: {inner} has a name that is not UTF-8, which DVC cannot take; rename it"
-                )
-            if not os.path.isfile(inner):
-                raise InputError(
-                    f"data.path: {inner} is a broken link, a pipe or the like, which DVC cannot take; remove it"
-                )
+                problem, remedy = "has a name that is not UTF-8", "rename it"
+            elif not os.path.isfile(inner):
+                problem, remedy = "is a broken link, a pipe or the like", "remove it"
+            else:
+                continue
+            raise InputError(f"data.path: {inner} {problem}, which DVC cannot take; {remedy}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Original bytes to upright sRGB squares: data/photos -> data/crops.
+"""Decode and crop photographs to upright sRGB squares: data/photos -> data/crops (SPEC 2.3).
 
-SPEC 2.3. Every photograph that was fetched gets one row in crops.csv: ok, or why not. An unreadable photograph is
-data, not an error, as long as one can be read.
+Every fetched photograph gets one row in crops.csv: ok, or the reason why not. Unreadable photographs are no
+error as long as one is readable.
 """
 
 import sys
@@ -29,7 +29,7 @@ def main(params: CropParams) -> None:
     """Crop every fetched photograph.
 
     Raises:
-        InputError: photos.csv is missing or damaged, or not one photograph can be read.
+        InputError: photos.csv is missing or damaged, or no photograph is readable.
     """
     columns = dict.fromkeys(("photo", "status", "shard", "member", "sha256"), str)
     photos = read_table(paths.PHOTOS_CSV, columns, unique="photo", remedy="run `dvc repro download`")
@@ -38,7 +38,7 @@ def main(params: CropParams) -> None:
     remove_partial(paths.CROPS)
     for stale in paths.CROPS.glob("crops-*.npy"):
         stale.unlink()
-    # Worker processes keep the folder they were started in, hence whole paths.
+    # Absolute paths, because worker processes keep the folder in which they were started.
     reader = Reader(paths.PHOTOS.resolve(), Path(params.data.path).resolve())
     records = []
     with (
@@ -53,22 +53,21 @@ def main(params: CropParams) -> None:
     reasons = pd.Series([record.reason for record in records if record.reason], dtype=str).value_counts()
     counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     if not any(record.status == "ok" for record in records):
-        remedy = (
-            SENTENCES.get(reasons.index[0], "") if counted else "No row is ok; check data.path in params.yaml"
-        )
-        raise InputError(
-            f"none of the {len(records)} photographs in {paths.PHOTOS_CSV} can be used ({counted or 'none'}). {remedy}"
-        )
+        remedy = "No row is ok; check data.path in params.yaml"
+        if counted:
+            remedy = SENTENCES.get(reasons.index[0], "")
+        unusable = f"none of the {len(records)} photographs in {paths.PHOTOS_CSV} can be used"
+        raise InputError(f"{unusable} ({counted or 'none'}). {remedy}")
     crops = pd.DataFrame([asdict(record) for record in records])
     crops[["width", "height"]] = crops[["width", "height"]].astype("Int64")
     ok = crops.status == "ok"
     crops["index"] = (ok.cumsum() - 1).where(ok).astype("Int64")
     write_text(paths.CROPS_CSV, crops.to_csv(index=False, lineterminator="\n"))
-    told = f" ({counted})" if counted else ""
+    why = f" ({counted})" if counted else ""
     print(
-        f"crop: {ok.sum()} of {len(crops)} photographs at {params.crop.size} pixels, {crops.small.sum()} enlarged, "
-        f"{(crops.status == 'skipped').sum()} too small, {(crops.status == 'failed').sum()} unreadable{told}, "
-        f"{(crops.note != '').sum()} with notes"
+        f"crop: {ok.sum()} of {len(crops)} photographs at {params.crop.size} pixels, "
+        f"{crops.small.sum()} enlarged, {(crops.status == 'skipped').sum()} too small, "
+        f"{(crops.status == 'failed').sum()} unreadable{why}, {(crops.note != '').sum()} with notes"
     )
 
 

@@ -1,7 +1,7 @@
-"""Bring the photographs of the chosen source together: data/photos, one row and one status per item.
+"""Collect the photographs of the chosen source in data/photos, with one row and one status per item.
 
-What fails is a row with a reason; only a share of failures above `data.max_failed`, or not one photograph, fails
-the stage, and then nothing is written but the cache of what arrived. Nothing is decoded here.
+A failed item is a row with a reason. The stage fails only if the share of failures exceeds `data.max_failed`,
+or no photograph is left; then nothing is written but the cache of downloads. Nothing is decoded here.
 """
 
 import sys
@@ -41,26 +41,23 @@ def main(params: DownloadParams) -> None:
 
 
 def _clear() -> None:
-    """Remove an earlier run's files; photos.csv goes first and comes last: while it is there, the folder is whole."""
+    """Remove an earlier run's files; photos.csv goes first and comes last: it marks a complete folder."""
     try:
         for old in [paths.PHOTOS_CSV, paths.COLORS_CSV, *paths.PHOTOS.glob("photos-*.tar")]:
             old.unlink(missing_ok=True)
         files.remove_partial(paths.PHOTOS)
     except OSError as error:
-        raise InputError(
-            f"cannot clear {paths.PHOTOS} ({error.strerror}); make the folder writable"
-        ) from error
+        raise InputError(f"cannot clear {paths.PHOTOS} ({error.strerror}); make it writable") from error
 
 
 def _fetch(photos: list[Item], data: DataConfig) -> None:
-    """Fetch what has an address; stops early once too much has failed."""
+    """Download the items with a URL; stop early once too many have failed."""
     wanted = {photo.url: photo for photo in photos if photo.url and photo.status == "ok"}
     if not wanted:
         return
     failures = 0
     with closing(fetch_all(wanted, paths.DOWNLOADS, data, why_no_image)) as results:
-        bar = tqdm(results, "fetch", len(wanted), unit="photo", file=sys.stderr, disable=None)
-        for fetched in bar:
+        for fetched in tqdm(results, "fetch", len(wanted), unit="photo", file=sys.stderr, disable=None):
             photo = wanted[fetched.url]
             if fetched.reason:
                 photo.end("failed", fetched.reason, fetched.retryable)
@@ -77,18 +74,18 @@ def _check(photos: list[Item], data: DataConfig) -> None:
     tried = sum(photo.status in ("ok", "failed") for photo in photos)
     failed = Counter(photo.reason for photo in photos if photo.status == "failed")
     unread = sorted({photo.reason for photo in photos} & UNREAD.keys())
-    told = "".join(f"{reason} is {UNREAD[reason]}: export it as JPEG, PNG or TIFF; " for reason in unread)
+    advice = "".join(f"{reason} is {UNREAD[reason]}: export it as JPEG, PNG or TIFF; " for reason in unread)
     if failed.total() == tried:
-        raise InputError(
-            f"not one photograph of {data.path} can be used: {_summary(photos)}; {told}choose another data.path"
-        )
+        problem = f"not one photograph of {data.path} can be used: {_summary(photos)}"
+        raise InputError(f"{problem}; {advice}choose another data.path")
     if failed.total() > data.max_failed * tried:
         reason, count = failed.most_common(1)[0]
-        again = f"run this again (what arrived and what is gone for good is kept in {paths.DOWNLOADS}/), or "
+        if data.source in ("urls", "unsplash"):
+            advice += f"run this again (downloads and permanent failures are kept in {paths.DOWNLOADS}/), or "
         raise InputError(
             f"{failed.total()} of {tried} items of {data.path} failed, a larger share than data.max_failed "
-            f"({data.max_failed:g}), most often with {reason} ({count}); {told}"
-            f"{again if data.source in ('urls', 'unsplash') else ''}mend the list or raise data.max_failed"
+            f"({data.max_failed:g}), most often with {reason} ({count}); {advice}mend the list or raise "
+            "data.max_failed"
         )
 
 

@@ -1,7 +1,7 @@
-"""Score the model on the test split beside the baselines `grey` and `mean_color`; writes metrics/.
+"""Score the model and the baselines `grey` and `mean_color` on the test split; write metrics/.
 
-`python -m pipeline.evaluate --model NAME` scores one model of the zoo, alone, into data/zoo/NAME/: the leaderboard
-sets it against the others. What is measured, and how, is in colorize.evaluation and colorize.metrics.
+`python -m pipeline.evaluate --model NAME` scores one model of the zoo alone, into data/zoo/NAME/; the
+leaderboard compares it with the others. colorize.scoring defines what is measured.
 """
 
 import argparse
@@ -25,14 +25,13 @@ from pipeline.params import Params, stage
 
 
 def read_test() -> pd.DataFrame:
-    """The test photographs: index, photo, group, class.
+    """Read the test photographs: index, photo, group, class.
 
     Raises:
-        InputError: the table is missing or damaged, or lists none.
+        InputError: the table is missing or damaged, or lists no test photograph.
     """
-    splits = files.read_table(
-        paths.SPLITS_CSV, paths.SPLIT | {"photo": str, "group": str, "class": str}, unique="index"
-    )
+    columns = paths.SPLIT | {"photo": str, "group": str, "class": str}
+    splits = files.read_table(paths.SPLITS_CSV, columns, unique="index")
     test = splits.loc[splits["split"] == "test", ["index", "photo", "group", "class"]]
     if not len(test):
         raise InputError(f"{paths.SPLITS_CSV} lists no test photograph; raise filter.test")
@@ -40,12 +39,12 @@ def read_test() -> pd.DataFrame:
 
 
 def significant(table: pd.DataFrame) -> str:
-    """A table as CSV with 6 significant digits."""
+    """Format a table as CSV with 6 significant digits."""
     return table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def describe(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, float | int]:
-    """The flat numbers of one system for metrics.json, those that are known: what it has over grey first."""
+    """Collect one system's known numbers for metrics.json, its PSNR over grey first."""
     rows = scores.set_index("metric")
     gain = rows.filter(like="over_grey").loc["psnr"].add_prefix("psnr_")
     known = pd.concat([gain, rows["mean"]]).dropna()
@@ -59,7 +58,7 @@ class EvaluateParams(Params):
 
 
 def main(params: EvaluateParams, name: str | None = None) -> None:
-    rule, test = params.evaluate, read_test()
+    config, test = params.evaluate, read_test()
     device = select_device(params.train)
     crops, photos = Crops(paths.CROPS, test["index"].to_numpy()), test["photo"].to_list()
     folder = paths.MODEL if name is None else paths.ZOO / name
@@ -71,35 +70,24 @@ def main(params: EvaluateParams, name: str | None = None) -> None:
         statistics, side = Statistics.read(paths.PRIOR), crops.side
         systems |= {baseline: (build_baseline(baseline, statistics), side) for baseline in metrics.BASELINES}
 
-    critic = plausibility.critic(crops, rule.batch, device, params.train.threads)
+    critic = plausibility.critic(crops, config.batch, device, params.train.threads)
     tables = {}
     for system, (model, size) in systems.items():
-        known_as = description["name"] if system == "model" else system
-        scores = evaluation.score(
-            known_as,
-            model,
-            size,
-            photos,
-            crops,
-            rule.batch,
-            rule.samples,
-            device,
-            params.train.threads,
-            critic,
-        )
-        tables[system] = test.join(scores)
-    comparison = metrics.compare(tables, rule.bootstrap)
+        label = description["name"] if system == "model" else system
+        options = config.batch, config.samples, device, params.train.threads, critic
+        tables[system] = test.join(evaluation.score(label, model, size, photos, crops, *options))
+    comparison = metrics.compare(tables, config.bootstrap)
     out: Path = paths.METRICS if name is None else folder
     numbers = describe(tables["model"], comparison[comparison["system"] == "model"])
     files.write_json(out / "metrics.json", numbers)
     listed = pd.concat([table.assign(system=system) for system, table in tables.items()])
     files.write_text(out / "per_image.csv", significant(listed))
 
-    shown = sheets.spread(len(test), rule.gallery)
+    shown = sheets.spread(len(test), config.gallery)
     positions = evaluation.notable(tables["model"], shown)
     painted = {"index": test["index"].to_numpy()[positions]}
     for system, (model, size) in systems.items():
-        painted[system] = evaluation.pictures(model, size, positions, crops, rule.batch, device)
+        painted[system] = evaluation.pictures(model, size, positions, crops, config.batch, device)
     if name is not None:
         files.write_arrays(folder / paths.PICTURES.name, painted)
         return
@@ -107,7 +95,7 @@ def main(params: EvaluateParams, name: str | None = None) -> None:
     files.write_arrays(paths.PICTURES, painted)
     files.write_text(out / "comparison.csv", significant(comparison))
     files.write_bytes(out / "loss.csv", (folder / HISTORY).read_bytes())
-    sampled = np.searchsorted(positions, shown[sheets.spread(len(shown), rule.sheet_size)])
+    sampled = np.searchsorted(positions, shown[sheets.spread(len(shown), config.sheet_size)])
     columns = {"grey input": "grey", "truth": "truth", description["name"]: "model"}
     sheet = sheets.sheet({title: painted[system][sampled] for title, system in columns.items()})
     files.write_bytes(out / "samples.png", sheets.encode(sheet, "png"))

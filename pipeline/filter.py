@@ -1,10 +1,12 @@
-"""Which crops are kept, and in which split: data/crops -> data/splits.csv, data/removed.png.
+"""Filter and split the crops: data/crops -> data/splits.csv, data/removed.png.
 
-SPEC 2.4 and 2.5, document 000 section 2.2.3; classes as in document 002, table 2. Nothing is copied: splits.csv
-holds numbers into the crops.
+Nothing is copied: splits.csv holds indices of crops.
+
+Source: SPEC 2.4 and 2.5; document 000, section 2.2.3; classes as in document 002, table 2.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +40,7 @@ def _measure(crops: Crops, rows: np.ndarray, method: str) -> tuple[np.ndarray, .
 
 
 def _measure_all(crops: Crops, method: str) -> list[np.ndarray]:
-    """Colors, coverage, largest |a*| or |b*|, mean chroma and thumbnails of all crops."""
+    """Compute colors, coverage, max(|a*|, |b*|), mean chroma and thumbnails of all crops."""
     size = crops[:1].shape[1]
     chunks = np.array_split(np.arange(len(crops)), -(-len(crops) * size**2 // PIXELS_AT_ONCE))
     measured = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
@@ -49,10 +51,10 @@ def _measure_all(crops: Crops, method: str) -> list[np.ndarray]:
 
 
 def _other_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
-    """Which photographs are of classes that are not to be kept: bool [n].
+    """Tell which photographs are not of the chosen classes: bool [n].
 
     Raises:
-        InputError: a class to keep is not among the source's.
+        InputError: the source does not have a chosen class.
     """
     known = sorted(set(table["class"]) - {""})
     for name in classes:
@@ -63,10 +65,9 @@ def _other_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
 
 
 def _remove(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """The reasons for which each photograph is removed, joined by +; empty if it is kept."""
-    reasons = np.array(
-        ["+".join(name for name in masks if masks[name][i]) for i in range(count)], dtype=object
-    )
+    """Join the reasons for which each photograph is removed by +; "" if it is kept."""
+    joined = ["+".join(name for name in masks if masks[name][i]) for i in range(count)]
+    reasons = np.array(joined, dtype=object)
     if (reasons != "").all():
         most = max((name for name in REMEDY if name in masks), key=lambda name: masks[name].sum())
         raise InputError(
@@ -76,37 +77,35 @@ def _remove(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
     return reasons
 
 
-def _draw(table: pd.DataFrame, hints: np.ndarray, small: np.ndarray, rule: FilterConfig, seed: int) -> None:
-    """Fill in the splits of what is kept; near-duplicates across them are removed, or noted if that rule is off."""
+def _draw(table: pd.DataFrame, hints: np.ndarray, small: np.ndarray, config: FilterConfig, seed: int) -> None:
+    """Draw the splits; remove near-duplicates across splits, or only note them if that rule is off."""
     kept = np.flatnonzero(table.reason == "")
-    drawn = split(table.group.to_numpy()[kept], hints[kept], rule, seed, table["class"].to_numpy()[kept])
-    removed, leaking = {"unused": drawn == ""}, duplicates(small[kept], drawn, rule.duplicates)
-    if "duplicates" in rule.rules:
+    drawn = split(table.group.to_numpy()[kept], hints[kept], config, seed, table["class"].to_numpy()[kept])
+    removed, leaking = {"unused": drawn == ""}, duplicates(small[kept], drawn, config.duplicates)
+    if "duplicates" in config.rules:
         removed["duplicate"] = leaking
     else:
         table.loc[kept[leaking], "note"] = "near_duplicate"
     for reason, mask in removed.items():
         table.loc[kept[mask], "reason"] = reason
     table.loc[kept, "split"] = drawn
-    if rule.stratify:
-        _tell_small(table.loc[kept])
+    if config.stratify:
+        _print_small_classes(table.loc[kept])
     table.loc[table.reason != "", "split"] = ""
     for name in SPLITS:
         if (drawn == name).any() and not (table.split == name).any():
-            raise InputError(
-                f"all photographs of {name} are near-duplicates of other splits'; "
-                "lower filter.duplicates in params.yaml or take duplicates out of filter.rules"
-            )
+            remedy = "lower filter.duplicates in params.yaml or take duplicates out of filter.rules"
+            raise InputError(f"all photographs of {name} are near-duplicates of other splits'; {remedy}")
 
 
-def _tell_small(kept: pd.DataFrame) -> None:
-    """Print how many classes are too small to have photographs in every split that is drawn."""
+def _print_small_classes(kept: pd.DataFrame) -> None:
+    """Print how many classes are too small for every split."""
     drawn = kept[kept.split != ""]
     classes = drawn.groupby("class").split
     small = drawn[classes.transform("nunique") < drawn.split.nunique()]
     print(
-        f"filter: stratified over {classes.ngroups} classes, {small['class'].nunique()} of them too small for every split: "
-        f"{len(small)} photographs, {(small.split == 'train').sum()} of them in train"
+        f"filter: stratified over {classes.ngroups} classes, {small['class'].nunique()} of them too small "
+        f"for every split: {len(small)} photographs, {(small.split == 'train').sum()} of them in train"
     )
 
 
@@ -128,26 +127,22 @@ def main(params: FilterParams) -> None:
     """Filter and split the crops.
 
     Raises:
-        InputError: a file is missing or damaged, a class is unknown, the filter removes everything, or too little
-            is left for the splits.
+        InputError: a file is missing or damaged, a class is unknown, the filter removes everything, or too
+            few photographs are left for the splits.
     """
     columns = ["photo", "group", "class", "split"]
     texts = dict.fromkeys(columns, str)
     photos = read_table(paths.PHOTOS_CSV, texts, unique="photo", remedy="run `dvc repro download`")
-    cropped = read_table(
-        paths.CROPS_CSV,
-        {"photo": str, "index": str, "status": ("ok", "failed", "skipped")},
-        unique="photo",
-        remedy="run `dvc repro crop`",
-    )
+    kinds: dict[str, Any] = {"photo": str, "index": str, "status": ("ok", "failed", "skipped")}
+    cropped = read_table(paths.CROPS_CSV, kinds, unique="photo", remedy="run `dvc repro crop`")
     table = cropped[cropped.status == "ok"][["index", "photo"]].merge(photos[columns], on="photo")
     crops = Crops(paths.CROPS)
     if list(table["index"]) != list(map(str, range(len(crops)))):
         raise InputError(f"{paths.CROPS_CSV} does not list the crops in {paths.CROPS}; run `dvc repro crop`")
     hints = table.split.to_numpy(str)
-    rule = params.filter
+    config = params.filter
 
-    colors, coverage, extreme, mean, small = _measure_all(crops, rule.palette)
+    colors, coverage, extreme, mean, small = _measure_all(crops, config.palette)
     if paths.COLORS_CSV.exists():
         names = ("photo", "red", "green", "blue", "coverage")
         listing = read_table(paths.COLORS_CSV, dict.fromkeys(names, str))
@@ -157,23 +152,22 @@ def main(params: FilterParams) -> None:
     table["weighted_lightness"] = weighted_lightness(colors, coverage)
     table["coverage"] = coverage.max(axis=1)
 
-    # The rules see the chosen classes only: shares are shares of these.
-    others = _other_classes(table, rule.classes)
+    # Shares in the rules are shares of the chosen classes, so only these are measured.
+    others = _other_classes(table, config.classes)
     chosen, masks = table[~others], {"class": others}
     lightness, most = chosen.weighted_lightness.to_numpy(), chosen.coverage.to_numpy()
-    for name, mask in tone_rules(lightness, most, extreme[~others], mean[~others], rule).items():
+    for name, mask in tone_rules(lightness, most, extreme[~others], mean[~others], config).items():
         masks[name] = np.zeros(len(table), bool)
         masks[name][~others] = mask
     table["reason"], table["note"] = _remove(masks, len(table)), ""
-    _draw(table, hints, small, rule, params.data.seed)
+    _draw(table, hints, small, config, params.data.seed)
 
-    removed = {
-        name: table.reason.str.split("+", regex=False)
-        .apply(lambda names, name=name: name in names)
-        .to_numpy()
-        for name in (*masks, "unused", "duplicate")
-    }
-    removed = {name: mask for name, mask in removed.items() if mask.any()}
+    reasons = table.reason.str.split("+", regex=False)
+    removed = {}
+    for name in (*masks, "unused", "duplicate"):
+        mask = np.array([name in names for names in reasons])
+        if mask.any():
+            removed[name] = mask
     table[["weighted_lightness", "coverage"]] = table[["weighted_lightness", "coverage"]].map("{:.4f}".format)
     order = [*["index", *columns[:3]], "weighted_lightness", "coverage", "split", "reason", "note"]
     write_text(paths.SPLITS_CSV, table[order].to_csv(index=False, lineterminator="\n"))
@@ -185,8 +179,8 @@ def main(params: FilterParams) -> None:
     print(f"{'any of these':16} {(table.reason != '').sum():5}")
     if leaking := (table.note != "").sum():
         print(
-            f"filter: {leaking} photographs of val and test have near-duplicates in other splits and stay, because "
-            "duplicates is not in filter.rules: scores will flatter"
+            f"filter: {leaking} photographs of val and test have near-duplicates in other splits and are "
+            "kept, because duplicates is not in filter.rules; test scores will be too optimistic"
         )
     print("filter: kept " + ", ".join(f"{(table.split == name).sum()} {name}" for name in SPLITS))
 

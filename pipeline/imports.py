@@ -1,8 +1,9 @@
-"""Which of the project's own files run when one of them does: read from the import statements, not from a list.
+"""Find the project's files that a file imports, directly or not, from the import statements.
 
-`python -m pipeline.imports` (`make deps`) writes the source files of every stage into dvc.yaml and pipeline/zoo/dvc.yaml.
-Imports within functions and conditions count, and so do the packages around a module. A name that is put together while the
-program runs (`import_module(f"...")`, an architecture's) is not seen: whoever does that adds the file.
+`python -m pipeline.imports` (`make deps`) writes the source files of every stage into dvc.yaml and
+pipeline/zoo/dvc.yaml. Imports inside functions and conditions count, and so do the packages around a module.
+Names that are built at run time (`import_module(f"...")`, for architectures) are not found: the caller adds
+these files.
 """
 
 import ast
@@ -22,48 +23,46 @@ PACKAGES = {"colorize": Path(colorize.__file__).parent, "pipeline": Path(__file_
 
 @cache
 def _names(source: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
-    """Every dotted name that a source of that package may import; some are no modules but what stands in one."""
-    found = []
+    """Every dotted name that a source of a package may import: modules, and names inside modules."""
+    names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             around = package[: len(package) + 1 - node.level] if node.level else ()
             module = ".".join([*around, *([node.module] if node.module else [])])
-            found += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            found += [str(each.value) for each in node.args[:1] if isinstance(each, ast.Constant)]
-    return tuple(found)
+            names += [str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+    return tuple(names)
 
 
 def _files(name: str) -> Iterator[Path]:
-    """The files of a dotted name: the module's and, before it, those of the packages around it."""
+    """Files of a dotted name: those of the packages around the module, then the module's."""
     first, *others = name.split(".")
     if first in PACKAGES:
-        place = PACKAGES[first]
-        yield place / "__init__.py"
+        path = PACKAGES[first]
+        yield path / "__init__.py"
         for part in others:
-            place = place / part
-            yield from (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.exists())
+            path = path / part
+            yield from (file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists())
 
 
 def _below(path: Path) -> Path:
-    """Where a file lies below the folder that holds its package: colorize/files.py, say."""
-    return next(
-        path.relative_to(folder.parent) for folder in PACKAGES.values() if path.is_relative_to(folder)
-    )
+    """Path of a file relative to the parent of its package, for example colorize/files.py."""
+    folder = next(folder for folder in PACKAGES.values() if path.is_relative_to(folder))
+    return path.relative_to(folder.parent)
 
 
 def imported(path: Path) -> set[Path]:
-    """The project's files that a file of it imports itself."""
+    """The project's files that a file imports directly."""
     package = _below(path).parent.parts
-    return {
-        file for name in (".".join(package), *_names(path.read_bytes(), package)) for file in _files(name)
-    }
+    names = (".".join(package), *_names(path.read_bytes(), package))
+    return {file for name in names for file in _files(name)}
 
 
 def closure(paths: Iterable[Path]) -> set[Path]:
-    """Files of the project and all of its files that running them imports."""
+    """The given files and all of the project's files that they import, directly or not."""
     seen, todo = set(paths), list(paths)
     while todo:
         new = imported(todo.pop()) - seen
@@ -73,33 +72,34 @@ def closure(paths: Iterable[Path]) -> set[Path]:
 
 
 def digests(paths: Iterable[Path]) -> dict[str, str]:
-    """The sha256 of each file of the closure, by its place below the folder of its package."""
+    """sha256 of each file of the closure, by its path as in `_below`."""
     return {_below(path).as_posix(): files.sha256(path) for path in sorted(closure(paths))}
 
 
 def sources(stages: Iterable[str], architecture: str = "") -> list[str]:
-    """The source files that the commands of a stage run, as dvc.yaml lists them.
+    """List the source files of a stage's commands, as in dvc.yaml.
 
     Args:
         stages: names of files of pipeline/, without .py.
-        architecture: the one file among the architectures, or the whole folder, on which a stage with a model depends.
+        architecture: file of the stage's architecture; "" makes a stage with a model depend on the whole
+            folder.
     """
     root = Path(__file__).parents[1]
-    found = closure([PACKAGES["pipeline"] / f"{stage}.py" for stage in stages])
-    if ARCHITECTURES.with_name("__init__.py") in found:
-        found = closure([*found, *ARCHITECTURES.glob("*.py")])
-    own = {file for file in found if file.parent != ARCHITECTURES}
-    names = {file.relative_to(root).as_posix() for file in own}
-    if own != found:
+    all_files = closure([PACKAGES["pipeline"] / f"{stage}.py" for stage in stages])
+    if ARCHITECTURES.with_name("__init__.py") in all_files:
+        all_files = closure([*all_files, *ARCHITECTURES.glob("*.py")])
+    others = {file for file in all_files if file.parent != ARCHITECTURES}
+    names = {file.relative_to(root).as_posix() for file in others}
+    if others != all_files:
         names.add((ARCHITECTURES.relative_to(root) / architecture).as_posix())
     return sorted(names)
 
 
 def with_sources(path: Path, commands: dict[str, tuple[list[str], str]]) -> str:
-    """A dvc.yaml whose stages depend on the sources that they run; their other dependencies stay as they are.
+    """Update the source dependencies of every stage in a dvc.yaml; keep the other dependencies.
 
     Args:
-        commands: for each stage, the arguments of `sources`.
+        commands: stage to arguments of `sources`.
     """
     yaml = YAML()
     yaml.width = 1000
@@ -115,7 +115,7 @@ def with_sources(path: Path, commands: dict[str, tuple[list[str], str]]) -> str:
 
 
 def graphs() -> dict[Path, str]:
-    """Both dvc.yaml files as they should be."""
+    """Both dvc.yaml files with updated dependencies."""
     root, zoo = Path("dvc.yaml"), Path("pipeline/zoo/dvc.yaml")
     stages = YAML(typ="safe").load(root.read_text(encoding="utf-8"))["stages"]
     of_zoo = {"score": (["train", "evaluate"], "${item.arch}.py"), "leaderboard": (["leaderboard"], "")}

@@ -1,9 +1,9 @@
-"""Rank every model of params.yaml by PSNR on the test split: metrics/leaderboard.csv, .json, .md, .jpg and .html.
+"""Rank every model of params.yaml by PSNR on the test split; write metrics/leaderboard.*.
 
-Reads what the zoo trained and scored, data/zoo/<name>/. Differences from the baselines are paired, photograph by
-photograph, with 95 % bootstrap intervals where there are photographs enough. Below the models and the baselines
-stand the oracles, which are given the truth. Seconds differ from run to run, so they are in no file: `--cost` prints
-the table with the training seconds that runs/ holds, and writes nothing.
+Reads the trained and scored models of the zoo, data/zoo/NAME/. Differences from the baselines are paired,
+with 95 % bootstrap intervals if there are enough photographs. The oracles, which see the truth, are below
+models and baselines. Training seconds are not reproducible, so no file holds them; `--cost` prints the table
+with the seconds in runs/ and writes nothing.
 """
 
 import argparse
@@ -24,94 +24,74 @@ from pipeline import page, paths
 from pipeline.page import Shown
 from pipeline.params import Params, stage
 
-COLUMNS = (
-    "psnr_best",
-    "ssim",
-    "rmse",
-    "rmse_ab",
-    "colorfulness",
-    "colorfulness_difference",
-    "ab_spread",
-    "ciede2000",
-    "kid",
-    "raw_mse",
-    "raw_mae",
-)
-"""The metrics that stand beside PSNR."""
+COLUMNS = tuple(name for name in metrics.METRICS if name not in ("psnr", "psnr_pooled", "mae"))
+"""Metrics beside PSNR."""
 ENDS = ("", "_low", "_high")
-"""Of the names of a figure and of its interval."""
+"""Suffixes of the columns of a mean and of its interval."""
 PER_IMAGE = set(metrics.METRICS) - {"psnr_pooled"}
-"""Metrics that are known photograph by photograph."""
+"""Metrics of single photographs."""
 ZOO = "run `make zoo`"
 SHOWN = 4
-"""Photographs of each system on the JPEG."""
+"""Photographs per system on the JPEG."""
+ORACLES = "Oracles are given the truth: they show what a kind of model would score if it made no mistake."
 
 
 def read_zoo(names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
-    """What each model is, and its scores per photograph.
+    """Read the description and the scores per photograph of each model.
 
     Raises:
-        InputError: a model is not trained or not scored, or was scored on other photographs than the rest.
+        InputError: a model is not trained or not scored, or was scored on other photographs than the first.
     """
     descriptions, tables = {}, {}
+    kinds = {"parameters": int, "epochs": int, "notes": list, "fingerprint": str}
+    same = ["index", "photo", "group"]
     for name in names:
-        folder = paths.ZOO / name
-        kinds = {"parameters": int, "epochs": int, "notes": list, "fingerprint": str}
-        descriptions[name] = files.read_json(folder / "model.json", kinds, ZOO)
-        tables[name] = page.read_scores(folder / "per_image.csv", PER_IMAGE, ZOO)
-        same = ["index", "photo", "group"]
+        descriptions[name] = files.read_json(paths.ZOO / name / "model.json", kinds, ZOO)
+        path = paths.ZOO / name / "per_image.csv"
+        tables[name] = page.read_scores(path, PER_IMAGE, ZOO)
         if not tables[name][same].equals(tables[names[0]][same]):
-            raise InputError(
-                f"{folder / 'per_image.csv'} holds other photographs than {names[0]}'s; run `make zoo`"
-            )
+            raise InputError(f"{path} holds other photographs than {names[0]}'s; {ZOO}")
     return descriptions, tables
 
 
 def rank(descriptions: dict[str, dict[str, Any]], scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per system, best PSNR first and equal ones by name; the oracles below all others.
+    """Make one row per system, by falling PSNR, then by name; the oracles last.
 
     Args:
         scores: of `metrics.compare`.
     """
+    kinds = dict.fromkeys(metrics.BASELINES, "baseline") | dict.fromkeys(oracles.ORACLES, "oracle")
     rows = []
-    for name in descriptions:
-        own = scores[scores["system"] == name].set_index("metric")
-        psnr = own.loc["psnr"]
-        row = {
-            "model": name,
-            "kind": "oracle"
-            if name in oracles.ORACLES
-            else "baseline"
-            if name in metrics.BASELINES
-            else "model",
-            "parameters": descriptions[name]["parameters"],
-            "epochs": descriptions[name]["epochs"],
-        }
+    for name, description in descriptions.items():
+        by_metric = scores[scores["system"] == name].set_index("metric")
+        psnr = by_metric.loc["psnr"]
+        row: dict[str, Any] = {"model": name, "kind": kinds.get(name, "model")}
+        row |= {key: description[key] for key in ("parameters", "epochs")}
         row |= {"psnr": psnr["mean"], "psnr_low": psnr["low"], "psnr_high": psnr["high"]}
-        row |= {metric: own.loc[metric, "mean"] for metric in COLUMNS}
-        row |= {f"psnr_{key}": psnr[key] for key in own.columns if key.startswith("over_")}
+        row |= {metric: by_metric.loc[metric, "mean"] for metric in COLUMNS}
+        row |= {f"psnr_{key}": psnr[key] for key in by_metric.columns if key.startswith("over_")}
         rows.append({key: float(f"{x:.6g}") if isinstance(x, float) else x for key, x in row.items()})
-        rows[-1]["notes"] = descriptions[name]["notes"]
+        rows[-1]["notes"] = description["notes"]
     board = pd.DataFrame(rows).sort_values(["psnr", "model"], ascending=[False, True])
     return board.sort_values("kind", key=lambda kind: kind == "oracle", kind="stable", ignore_index=True)
 
 
 def warn(board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]]) -> list[list[str]]:
-    """The notes of each system, with what makes a model suspicious: not better than grey, the same color everywhere."""
-    found = []
+    """Extend the notes of each system: a model may be no better than grey, or paint a single color."""
+    all_notes = []
     for row in board.to_dict("records"):
-        said = list(row["notes"])
+        notes = list(row["notes"])
         if row["kind"] == "model":
-            if row["psnr_over_grey_low"] <= 0:  # never without an interval
-                said.append("not shown to be better than grey")
+            if row["psnr_over_grey_low"] <= 0:  # false without an interval, which is NaN
+                notes.append("not shown to be better than grey")
             if metrics.is_one_color(np.stack(list(painted[row["model"]].values()))):
-                said.append("paints everything in one color")
-        found.append(said)
-    return found
+                notes.append("paints everything in one color")
+        all_notes.append(notes)
+    return all_notes
 
 
 def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
-    """The board as a markdown table, with a column of training seconds if they are given, and the notes below it."""
+    """Format the board as a markdown table with the notes below, and with training seconds if given."""
     rows = []
     for row in board.to_dict("records"):
         cells = {"model": row["model"], "kind": row["kind"]}
@@ -132,38 +112,38 @@ def markdown(board: pd.DataFrame, seconds: dict[str, str] | None = None) -> str:
 
 
 def training_seconds(name: str, fingerprint: str) -> str:
-    """The measured training time of a model, "-" where this machine did not train it."""
+    """The measured training time of a model; "-" if this machine did not train it."""
     timing = paths.run_folder(name, fingerprint) / paths.TIMING
     return f"{files.read_table(timing, {'seconds': float})['seconds'].sum():.1f}" if timing.exists() else "-"
 
 
 def read_pictures(names: list[str], common: list[int]) -> dict[str, dict[int, np.ndarray]]:
-    """What each model paints, by the photographs' indices; its own best and worst, and those that all have in `common`.
+    """Read each model's predictions by index of the photograph: those in `common`, its best and its worst.
 
     Raises:
-        InputError: a model's pictures are missing, or of other photographs.
+        InputError: predictions are missing.
     """
-    found = {}
+    painted = {}
     for name in names:
         path = paths.ZOO / name / paths.PICTURES.name
         with files.reading(path, ZOO):
             pictures = files.read_arrays(path, remedy=ZOO)
-            found[name] = dict(zip(map(int, pictures["index"]), pictures["model"], strict=True))
-        if missing := set(common) - set(found[name]):
+            painted[name] = dict(zip(map(int, pictures["index"]), pictures["model"], strict=True))
+        if missing := set(common) - set(painted[name]):
             raise InputError(
-                f"{path} lacks photograph {min(missing)}, which evaluate.gallery asks for; run `make zoo`"
+                f"{path} lacks photograph {min(missing)}, which evaluate.gallery asks for; {ZOO}"
             )
-    return found
+    return painted
 
 
 def draw(
     board: pd.DataFrame, painted: dict[str, dict[int, np.ndarray]], truths: dict[int, np.ndarray]
 ) -> bytes:
-    """A JPEG of the same few test photographs as every system of the board colors them.
+    """Draw the same few test photographs for every system of the board, as JPEG.
 
     Args:
-        painted: pictures by system and index.
-        truths: photographs of which there is a picture of every system, by their indices.
+        painted: predictions by system and index.
+        truths: true photographs by index; `painted` holds all of them for every system.
     """
     shown = [list(truths)[place] for place in sheets.spread(len(truths), SHOWN)]
     strips = {"truth": np.stack([truths[index] for index in shown])}
@@ -186,14 +166,13 @@ def build(
     painted: dict[str, dict[int, np.ndarray]],
     crops: Crops,
 ) -> str:
-    """The zoo's page: every system of the board, best first."""
+    """Build the page of the zoo, with every system of the board."""
     position = {int(index): place for place, index in enumerate(tables["grey"]["index"])}
     shown = []
     for row in board.to_dict("records"):
-        name = row["model"]
-        columns = {"epoch": float}
-        curves = paths.ZOO / name / HISTORY
-        history = files.read_table(curves, columns, float, remedy=ZOO) if row["kind"] == "model" else None
+        name, history = row["model"], None
+        if row["kind"] == "model":
+            history = files.read_table(paths.ZOO / name / HISTORY, {"epoch": float}, float, remedy=ZOO)
         over = {
             baseline: [row[f"psnr_over_{baseline}{end}"] for end in ENDS]
             for baseline in metrics.BASELINES
@@ -205,14 +184,12 @@ def build(
         shown.append(
             Shown(name, row["kind"], tables[name], summary, over, pictures, facts, history, row["notes"])
         )
-    wanted = sorted({place for system in shown for place in system.pictures})
-    truth = dict(zip(wanted, crops[np.array(wanted)], strict=True))
+    places = sorted({place for system in shown for place in system.pictures})
+    truth = dict(zip(places, crops[np.array(places)], strict=True))
     best = next(system for system in shown if system.kind != "oracle")
     side = crops.side
-    lead = (
-        f"On {metrics.scored(tables['grey'])} at {side} × {side} pixels the best PSNR is that of {best.name}. Oracles are "
-        "given the truth: they are no models, but what a kind of model would score if it made no mistake."
-    )
+    where = f"On {metrics.scored(tables['grey'])} at {side} × {side} pixels"
+    lead = f"{where} the best PSNR is that of {best.name}. {ORACLES}"
     basis = page.basis(tables["grey"], scores, side, params.evaluate.bootstrap)
     return page.render("page.html.j2", "Leaderboard", lead, shown, truth, basis, side, extra={})
 
@@ -221,9 +198,8 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
     names = list(params.models)
     for baseline in metrics.BASELINES:
         if baseline not in names:
-            raise InputError(
-                f"{paths.PARAMS}: models.{baseline} is missing; the leaderboard compares with it, restore it"
-            )
+            missing = f"{paths.PARAMS}: models.{baseline} is missing"
+            raise InputError(f"{missing}; the leaderboard compares with it, restore it")
     if taken := sorted(set(names) & set(oracles.ORACLES)):
         raise InputError(
             f"{paths.PARAMS}: models.{taken[0]} has the name of an oracle; give the model another"
@@ -253,16 +229,12 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
     html = build(params, board, tables, scores, painted, crops)
     listed = board.assign(notes=board["notes"].map("; ".join))
     files.write_text(paths.METRICS / "leaderboard.csv", listed.to_csv(index=False, lineterminator="\n"))
-    records = [
-        {key: value for key, value in row.items() if value == value} for row in board.to_dict("records")
-    ]
-    files.write_json(paths.METRICS / "leaderboard.json", records)  # JSON has no NaN
+    rows = board.to_dict("records")
+    known = [{key: value for key, value in row.items() if value == value} for row in rows]  # JSON has no NaN
+    files.write_json(paths.METRICS / "leaderboard.json", known)
     basis = page.basis(photos, scores, crops.side, params.evaluate.bootstrap)
-    text = (
-        f"{basis}. Photographs that are grey in truth, left out of PSNR: {int(photos['grey_truth'].sum())}. Oracles are "
-        "given the truth: they are no models, but what a kind of model would score if it made no mistake."
-        f"\n\n{markdown(board)}"
-    )
+    grey = f"Photographs that are grey in truth, left out of PSNR: {int(photos['grey_truth'].sum())}."
+    text = f"{basis}. {grey} {ORACLES}\n\n{markdown(board)}"
     files.write_text(paths.METRICS / "leaderboard.md", text)
     files.write_bytes(paths.METRICS / "leaderboard.jpg", picture)
     files.write_text(paths.METRICS / "leaderboard.html", html)
@@ -270,10 +242,7 @@ def main(params: LeaderboardParams, cost: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.leaderboard", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--cost", action="store_true", help="print the table with training seconds; write nothing"
-    )
+    about = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m pipeline.leaderboard", description=about)
+    parser.add_argument("--cost", action="store_true", help="print the training seconds; write nothing")
     stage(LeaderboardParams, partial(main, cost=parser.parse_args().cost))

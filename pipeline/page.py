@@ -1,8 +1,8 @@
-"""One self-contained page about systems that were scored on the same photographs: for a trained model, and for the zoo.
+"""Build one self-contained HTML page that compares systems on the same photographs.
 
-Numbers stand in it as HTML tables; a few lines of script sort them, choose curves and compare photographs. Nothing is
-loaded from anywhere. Photographs are WebP, one strip per photograph with all systems side by side, scaled down and then left
-out until they fit the budget; what is left out is said.
+The page has tables and a short script that sorts them, chooses curves and compares photographs; it loads
+nothing. Photographs are WebP strips with all systems side by side. They are scaled down, then left out, until
+they fit the budget; the page gives their number.
 """
 
 import base64
@@ -24,16 +24,16 @@ from colorize.scoring import figures, sheets
 from colorize.scoring.metrics import BASELINES, METRICS, TOO_FEW, scored
 
 BUDGET = 6_000_000
-"""Bytes of all photographs, before base64 makes them a third larger."""
+"""Largest size of all photographs in bytes, before base64."""
 SIDES = (256, 192, 128, 96, 64)
-"""Sides in pixels at which photographs are tried, the largest first, until they fit the budget."""
+"""Sides in pixels to try until the photographs fit the budget."""
 OF_SEVERAL = ("psnr_best", "ab_spread")
-"""Metrics over several colorings of one photograph: shown if a system has several."""
+"""Metrics over samples: shown if a system draws samples."""
 QUARTERS = ("least color", "less color", "more color", "most color")
 NAMESPACE = re.compile(r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\"", re.DOTALL)
-"""Of an SVG: what stands in no page."""
+"""Parts of an SVG that HTML does not need."""
 ASKED = re.compile(r", not \S+, because ")
-"""In a note of pipeline/train.py: what the block asks for."""
+"""The part of a note of pipeline/train.py that differs between blocks."""
 
 
 @dataclass
@@ -44,11 +44,11 @@ class Shown:
     kind: str
     """model, baseline or oracle."""
     table: pd.DataFrame
-    """Its scores per photograph, in the order of the test split."""
+    """Scores per photograph, in the order of the test split."""
     summary: dict[str, list[float]]
-    """Metric to mean, low, high; without an interval the last two are NaN."""
+    """Metric to mean, low, high; low and high are NaN without an interval."""
     over: dict[str, list[float]] = field(default_factory=dict)
-    """Baseline to what its PSNR is more: difference, low, high."""
+    """Baseline to the PSNR difference from it: mean, low, high."""
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
     """Position in the test split to uint8 [S, S, 3]."""
     facts: dict[str, str] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Shown:
 
 
 def read_scores(path: Path, needed: Iterable[str] = (), remedy: str = files.AGAIN) -> pd.DataFrame:
-    """A per_image.csv, with the metrics that are `needed`.
+    """Read a per_image.csv with the columns `needed`.
 
     Raises:
-        InputError: it is missing or damaged, or an earlier version wrote it, which did not know source photographs.
+        InputError: the file is missing or damaged, or lacks columns because an earlier version wrote it.
     """
     texts = dict.fromkeys(("photo", "group", "class", "system"), str)
     needed = ("index", "photo", "group", "grey_truth", "psnr", *needed)
@@ -69,43 +69,44 @@ def read_scores(path: Path, needed: Iterable[str] = (), remedy: str = files.AGAI
 
 
 def summary_of(scores: pd.DataFrame, system: str) -> dict[str, list[float]]:
-    """A system's rows of `metrics.compare`: metric to mean, low, high."""
-    own = scores[scores["system"] == system].set_index("metric")
-    return {str(metric): row.to_list() for metric, row in own[["mean", "low", "high"]].iterrows()}
+    """Select a system from `metrics.compare`: metric to mean, low, high."""
+    rows = scores[scores["system"] == system].set_index("metric")[["mean", "low", "high"]]
+    return {str(metric): row.to_list() for metric, row in rows.iterrows()}
 
 
 def basis(table: pd.DataFrame, scores: pd.DataFrame, size: int, resamples: int) -> str:
-    """What the figures of a page stand on, and its intervals, or why it has none."""
-    known = scores["low"].notna().any()
-    end = (
-        f", with 95 % intervals from {resamples} bootstrap resamples of the photographs" if known else TOO_FEW
-    )
+    """Describe the numbers of a page: what was scored, and how the intervals were made."""
+    end = TOO_FEW
+    if scores["low"].notna().any():
+        end = f", with 95 % intervals from {resamples} bootstrap resamples of the photographs"
     return f"Means at {size} × {size} pixels over {scored(table)}{end}"
 
 
 def strip(photos: Sequence[np.ndarray | None], side: int) -> bytes:
-    """Pictures of one photograph side by side as WebP; where a system has none, its place is grey."""
+    """Show images of one photograph side by side as WebP; missing ones are grey."""
     sheet = Image.new("RGB", (side * len(photos), side), "#808080")
     for place, pixels in enumerate(photos):
         if pixels is not None:
-            sheet.paste(
-                Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS), (place * side, 0)
-            )
+            scaled = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(scaled, (place * side, 0))
     return sheets.encode(sheet, "webp")
 
 
 def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> list[dict[str, Any]]:
-    """The photographs of the page: name, strip and, system by system, whether it has a picture and its PSNR.
+    """Choose the photographs of the page, in the order of the test split.
 
-    Those of which every system has a picture come first when not all fit; they stand in the order of the test split.
+    If not all fit, those with an image of every system are preferred.
+
+    Returns:
+        For each photograph its name, its strip, and per system whether it has an image, and the PSNR.
     """
-    complete = [p for p in truth if all(p in system.pictures for system in systems)]
-    wanted = [*complete, *(p for p in truth if p not in set(complete))]
+    complete = {p for p in truth if all(p in system.pictures for system in systems)}
+    positions = sorted(truth, key=lambda p: p not in complete)
     largest = next(iter(truth.values())).shape[0]
     sides = [side for side in SIDES if side <= max(largest, SIDES[-1])]
     for side in sides:
         strips: dict[int, bytes] = {}
-        for position in wanted:
+        for position in positions:
             strips[position] = strip([truth[position], *(s.pictures.get(position) for s in systems)], side)
             if sum(map(len, strips.values())) > BUDGET:
                 break
@@ -113,31 +114,27 @@ def gallery(systems: Sequence[Shown], truth: Mapping[int, np.ndarray]) -> list[d
             break
     while sum(map(len, strips.values())) > BUDGET:
         strips.popitem()
-    found = []
-    for position in sorted(strips):
-        rows = [system.table.iloc[position] for system in systems]
-        found.append(
-            {
-                "name": rows[0]["photo"],
-                "strip": "data:image/webp;base64," + base64.b64encode(strips[position]).decode(),
-                "has": [position in system.pictures for system in systems],
-                "psnr": [round(float(row["psnr"]), 2) for row in rows],
-            }
-        )
-    return found
+    return [
+        {
+            "name": systems[0].table["photo"].iloc[position],
+            "strip": "data:image/webp;base64," + base64.b64encode(strips[position]).decode(),
+            "has": [position in system.pictures for system in systems],
+            "psnr": [round(float(system.table["psnr"].iloc[position]), 2) for system in systems],
+        }
+        for position in sorted(strips)
+    ]
 
 
 def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
-    """Where each model loses: its PSNR over grey by how much color the truth has, and by class where there are several.
+    """Tabulate each model's PSNR over grey by amount of color in the truth, and by class if it has several.
 
-    How much color a photograph has is told by grey's own PSNR: the higher, the less there was to paint.
+    The PSNR of `grey` measures the amount of color: it is low for colorful photographs.
     """
     grey = next(system.table for system in systems if system.name == "grey")
-    counted = ~grey["grey_truth"].to_numpy(bool)
+    counted, psnr = ~grey["grey_truth"].to_numpy(bool), grey["psnr"].to_numpy()
     if counted.sum() < len(QUARTERS):
         return []
-    edges = np.quantile(grey["psnr"].to_numpy()[counted], [0.25, 0.5, 0.75])
-    quarter = 3 - np.searchsorted(edges, grey["psnr"].to_numpy(), side="left")
+    quarter = 3 - np.searchsorted(np.quantile(psnr[counted], [0.25, 0.5, 0.75]), psnr, side="left")
     groups = {name: counted & (quarter == number) for number, name in enumerate(QUARTERS)}
     classes = grey["class"].to_numpy(str) if "class" in grey else np.full(len(grey), "")
     names, sizes = np.unique(classes[counted], return_counts=True)
@@ -148,17 +145,15 @@ def failures(systems: Sequence[Shown]) -> list[dict[str, Any]]:
     for system in systems:
         if system.kind != "model":
             continue
-        gain = system.table["psnr"].to_numpy() - grey["psnr"].to_numpy()
-        cells = [
-            (f"{gain[mask].mean():+.2f}" if mask.any() else "").replace("-", "−") for mask in groups.values()
-        ]
+        gain = system.table["psnr"].to_numpy() - psnr
+        cells = [number(gain[mask].mean(), 2, True) if mask.any() else "" for mask in groups.values()]
         worse = float((gain[counted] < 0).mean())
         rows.append({"name": system.name, "cells": cells, "worse": f"{100 * worse:.0f} %"})
     return [{"name": "", "cells": list(groups), "worse": "worse than grey"}, *rows]
 
 
 def curves(history: pd.DataFrame) -> Markup:
-    """A model's losses as an SVG: of each epoch, and their means over 20 epochs."""
+    """Draw a model's losses as SVG: of each epoch, and their means over 20 epochs."""
     names = [name for name in figures.CURVES if name in history]
     epochs, losses = history["epoch"].to_numpy(), history[names]
     shown = {"each epoch": losses, "mean of 20 epochs": losses.rolling(20, min_periods=1).mean()}
@@ -170,30 +165,28 @@ def curves(history: pd.DataFrame) -> Markup:
 
 
 def remarks(notes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The systems that each note is about, from the notes of each system.
+    """Invert system to notes: map each note to its systems.
 
-    Notes that differ only in what each block asks for ("64 pixels, not 256, because ...") become one, without it.
+    Notes that differ only in what each block asks for ("64 pixels, not 256, because ...") are merged without
+    it.
     """
-    about: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     wordings: dict[str, set[str]] = {}
-    for name, said in notes.items():
-        for note in said:
-            reason = ASKED.sub(", because ", note)
-            about.setdefault(reason, []).append(name)
-            wordings.setdefault(reason, set()).add(note)
-    return {
-        (reason if len(wordings[reason]) > 1 else wordings[reason].pop()): names
-        for reason, names in about.items()
-    }
+    for name, texts in notes.items():
+        for text in texts:
+            merged = ASKED.sub(", because ", text)
+            names.setdefault(merged, []).append(name)
+            wordings.setdefault(merged, set()).add(text)
+    return {texts.pop() if len(texts) == 1 else merged: names[merged] for merged, texts in wordings.items()}
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
-    """A figure with a true minus sign."""
+    """Format a number with a true minus sign."""
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
 
 
 def numbers(values: Sequence[float], decimals: int, signed: bool = False) -> list[str]:
-    """A figure and, where it has one, its interval: low and high."""
+    """Format mean, low and high; leave out what is NaN."""
     return [number(value, decimals, signed) for value in values if value == value]
 
 
@@ -207,29 +200,25 @@ def render(
     size: int,
     extra: Mapping[str, Any],
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        template: page.html.j2 or one that extends it.
-        lead: the sentence under the title.
-        truth: position in the test split to uint8 [S, S, 3], of every photograph that a system has a picture of.
-        basis: of the figures, as the function of that name gives it.
+        template: page.html.j2 or a template that extends it.
+        lead: the sentence below the title.
+        truth: position in the test split to uint8 [S, S, 3], for every photograph with a prediction.
+        basis: see the function `basis`.
         size: side in pixels at which systems were scored.
-        extra: what only one of the pages has, for the template.
+        extra: further values for the template.
     """
     photos = gallery(systems, truth)
     several = any(system.summary["ab_spread"][0] for system in systems)
     shown = {name: metric for name, metric in METRICS.items() if several or name not in OF_SEVERAL}
-    data = {
-        "systems": [system.name for system in systems],
-        "photos": photos,
-    }
+    data = json.dumps(
+        {"systems": [system.name for system in systems], "photos": photos}, separators=(",", ":")
+    )
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["numbers"] = numbers
     return environment.get_template(template).render(
@@ -247,7 +236,6 @@ def render(
         photos=photos,
         failures=failures(systems),
         curves={s.name: curves(s.history) for s in systems if s.history is not None and len(s.history)},
-        # "<" never stands in it, so no text of a file name can end the script
-        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+        data=Markup(data.replace("<", "\\u003c")),  # so that no file name can end the script
         **extra,
     )

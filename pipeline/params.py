@@ -1,7 +1,7 @@
-"""The door: a stage reads its blocks of params.yaml through here, and nowhere else.
+"""Read params.yaml and run a stage with it.
 
-Types, units and limits stand in each settings class, beside the code that it configures. Whatever does not fit is refused
-with one sentence that names the parameter. `stage` turns what a user can mend into one sentence and exit status 1.
+Each settings class gives types, units and limits beside the code that it configures. An invalid parameter is
+refused with one sentence that names it.
 """
 
 import os
@@ -22,11 +22,11 @@ from colorize.settings import inherited
 from pipeline import paths
 
 TURN_SECONDS = 5
-"""So long the other ranks leave it to the first to say what all of them refuse."""
+"""Time for which other ranks wait for rank 0 to report a common error."""
 
 
 class Params(BaseModel):
-    """The blocks of params.yaml that a stage reads: each stage names its own in a subclass."""
+    """The blocks of params.yaml that a stage reads, as named by its subclass."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -38,16 +38,16 @@ def load(kind: type[P], path: Path = paths.PARAMS) -> P:
     """Read and check the blocks that `kind` names.
 
     Raises:
-        InputError: the file is missing, is not YAML, or holds what does not fit.
+        InputError: the file is missing, is not YAML, or has an invalid parameter.
     """
     return checked(kind, files.read_yaml(path), path)
 
 
 def checked(kind: type[P], content: Any, path: Path = paths.PARAMS) -> P:
-    """The blocks that `kind` names, from what YAML holds.
+    """Check the blocks that `kind` names in parsed YAML.
 
     Raises:
-        InputError: something does not fit; the sentence names `path` and the parameter.
+        InputError: a parameter is invalid; the sentence names `path` and the parameter.
     """
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no parameters; restore it with `git checkout {path}`")
@@ -55,17 +55,17 @@ def checked(kind: type[P], content: Any, path: Path = paths.PARAMS) -> P:
 
 
 def _follow(parent: int) -> None:
-    """End with the process that started this one: a training that nobody waits for would go on for hours."""
+    """End this process when its parent ends; otherwise an orphaned training would run for hours."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stage(kind: type[P], function: Callable[[P], None]) -> None:
-    """Run one stage with its checked parameters; what a user can mend ends in one sentence and exit status 1.
+    """Run one stage with its checked parameters; an InputError becomes one sentence and exit status 1.
 
-    Ctrl-C, SIGTERM and the death of the DVC or torchrun that started it end it with status 130; what is written stays valid.
-    Of torchrun's ranks the first speaks for all.
+    Ctrl-C, SIGTERM and the end of the parent DVC or torchrun end it with status 130; written files stay
+    valid. Only rank 0 of torchrun's ranks reports errors.
     """
     first = os.environ.get("RANK", "0") == "0"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -76,11 +76,11 @@ def stage(kind: type[P], function: Callable[[P], None]) -> None:
             with files.one_sentence():
                 function(load(kind))
         except SystemExit:
-            time.sleep(0 if first else TURN_SECONDS)  # torchrun ends the others when the first ends
+            time.sleep(0 if first else TURN_SECONDS)  # torchrun stops the others when rank 0 ends
             raise
     except KeyboardInterrupt:
         if first:
             print("stopped; the same command continues", file=sys.stderr)
         with suppress(OSError):
             sys.stdout.flush()
-        os._exit(130)  # other threads may wait for what never comes
+        os._exit(130)  # other threads may block forever

@@ -1,4 +1,4 @@
-"""Count the training split's colors: the prior over the 313 bins, its smoothed form, the rebalancing weights."""
+"""Compute the prior of the training split over the 313 bins, its smoothed form, and the class weights."""
 
 import io
 from pathlib import Path
@@ -16,19 +16,19 @@ from pipeline.params import Params, stage
 PIXELS_AT_ONCE = 2**24
 
 
-def read_released(rule: PriorConfig) -> np.ndarray | None:
-    """The released prior [313] from a path or URL; None if the parameter is empty.
+def read_released(config: PriorConfig) -> np.ndarray | None:
+    """Read the released prior [313] from a path or URL; return None if the parameter is empty.
 
     Raises:
-        InputError: it cannot be had, or it is another file than the one whose sha256 the parameters give.
+        InputError: the file is missing, or is not the one with the sha256 of the parameters.
     """
-    if not rule.released:
+    if not config.released:
         return None
-    content = read_pinned("prior.released", rule.released, rule.sha256, paths.DOWNLOADS)
-    with files.reading(Path(rule.released), "give prior_probs.npy"):
+    content = read_pinned("prior.released", config.released, config.sha256, paths.DOWNLOADS)
+    with files.reading(Path(config.released), "give prior_probs.npy"):
         prior = np.load(io.BytesIO(content), allow_pickle=False)
     if prior.shape != (Q,):
-        raise InputError(f"prior.released: {rule.released} has shape {prior.shape}, not ({Q},)")
+        raise InputError(f"prior.released: {config.released} has shape {prior.shape}, not ({Q},)")
     return prior
 
 
@@ -42,7 +42,7 @@ def main(params: PriorParams) -> None:
     training = splits.loc[splits["split"] == "train", "index"].to_numpy()
     if not len(training):
         raise InputError(f"{paths.SPLITS_CSV} lists no training photograph; raise filter.train")
-    # In chunks, so that memory does not grow with the photographs.
+    # In chunks, to limit memory.
     crops = Crops(paths.CROPS, training)
     step = PIXELS_AT_ONCE // crops.side**2
     chunks = (crops[start : start + step] for start in range(0, len(crops), step))
@@ -50,9 +50,8 @@ def main(params: PriorParams) -> None:
     statistics.write(paths.PRIOR)
     counts = statistics.arrays["counts"]
     a, b = statistics.arrays["mean_ab"]
-    print(
-        f"prior: {counts.sum():,} pixels of {len(training):,} photographs in {(counts > 0).sum()} of {Q} bins"
-    )
+    occupied = f"{(counts > 0).sum()} of {Q} bins"
+    print(f"prior: {counts.sum():,} pixels of {len(training):,} photographs in {occupied}")
     print(f"mean color: a* {a:.2f}, b* {b:.2f}")
 
 

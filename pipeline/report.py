@@ -1,7 +1,6 @@
-"""Gather one experiment on one self-contained page, metrics/report.html, and draw metrics/prior.png.
+"""Show one experiment on one self-contained page, metrics/report.html, and draw metrics/prior.png.
 
-It shows what the other stages wrote and computes nothing anew; what is measured is defined in colorize.metrics. What it has
-in common with the zoo's page is page.py's.
+The report only shows what other stages wrote; page.py makes what the zoo's page shares with it.
 """
 
 import base64
@@ -31,45 +30,43 @@ TRAINED = {
     "epochs": "epochs done",
     "best_epoch": "best epoch",
 }
-"""What the page shows of model.json beside the block."""
+"""Values of model.json on the page, beside the block."""
 WIDEST = 1200
-"""Pixels to which photographic sheets are scaled down for the page."""
+"""Largest width in pixels of a sheet on the page."""
 
 
 def mark(metric: Metric, low: float, high: float) -> str:
-    """Whether a difference with this interval is better, worse, or not distinguishable from none (empty)."""
-    if metric.better == "neither" or not (low > 0 or high < 0):  # without an interval they are NaN
+    """Tell whether a difference with this interval is "better" or "worse"; "" if it may be zero."""
+    if metric.better == "neither" or not (low > 0 or high < 0):  # both are NaN without an interval
         return ""
     return "better" if (low > 0) == (metric.better == "higher") else "worse"
 
 
 def results(comparison: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of the headline table: a metric, its cells by system, its differences by baseline.
+    """Make the rows of the headline table: a metric, its cells by system, its differences by baseline.
 
-    What is measured over several colorings is left out for a model that has one.
+    Metrics over samples are left out for a model without samples.
     """
-    found = {(row["metric"], row["system"]): row for row in comparison.to_dict("records")}
-    one = found["ab_spread", "model"]["mean"] == 0
+    scores = {(row["metric"], row["system"]): row for row in comparison.to_dict("records")}
+    samples = scores["ab_spread", "model"]["mean"] != 0
     rows = []
     for name, metric in METRICS.items():
-        if one and name in OF_SEVERAL:
+        if name in OF_SEVERAL and not samples:
             continue
         cells, differences = {}, {}
         for system in SYSTEMS:
-            row = found[name, system]
+            row = scores[name, system]
             cells[system] = numbers([row[column] for column in ("mean", "low", "high")], metric.decimals)
         for system in BASELINES:
-            more = [found[name, "model"][f"over_{system}{end}"] for end in ("", "_low", "_high")]
-            differences[system] = {
-                "figures": numbers(more, metric.decimals, signed=True),
-                "mark": mark(metric, *more[1:]),
-            }
+            gain = [scores[name, "model"][f"over_{system}{end}"] for end in ("", "_low", "_high")]
+            figures = numbers(gain, metric.decimals, signed=True)
+            differences[system] = {"figures": figures, "mark": mark(metric, *gain[1:])}
         rows.append({"name": name, "metric": metric, "cells": cells, "differences": differences})
     return rows
 
 
 def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters as `a.b: value`."""
+    """Flatten nested parameters to `a.b: value`."""
     flat: dict[str, Any] = {}
     for key, value in block.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -77,23 +74,20 @@ def flatten(block: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def inline(content: bytes, kind: str) -> str:
-    """Picture bytes as a data: address."""
+    """Encode an image file as a data: URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def inline_sheet(path: Path) -> dict[str, Any]:
-    """A sheet of photographs as WebP, at most `WIDEST` pixels wide."""
+    """Encode a sheet of photographs as WebP, at most `WIDEST` pixels wide."""
     with Image.open(path) as image:
         image.thumbnail((WIDEST, 10 * WIDEST))
-        return {
-            "address": inline(sheets.encode(image, "webp"), "webp"),
-            "width": image.width,
-            "height": image.height,
-        }
+        address = inline(sheets.encode(image, "webp"), "webp")
+        return {"address": address, "width": image.width, "height": image.height}
 
 
 def removed_because(splits: pd.DataFrame) -> dict[str, int]:
-    """How many photographs each reason removed, most frequent first; several reasons of one are joined by +."""
+    """Count the photographs that each reason removed, most frequent first; a + joins several reasons."""
     reasons = splits.loc[splits["reason"] != "", "reason"].str.split("+", regex=False).explode()
     counts = reasons.value_counts().sort_index().sort_values(ascending=False, kind="stable")
     return {str(reason): int(count) for reason, count in counts.items()}
@@ -102,24 +96,24 @@ def removed_because(splits: pd.DataFrame) -> dict[str, int]:
 def systems(
     name: str, history: pd.DataFrame, comparison: pd.DataFrame, tested: int
 ) -> tuple[list[Shown], dict[int, np.ndarray]]:
-    """The model and both baselines for the page, and the truth of the photographs they are shown on.
+    """Collect the model and both baselines for the page, and the true photographs by position.
 
     Args:
-        tested: photographs of the test split.
+        tested: number of photographs in the test split.
 
     Raises:
-        InputError: what the evaluate stage should have written is missing or damaged.
+        InputError: an output of the evaluate stage is missing or damaged.
     """
-    per_image = page.read_scores(paths.METRICS / "per_image.csv", ["system"])
-    found = []
+    path = paths.METRICS / "per_image.csv"
+    per_image = page.read_scores(path, ["system"])
+    all_shown = []
     with files.reading(paths.PICTURES):
         pictures = files.read_arrays(paths.PICTURES)
         for system in SYSTEMS:
             table = per_image[per_image["system"] == system].reset_index(drop=True)
             position = {index: place for place, index in enumerate(table["index"])}
             if len(table) != tested:
-                where = paths.METRICS / "per_image.csv"
-                raise InputError(f"{where} lists other photographs than the test split; {files.AGAIN}")
+                raise InputError(f"{path} lists other photographs than the test split; {files.AGAIN}")
             pairs = zip(pictures["index"], pictures[system], strict=True)
             shown = Shown(
                 name=name if system == "model" else system,
@@ -129,8 +123,8 @@ def systems(
                 pictures={position[index]: picture for index, picture in pairs},
                 history=history if system == "model" else None,
             )
-            found.append(shown)
-        return found, dict(zip(found[0].pictures, pictures["truth"], strict=True))
+            all_shown.append(shown)
+        return all_shown, dict(zip(all_shown[0].pictures, pictures["truth"], strict=True))
 
 
 class ReportParams(Params):
@@ -141,10 +135,10 @@ class ReportParams(Params):
 
 
 def build(params: ReportParams) -> tuple[str, bytes, str]:
-    """The report, prior.png, and a summary for the screen.
+    """Build the report, prior.png, and a summary for the screen.
 
     Raises:
-        InputError: what an earlier stage should have written is missing or damaged.
+        InputError: an output of an earlier stage is missing or damaged.
     """
     kinds = {"name": str, "block": dict, "recipe": dict, "notes": list} | dict.fromkeys(TRAINED, int)
     description = files.read_json(paths.MODEL / "model.json", kinds)
@@ -165,10 +159,10 @@ def build(params: ReportParams) -> tuple[str, bytes, str]:
     parts = {name: splits[splits["split"] == name] for name in ("train", "val", "test")}
     parts |= {"removed": splits[splits["reason"] != ""], "all": splits}
     shown[0].notes = description["notes"]
+    trained = {label: f"{description[key]:,}" for key, label in TRAINED.items()}
     extra = {
         "rows": rows,
-        "trained": {label: f"{description[key]:,}" for key, label in TRAINED.items()}
-        | flatten(description["recipe"]),
+        "trained": trained | flatten(description["recipe"]),
         "best_epoch": description["best_epoch"],
         "epochs": len(history),
         "keep": params.train.keep,
@@ -190,26 +184,25 @@ def build(params: ReportParams) -> tuple[str, bytes, str]:
 
 
 def summary(rows: list[dict[str, Any]], name: str, basis: str) -> str:
-    """The few lines a person wants to see at the end of a run."""
+    """Format the main metrics for the screen."""
     shown = [row for row in rows if row["name"] in ("psnr", "ssim", "rmse")]
-    known_as = dict(zip(SYSTEMS, (name, *BASELINES), strict=True))
-    width = max(map(len, known_as.values()))
-    lines = [
-        " " * width + "".join(f"  {row['name'] + ' ' + row['metric'].unit:<26}" for row in shown).rstrip()
-    ]
-    for system, label in known_as.items():
-        found = [row["cells"][system] for row in shown]
-        cells = ["{} [{}, {}]".format(*cell) if cell[1:] else cell[0] for cell in found]
+    labels = dict(zip(SYSTEMS, (name, *BASELINES), strict=True))
+    width = max(map(len, labels.values()))
+    heads = "".join(f"  {row['name'] + ' ' + row['metric'].unit:<26}" for row in shown)
+    lines = [" " * width + heads.rstrip()]
+    for system, label in labels.items():
+        values = [row["cells"][system] for row in shown]
+        cells = ["{} [{}, {}]".format(*cell) if cell[1:] else cell[0] for cell in values]
         lines.append(f"{label:<{width}}" + "".join(f"  {cell:<26}" for cell in cells).rstrip())
     pictures = f"{(paths.METRICS / 'samples.png').as_posix()}, {(paths.METRICS / 'report.html').as_posix()}"
     return "\n".join([*lines, basis, f"pictures: {pictures}"])
 
 
 def main(params: ReportParams) -> None:
-    html, prior, said = build(params)
+    html, prior, text = build(params)
     files.write_bytes(paths.METRICS / "prior.png", prior)
     files.write_text(paths.METRICS / "report.html", html)
-    print(said)
+    print(text)
 
 
 if __name__ == "__main__":

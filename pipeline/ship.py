@@ -1,8 +1,8 @@
-"""Make the trained model the one that comes with the library: data/model -> src/colorize/shipped.
+"""Ship the trained model with the library: data/model -> src/colorize/shipped.
 
-No stage: run it by hand after a training that is worth it, and measure what docs/model-card.md tells. Weights are kept in
-half precision. How the model decodes is what params.yaml says now, and --size the side in pixels at which it will see
-photographs: neither takes a training.
+This is no stage: run it by hand after a good training, then measure the numbers of docs/model-card.md again.
+Weights are stored in half precision. Decoding follows the present params.yaml, and --size is the side in
+pixels at which the model will see photographs; neither needs a new training.
 """
 
 import argparse
@@ -35,9 +35,8 @@ def main(params: ShipParams) -> None:
     about = description | {"name": SHIPPED, "size": parser.parse_args().size or description["size"]}
     history = (paths.MODEL / HISTORY).read_text(encoding="utf-8")
     save_model(SHIPPED_FOLDER, load_model(paths.MODEL).half(), about, history)
-    print(
-        f"{description['name']}: {(SHIPPED_FOLDER / WEIGHTS).stat().st_size / 1e6:.1f} MB in {SHIPPED_FOLDER}"
-    )
+    megabytes = (SHIPPED_FOLDER / WEIGHTS).stat().st_size / 1e6
+    print(f"{description['name']}: {megabytes:.1f} MB in {SHIPPED_FOLDER}")
 
 
 if __name__ == "__main__":

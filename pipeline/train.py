@@ -1,15 +1,15 @@
-"""Train one model: `python -m pipeline.train [--model NAME]`; without a name, the one that params.yaml chooses.
+"""Train one model: `python -m pipeline.train [--model NAME]`; by default the one that params.yaml chooses.
 
-`torchrun --nproc-per-node N -m pipeline.train` trains it with N processes together, each with its own GPU.
-A process alone takes one GPU, the first that no other training holds.
+`torchrun --nproc-per-node N -m pipeline.train` trains it with N processes, each with its own GPU. A single
+process takes the first GPU that no other training uses.
 
-The training state lies in runs/<name>-<fingerprint>/, outside every stage's outs: DVC deletes outs before it runs. The
-fingerprint covers all that the weights depend on: block, rules, seed, every source file that runs, data, torch, NumPy
-and the kind of device. So a state is only ever continued by the run that it belongs to, and a finished one is handed
-out instead of trained again. A process that needs a model which another process is training waits for it. Which
-processor computes is not covered: what one machine began, another may finish. Measured seconds go to timing.csv in that
-folder, never into an out. Where `init_from` names another model of params.yaml, that one's finished state is taken, and
-trained first if it is not there: no weights of other data or parameters can ever be taken for it.
+The training state lies in runs/<name>-<fingerprint>/, outside of all outs, because DVC deletes outs before it
+runs. The fingerprint covers all inputs of the weights: block, parameters, seed, imported source files, data,
+torch, NumPy and the kind of device. So a state is only continued with the same inputs, and a finished state
+is reused instead of retraining. If another process is training the same fingerprint, we wait for its result.
+The fingerprint does not cover the processor: one machine may finish what another one began. Measured seconds
+go to timing.csv in that folder, never into an out. If `init_from` names another model of params.yaml, its
+finished state is used, or it is trained first; weights from other data or parameters are never used.
 """
 
 import argparse
@@ -29,24 +29,12 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
-from colorize import distributed, files
+from colorize import distributed, files, models
 from colorize.bins import Statistics
 from colorize.data.dataset import Photos, Streamed
 from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.models import (
-    ARCHITECTURES,
-    WEIGHTS,
-    ModelConfig,
-    block_of,
-    build_model,
-    describe_block,
-    initial_folder,
-    load_model,
-    model_class,
-    save_model,
-    start_from,
-)
+from colorize.models import ModelConfig
 from colorize.models.base import Colorizer, parameter_count
 from colorize.settings import Prior, Seed
 from colorize.training.device import TrainConfig, held_bytes, select_device, use_bf16
@@ -56,9 +44,9 @@ from pipeline.params import Params, stage
 
 STATE = "state.pt"
 DECODING = ("temperature", "saturation")
-"""Settings of the head that change nothing in the weights."""
+"""Parameters of the head that do not change the weights."""
 HARMLESS = ("checkpoint_seconds", "dataset_gigabytes", "runs_gigabytes", "launcher")
-"""Rules that change nothing in the weights; how many ranks there are does, in the last bits."""
+"""Parameters of `train` that do not change the weights; the number of ranks does, in the last bits."""
 
 
 class TrainParams(Params):
@@ -69,23 +57,23 @@ class TrainParams(Params):
 
 
 def fingerprint(params: TrainParams, name: str, device: torch.device) -> str:
-    """Sixty-four hexadecimal digits over everything that the trained weights depend on."""
-    block = block_of(params.models, name)
-    architecture = ARCHITECTURES / f"{block.arch}.py"
+    """Hash everything that the trained weights depend on: 64 hexadecimal digits."""
+    block = models.block_of(params.models, name)
+    architecture = models.ARCHITECTURES / f"{block.arch}.py"
     origin = block.init_from
     if origin in params.models:
         origin = fingerprint(params, origin, device)
     elif origin:
-        origin = files.sha256(initial_folder(origin) / WEIGHTS)
-    rule, described = asdict(params.train), describe_block(block)
+        origin = files.sha256(models.initial_folder(origin) / models.WEIGHTS)
+    config, described = asdict(params.train), models.describe_block(block)
     for harmless in HARMLESS:
-        del rule[harmless]
+        del config[harmless]
     for harmless in DECODING:
         del described["head"][harmless]
     covered = {
         "block": described,
         "init_from": origin,
-        "train": rule,
+        "train": config,
         "seed": params.seed,
         "size": block.working_size(Crops(paths.CROPS).side),
         "device": device.type,
@@ -98,15 +86,12 @@ def fingerprint(params: TrainParams, name: str, device: torch.device) -> str:
 
 
 def prune(keep: Path, gigabytes: float) -> None:
-    """Delete the oldest other run folders until all together are below `gigabytes`; running ones are left alone."""
-    # What else lies there is the user's.
-    ours = [folder for folder in paths.RUNS.iterdir() if (folder / STATE).exists()]
+    """Delete the oldest run folders, but not `keep` or running ones, until the total is below `gigabytes`."""
+    ours = [folder for folder in paths.RUNS.iterdir() if (folder / STATE).exists()]  # others are the user's
     folders = sorted(ours, key=lambda folder: folder.stat().st_mtime, reverse=True)
     total = 0
     for folder in [keep, *(f for f in folders if f != keep)]:
-        with suppress(
-            Timeout, FileNotFoundError
-        ):  # another process trains it, renames in it or has just deleted it
+        with suppress(Timeout, FileNotFoundError):  # another process trains in it or has just deleted it
             total += sum(file.stat().st_size for file in folder.iterdir())
             if folder != keep and total > gigabytes * 1e9:
                 with FileLock(folder / "lock", timeout=0):
@@ -114,85 +99,86 @@ def prune(keep: Path, gigabytes: float) -> None:
 
 
 def lock(folder: Path, name: str) -> AcquireReturnProxy:
-    """The sole right to train in a run's folder, as a context manager; while another process has it, say so and wait."""
+    """Lock a run's folder, as a context manager; if another process has the lock, say so and wait."""
     file = FileLock(folder / "lock")
     try:
         return file.acquire(timeout=0)
     except Timeout:
-        tqdm.write(
-            f"{name}: another process is training it in {folder}; waiting for its weights", file=sys.stderr
-        )
+        message = f"{name}: another process is training it in {folder}; waiting for its weights"
+        tqdm.write(message, file=sys.stderr)
         return file.acquire()
 
 
 def share_of(indices: np.ndarray, share: float) -> np.ndarray:
-    """A share of the photographs, in their order; those of a smaller share are among those of a larger one."""
-    order = np.random.default_rng(1).permutation(len(indices))  # every seed trains on the same ones
+    """Choose a share of the photographs, in order; a larger share contains every smaller one."""
+    order = np.random.default_rng(1).permutation(len(indices))  # the same photographs for every seed
     return indices[np.sort(order[: round(share * len(indices))])]
 
 
 def trainable(block: ModelConfig, statistics: Statistics) -> tuple[ModelConfig, list[str]]:
-    """The block as it can be trained here, and one sentence for each thing that differs from what it asks for.
+    """Replace the released prior in a block if it is not available; return a sentence for the change.
 
-    The released prior can neither be distributed with this project nor fetched by it unasked.
+    We may not distribute the released prior, and do not download it unless prior.released is set.
     """
-    asked = block.head.weights
-    if not asked.startswith("released") or asked in statistics.arrays:
+    weights = block.head.weights
+    if not weights.startswith("released") or weights in statistics.arrays:
         return block, []
-    own: Prior = "empirical" if asked == "released" else "smoothed"
-    note = f"prior.released is not set: weights from this data set's {own} prior instead of the {asked} one"
-    return replace(block, head=replace(block.head, weights=own)), [note]
+    ours: Prior = "empirical" if weights == "released" else "smoothed"
+    note = (
+        f"prior.released is not set: weights from this data set's {ours} prior instead of the {weights} one"
+    )
+    return replace(block, head=replace(block.head, weights=ours)), [note]
 
 
 def recipe_of(
     params: TrainParams, block: ModelConfig, size: int, photographs: int, device: torch.device
 ) -> tuple[dict[str, Any], list[str]]:
-    """The recipe in force, beside what the block asks for; and one sentence for each difference.
+    """Describe the recipe in force beside the block's recipe; return it and a sentence for each difference.
 
     Args:
         size: side in pixels at which the model works.
-        photographs: how many there are to train on.
+        photographs: number of training photographs.
     """
-    rule, asked, used = params.train, block.recipe, in_force(block.recipe, params.train)
-    batch = -(-photographs // -(-photographs // asked.batch))  # an epoch is cut into equal ones
+    config, wanted, used = params.train, block.recipe, in_force(block.recipe, params.train)
+    batch = -(-photographs // -(-photographs // wanted.batch))  # all batches of an epoch are about equal
     pairs = {
         "size": (block.size or size, size),
-        "epochs": (asked.epochs, used.epochs),
-        "lr": (asked.lr, used.lr),
-        "batch": (asked.batch, batch),
+        "epochs": (wanted.epochs, used.epochs),
+        "lr": (wanted.lr, used.lr),
+        "batch": (wanted.batch, batch),
     }
     recipe: dict[str, Any] = {
         name: dict(zip(("asked", "in_force"), pair, strict=True)) for name, pair in pairs.items()
     }
     recipe |= {
-        "patience": asked.patience,
-        "max_minutes": rule.max_minutes,
+        "patience": wanted.patience,
+        "max_minutes": config.max_minutes,
         "device": device.type,
-        "precision": "bf16" if use_bf16(rule, device) else "fp32",
+        "precision": "bf16" if use_bf16(config, device) else "fp32",
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "ranks": distributed.world_size(),
     }
-    epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {asked.epochs:,}"
-    lr = f"{used.lr:g}, not {asked.lr:g}"
+    epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {wanted.epochs:,}"
+    lr = f"{used.lr:g}, not {wanted.lr:g}"
     sentences = {
         "size": f"works at {size} pixels, not {block.size}, because crop.size is {size}",
-        "epochs": f"trains for {epochs}, because train.max_epochs is {rule.max_epochs}",
-        "lr": f"trains with a learning rate of {lr}, because train.min_lr is {rule.min_lr:g}",
-        "batch": f"trains on {batch} photographs at once, not {asked.batch}, because there are no more",
+        "epochs": f"trains for {epochs}, because train.max_epochs is {config.max_epochs}",
+        "lr": f"trains with a learning rate of {lr}, because train.min_lr is {config.min_lr:g}",
+        "batch": f"trains on {batch} photographs at once, not {wanted.batch}, because there are no more",
     }
-    if photographs >= asked.batch:
+    if photographs >= wanted.batch:
         del sentences["batch"]
     return recipe, [text for name, text in sentences.items() if pairs[name][0] != pairs[name][1]]
 
 
 def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
-    """A trained model, from its finished state if there is one or will be; what was done; and its description.
+    """Train a model, or load its finished state; return the model, its progress and its description.
 
-    All ranks do this; the first one alone reads and writes the state.
+    All ranks call this; only rank 0 reads and writes the state.
 
     Args:
-        gpu: number of the GPU that computes, where one does.
+        gpu: number of the GPU to use, if any.
 
     Raises:
         InputError: there is too little data, or several ranks cannot train this model on the CPU.
@@ -200,7 +186,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
     device = select_device(params.train, gpu)
     first = distributed.rank() == 0
     statistics = Statistics.read(paths.PRIOR)
-    block, notes = trainable(block_of(params.models, name), statistics)
+    block, notes = trainable(models.block_of(params.models, name), statistics)
     size = block.working_size(Crops(paths.CROPS).side)
     if block.init_from:
         notes.append(f"starts from the weights of {block.init_from}")
@@ -208,12 +194,13 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
     indices = {split: splits.loc[splits["split"] == split, "index"].to_numpy() for split in ("train", "val")}
     indices["train"] = share_of(indices["train"], block.recipe.share)
     if len(indices["train"]) < 2 or len(indices["val"]) < 1:
+        counts = f"there are {len(indices['train'])} and {len(indices['val'])}"
         raise InputError(
-            f"training needs 2 photographs and 1 for validation; there are {len(indices['train'])} and "
-            f"{len(indices['val'])}: add photographs or change filter.train and filter.val, or raise the model's train.share"
+            f"training needs 2 photographs and 1 for validation; {counts}: add photographs or change "
+            "filter.train and filter.val, or raise the model's recipe.share"
         )
     recipe: dict[str, Any] = {}
-    if model_class(block).phases:
+    if models.model_class(block).phases:
         recipe, differences = recipe_of(params, block, size, len(indices["train"]), device)
         notes += differences
     sets = {
@@ -231,9 +218,9 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
 
     def begin() -> None:
         if block.init_from in params.models:
-            start_from(model, trained(params, block.init_from, gpu)[0])
+            models.start_from(model, trained(params, block.init_from, gpu)[0])
         elif block.init_from:
-            start_from(model, load_model(initial_folder(block.init_from), device.type))
+            models.start_from(model, models.load_model(models.initial_folder(block.init_from), device.type))
 
     with lock(folder, name) if first else nullcontext():
         if first:
@@ -241,7 +228,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
             if notes:
                 tqdm.write(f"{name}: {'; '.join(notes)}")
         torch.manual_seed(params.seed)
-        model = build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
+        model = models.build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
         distributed.synchronize(model, name, device)
         state, seed = folder / STATE, params.seed
         progress = fit(
@@ -258,7 +245,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
             )
     description = {
         "name": name,
-        "block": describe_block(block),
+        "block": models.describe_block(block),
         "seed": params.seed,
         "size": size,
         "parameters": parameter_count(model),
@@ -273,39 +260,37 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
 
 
 def train(params: TrainParams, name: str, out: Path, gpu: int = 0) -> Progress:
-    """Train a model, or fetch it from its finished state, and write it to `out`; raises what `trained` does."""
+    """Train a model or load its finished state, and write it to `out`; raise the errors of `trained`."""
     model, progress, description = trained(params, name, gpu)
-    if distributed.local_rank() == 0:  # every machine gets the model: DVC waits for it on any
+    if distributed.local_rank() == 0:  # on every machine, because DVC expects the out there
         print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
-        save_model(out, model, description, history_csv(progress.history))
+        models.save_model(out, model, description, history_csv(progress.history))
         prune(paths.run_folder(name, description["fingerprint"]), params.train.runs_gigabytes)
     return progress
 
 
 @contextmanager
 def own_gpu(gpus: Sequence[int]) -> Iterator[int]:
-    """The first of these GPUs that no other training of this project has taken; if all are, the first."""
+    """Reserve the first GPU that no other training of this project uses; share the first if all are used."""
     paths.RUNS.mkdir(parents=True, exist_ok=True)
-    own = gpus[0] if gpus else 0
-    with ExitStack() as taken:
+    chosen = gpus[0] if gpus else 0
+    with ExitStack() as stack:
         for number in gpus:
             with suppress(Timeout):
-                taken.enter_context(FileLock(paths.RUNS / f"gpu-{number}.lock", timeout=0))
-                own = number
+                stack.enter_context(FileLock(paths.RUNS / f"gpu-{number}.lock", timeout=0))
+                chosen = number
                 break
-        yield own
+        yield chosen
 
 
 def main(params: TrainParams) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", help="a block of params.yaml; written to data/zoo/NAME instead of data/model"
-    )
+    parser.add_argument("--model", help="block of params.yaml; writes data/zoo/NAME instead of data/model")
     arguments = parser.parse_args()
     name = arguments.model or params.model
     out = paths.ZOO / name if arguments.model else paths.MODEL
     gpus = range(0 if params.train.device == "cpu" else torch.cuda.device_count())
-    if "LOCAL_RANK" in os.environ:  # torchrun's ranks take one each
+    if "LOCAL_RANK" in os.environ:  # each rank of torchrun takes one GPU
         gpus = gpus[distributed.local_rank() :][:1]
     with own_gpu(gpus) as gpu, distributed.init(select_device(params.train, gpu)):
         train(params, name, out, gpu)

@@ -1,9 +1,9 @@
-"""Clear what a killed DVC left half-written, and its locks: what `make repro` and `make zoo` do before they start.
+"""Repair half-written lock files and stale locks of a killed DVC, before `make repro` and `make zoo`.
 
-DVC rewrites its list of locks and its lock files in place, so that a kill can leave half of one, with which it refuses
-to start (treeverse/dvc#7615); and it takes a lock for held as long as any process has its holder's number, which after a
-power cut may be anybody's. What a lock file held is kept beside it. One in the middle of a merge is the
-user's to resolve.
+DVC rewrites its list of locks and its lock files in place. A kill can leave half a file, and DVC then refuses
+to start (treeverse/dvc#7615). DVC also believes in a lock as long as any process has its holder's number,
+which after a power cut may be any process. A damaged lock file is kept under another name. A lock file in the
+middle of a merge is left to the user.
 """
 
 import json
@@ -23,39 +23,38 @@ CONFLICT = re.compile(rb"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
 
 
 def holders(text: str) -> set[int]:
-    """The numbers of the processes that hold a lock; none if the list is no list."""
+    """Numbers of the processes that hold a lock; empty if the list is damaged."""
     try:
         locks = json.loads(text)
         reading = [info for infos in locks.get("read", {}).values() for info in infos]
         return {int(info["pid"]) for info in [*reading, *locks.get("write", {}).values()]}
-    except Exception:  # half of one may be anything
+    except Exception:  # half a file can raise anything
         return set()
 
 
 def runs_dvc(process: int) -> bool:
-    """Whether the process of that number is alive and DVC."""
+    """Tell whether a process number belongs to a running DVC."""
     try:
-        found = psutil.Process(process)
-        return found.status() != psutil.STATUS_ZOMBIE and any(
-            part.rpartition("/")[2] == "dvc" for part in found.cmdline()
-        )
-    except (psutil.NoSuchProcess, ValueError, OverflowError):  # or no number that a process can have
+        holder = psutil.Process(process)
+        is_dvc = any(part.rpartition("/")[2] == "dvc" for part in holder.cmdline())
+        return holder.status() != psutil.STATUS_ZOMBIE and is_dvc
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # the last two for impossible numbers
         return False
-    except psutil.AccessDenied:  # another user's: it may well be
+    except psutil.AccessDenied:  # another user's process may be DVC
         return True
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether DVC will read a lock file of that content."""
+    """Tell whether DVC can read a lock file with this content."""
     try:
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(content.decode()))
-    except Exception:  # whatever half a file makes a reader raise
+    except Exception:  # half a file can raise anything
         return False
     return True
 
 
 def git(*arguments: str) -> str | None:
-    """What git prints; None where it fails, there is no repository, or no git."""
+    """Run Git and return its output; None if it fails, or there is no repository or no Git."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True)
     except OSError:
@@ -64,27 +63,28 @@ def git(*arguments: str) -> str | None:
 
 
 def restore(lock: Path) -> None:
-    """Bring a damaged lock file back as it was committed or staged, or none; keep what it held under another name.
+    """Restore a damaged lock file from Git, if Git has one; keep the damaged file under another name.
 
-    What has run since that commit is found again in DVC's run cache and in runs/.
+    Later runs are found again in DVC's run cache and in runs/.
 
     Raises:
-        InputError: it is in the middle of a merge, whose two sides only a person can choose between.
+        InputError: the lock file is in the middle of a merge.
     """
     content = lock.read_bytes()
     unmerged = git("ls-files", "--unmerged", "--", str(lock))
     if unmerged or CONFLICT.search(content):
-        how = f"git checkout --ours {lock} or --theirs, then git add {lock}"
-        how = how if unmerged else f"git checkout HEAD {lock}"
+        how = f"git checkout HEAD {lock}"
+        if unmerged:
+            how = f"git checkout --ours {lock} or --theirs, then git add {lock}"
         raise InputError(f"{lock} is in the middle of a merge; choose one side ({how}), then run this again")
     if is_whole(content):
         return
     names = (lock.with_name(f"{lock.name}.damaged-{number}") for number in count(1))
     kept = next(path for path in names if not path.exists())
     lock.rename(kept)
-    done = git("checkout", "--quiet", "--", str(lock)) is not None
-    whence = "went back to the last commit's" if done else "DVC begins a new one"
-    print(f"{lock} was cut short when DVC was killed; {whence}, and it is kept as {kept.name}")
+    restored = git("checkout", "--quiet", "--", str(lock)) is not None
+    outcome = "went back to the last commit's" if restored else "DVC begins a new one"
+    print(f"{lock} was cut short when DVC was killed; {outcome}, and it is kept as {kept.name}")
 
 
 def main() -> None:

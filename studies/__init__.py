@@ -1,3 +1,3 @@
-"""The documents' experiments: runs that a YAML here lists, and our figures beside the printed."""
+"""Repeat the experiments of the documents: each YAML lists runs, tables and figures."""
 
-import pipeline  # noqa: F401 - before NumPy and torch, which read when they are loaded what it sets
+import pipeline  # noqa: F401 - sets what NumPy and torch read on import

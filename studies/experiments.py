@@ -1,7 +1,7 @@
-"""Runs of the pipeline as DVC experiments: queue them, let several go on at a time, read what they left.
+"""Run the pipeline as DVC experiments: queue them, run several at a time, read their results.
 
-An experiment runs in a copy of the project and keeps its results as a commit under refs/exps. Workers outlive
-the command that started them, so a study that was stopped finds its experiments again by name.
+An experiment runs in a copy of the project and stores its results as a commit below refs/exps. Workers
+outlive the command that started them, so a restarted study finds its experiments by name.
 """
 
 import json
@@ -23,22 +23,22 @@ from pipeline import paths
 
 POLL_SECONDS = 5.0
 ABANDONED = 30
-"""So many polls in a row may show no worker: one takes seconds to appear, and a busy machine answers late."""
+"""Polls without any worker after which we restart workers; a new worker takes seconds to appear."""
 TABLES = ("loss.csv", "comparison.csv", "per_image.csv")
 AB_UNIT = 128
-"""Lab units in which the losses of document 000's models are squared."""
+"""Scale of ab in the losses of document 000, in Lab units."""
 
 
 def _run(*command: str) -> str:
-    """The output of a command of DVC or Git.
+    """Run a command of DVC or Git and return its output.
 
     Raises:
-        InputError: it failed; the sentence is its last line.
+        InputError: the command failed; the sentence holds its last line.
     """
-    with tempfile.TemporaryFile("w+") as said:  # no pipe: workers would keep it open
-        status = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT).returncode
-        said.seek(0)
-        text = said.read()
+    with tempfile.TemporaryFile("w+") as output:  # workers would keep a pipe open
+        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+        output.seek(0)
+        text = output.read()
     if status:
         reason = (text.strip() or "no reason given").splitlines()[-1]
         raise InputError(f"`{' '.join(command[-4:])}` failed: {reason}")
@@ -50,33 +50,33 @@ def _dvc(*arguments: str) -> str:
 
 
 def find(name: str) -> str:
-    """The commit that holds an experiment's results, "" if there is none of that name."""
-    where = f"refs/exps/??/*/{name}"
-    return _run("git", "for-each-ref", "--count=1", "--format=%(objectname)", where).strip()
+    """Find the commit with an experiment's results; "" if there is none."""
+    ref = f"refs/exps/??/*/{name}"
+    return _run("git", "for-each-ref", "--count=1", "--format=%(objectname)", ref).strip()
 
 
 def queue() -> tuple[dict[str, str], int]:
-    """What stands in DVC's queue, name to Queued, Running, Success or Failed; and how many workers answer.
+    """Read DVC's queue: name to Queued, Running, Success or Failed; and the number of running workers.
 
     Raises:
-        InputError: this is no project of DVC, or its queue is damaged.
+        InputError: this is no DVC project, or its queue is damaged.
     """
     try:
         with Repo(".") as repo:
-            held = repo.experiments.celery_queue
-            return {task["name"]: task["status"] for task in held.status()}, len(held.worker_status())
+            tasks = repo.experiments.celery_queue
+            return {task["name"]: task["status"] for task in tasks.status()}, len(tasks.worker_status())
     except (OSError, DvcException) as error:
         raise InputError(f"DVC's queue cannot be read ({error}); the same command continues") from error
 
 
 def run(wanted: Mapping[str, Sequence[str]], jobs: int, again: bool) -> Generator[tuple[str, str, str]]:
-    """Run experiments, `jobs` at a time; yields each as it ends: name, commit or "", and why it failed.
+    """Run experiments, `jobs` at a time; yield each at its end: name, commit or "", reason of the failure.
 
-    What waits in the queue or runs already is not started twice, and what has results only if it shall run
-    `again`. Left before the end, by Ctrl-C or `close`, it stops the workers and those experiments that run.
+    Queued and running experiments are not started twice; experiments with results run only `again`. If the
+    generator ends early, by Ctrl-C or `close`, it stops the workers and the running experiments.
 
     Args:
-        wanted: name to what changes in params.yaml, each "parameter=value".
+        wanted: name to changes of params.yaml, each "parameter=value".
 
     Raises:
         InputError: DVC refuses to queue an experiment, or does not answer.
@@ -84,68 +84,65 @@ def run(wanted: Mapping[str, Sequence[str]], jobs: int, again: bool) -> Generato
     if not wanted:
         return
     _of_state(wanted, "Failed", "Success", do="remove")
-    held = _of_state(wanted, "Queued", "Running")
+    pending = _of_state(wanted, "Queued", "Running")
     for name, settings in wanted.items():
-        there = find(name)
-        if name in held or there and not again:
+        commit = find(name)
+        if name in pending or commit and not again:
             continue
-        if there:  # with --force, DVC would replace it too, and run every stage anew
+        if commit:  # --force would replace it too, but also rerun every stage
             _dvc("exp", "remove", name)
-        changes = [f"-S++{each}" for each in settings]  # ++: a model's may be one that its block inherits
+        changes = [f"-S++{setting}" for setting in settings]  # ++ also overrides inherited parameters
         _dvc("exp", "run", "--quiet", "--queue", "--name", name, *changes)
     waiting, silent = set(wanted), 0
     try:
-        _dvc("queue", "start", "--jobs", str(jobs))  # workers that run already are left alone
+        _dvc("queue", "start", "--jobs", str(jobs))  # running workers are kept
         while waiting:
             states, workers = queue()
             silent = 0 if workers else silent + 1
             for name in sorted(waiting):
-                # DVC lists a task nowhere while a worker takes it; one that stays away was removed by hand.
-                away = name not in states and (silent == ABANDONED or find(name))
-                if away or states.get(name) in ("Success", "Failed"):
+                # DVC does not list a task while a worker takes it; one that stays away was removed by hand.
+                gone = name not in states and (silent == ABANDONED or find(name))
+                if gone or states.get(name) in ("Success", "Failed"):
                     waiting.discard(name)
                     commit = find(name)
                     yield name, commit, "" if commit else _reason(name)
-            if silent == ABANDONED:  # the workers were killed, the machine went down
-                _of_state(waiting, "Running", do="kill")  # DVC lists as failed what has no process any more
+            if silent == ABANDONED:  # the workers were killed, or the machine went down
+                _of_state(waiting, "Running", do="kill")  # DVC then lists tasks without a process as failed
                 _dvc("queue", "start", "--jobs", str(jobs))
                 silent = 0
             if waiting:
                 time.sleep(POLL_SECONDS)
     finally:
         if waiting:
-            _dvc("queue", "stop")  # first, or its workers would go on with what is queued
+            _dvc("queue", "stop")  # first, or workers would start queued experiments
             _of_state(waiting, "Running", do="kill")
     _of_state(wanted, "Failed", "Success", do="remove")
 
 
 def _of_state(names: Collection[str], *states: str, do: str = "") -> list[str]:
-    """Those experiments that the queue lists as such, after `dvc queue DO` with them; results stay."""
-    known, _ = queue()
-    found = sorted(name for name in names if known.get(name) in states)
-    if found and do:
-        _dvc("queue", do, *found)
-    return found
+    """List the experiments in one of these states, and call `dvc queue DO` with them; results stay."""
+    current, _ = queue()
+    matching = sorted(name for name in names if current.get(name) in states)
+    if matching and do:
+        _dvc("queue", do, *matching)
+    return matching
 
 
 def _reason(name: str) -> str:
-    """The last line in which a failed experiment says what was wrong."""
+    """The last error line in the log of a failed experiment."""
     try:
         lines = [line for line in _dvc("queue", "logs", name).splitlines() if line.strip()]
     except InputError as error:
         return str(error)
-    told = [line for line in lines if line.startswith("error:")] or lines or ["it left no message"]
-    return told[-1].removeprefix("error: ")
+    errors = [line for line in lines if line.startswith("error:")] or lines or ["it left no message"]
+    return errors[-1].removeprefix("error: ")
 
 
 def fetch(commit: str, path: Path, folder: Path) -> Path:
-    """Copy what an experiment made, a folder or a file, out of Git or DVC's cache into `folder`.
-
-    Returns:
-        the copy.
+    """Copy an experiment's file or folder from Git or DVC's cache into `folder`; return the copy.
 
     Raises:
-        InputError: it is in neither.
+        InputError: neither Git nor the cache holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -156,26 +153,26 @@ def fetch(commit: str, path: Path, folder: Path) -> Path:
 
 
 def scores(comparison: pd.DataFrame) -> dict[str, dict[str, list[float | None]]]:
-    """The `metrics` of `results` from a comparison.csv."""
+    """Convert a comparison.csv to the `metrics` of `results`."""
     known = comparison.astype(object).where(comparison.notna(), None)  # JSON has no NaN
     rows = known.set_index(["system", "metric"])
-    found: dict[str, dict[str, list[float | None]]] = {system: {} for system in rows.index.unique("system")}
+    values: dict[str, dict[str, list[float | None]]] = {system: {} for system in rows.index.unique("system")}
     for system, metric in rows.index:
         over = [f"over_{system}{end}" for end in ("", "_low", "_high")] if system != "model" else []
-        own = rows.loc[(system, metric), ["mean", "low", "high"]]
-        found[system][metric] = [*own, *rows.loc[("model", metric), over]]
-    return found
+        means = rows.loc[(system, metric), ["mean", "low", "high"]]
+        values[system][metric] = [*means, *rows.loc[("model", metric), over]]
+    return values
 
 
 def results(commit: str) -> dict[str, Any]:
-    """What an experiment measured, as plain values.
+    """Read the results of an experiment as plain values.
 
     Returns:
-        `commit`: what it started from; `model`: what the trained one is; `images`: how many were scored;
-        `metrics`: system (model, grey, mean_color) to metric to mean, low, high and, of a baseline, what the
-        model has more, low, high; low and high are None without an interval; among them `mse_ab`, the squared
-        error over ab in document 000's unit; `curves`: column to a number per epoch, among them `seconds` of
-        training so far.
+        `commit`: its parent; `model`: facts about the model; `images`: number of scored photographs;
+        `metrics`: system (model, grey, mean_color) to metric to mean, low, high and, for baselines, the
+        model's difference, low, high; low and high are None without an interval; `mse_ab` is the squared
+        error over ab in document 000's unit; `curves`: column to one number per epoch; the column `seconds`
+        is cumulative.
     """
     with tempfile.TemporaryDirectory() as folder:
         description = json.loads(fetch(commit, paths.MODEL / "model.json", Path(folder)).read_text())

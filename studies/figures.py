@@ -1,6 +1,6 @@
-"""The figures of a study: curves and bars of what was measured, and what its trained models paint.
+"""Draw the figures of a study: curves, bars, and predictions of its trained models.
 
-Models and photographs come out of the experiments, so pictures are drawn only where these were run.
+Predictions need the models and photographs of the experiments, so they are drawn only where these ran.
 """
 
 import tempfile
@@ -25,11 +25,11 @@ from studies.study import Figure
 from studies.tables import Record
 
 TEMPERATURES = (0, 0.1, 0.2, 0.38, 0.5, 0.75, 1)
-"""Of the annealed mean, from the mode to the mean (document 001, figure 7)."""
+"""Temperatures of the annealed mean, from the mode to the mean (document 001, figure 7)."""
 
 
 def draw(figure: Figure, records: Sequence[Record], values: pd.DataFrame) -> bytes:
-    """Curves or bars as PNG; of several seeds, the first.
+    """Draw curves or bars of the first seed as PNG.
 
     Args:
         values: of `tables.frame`.
@@ -48,10 +48,10 @@ def draw(figure: Figure, records: Sequence[Record], values: pd.DataFrame) -> byt
 
 
 def _photographs(figure: Figure, commit: str, below: Path, places: Mapping[str, Path]) -> np.ndarray:
-    """uint8 [n, S, S, 3]: spread over a split of the experiment, or the first of a folder.
+    """Read photographs, uint8 [n, S, S, 3]: spread over a split of the experiment, or the first of a folder.
 
     Raises:
-        InputError: a folder is asked for that was not given, or holds no photograph.
+        InputError: the folder was not given, or holds no photograph.
     """
     crops = experiments.fetch(commit, paths.CROPS, below)
     if figure.photographs in ("train", "test"):
@@ -60,23 +60,23 @@ def _photographs(figure: Figure, commit: str, below: Path, places: Mapping[str, 
         return Crops(crops, indices[sheets.spread(len(indices), figure.count)])[:]
     if figure.photographs not in places:
         raise InputError(f"figure {figure.name} needs --path {figure.photographs}=FOLDER")
-    rule = CropConfig(size=Crops(crops)[:1].shape[1])
-    found: list[np.ndarray] = []
+    config = CropConfig(size=Crops(crops).side)
+    squares: list[np.ndarray] = []
     for path in sorted(p for p in places[figure.photographs].rglob("*") if p.is_file()):
-        if len(found) < figure.count:
+        if len(squares) < figure.count:
             with suppress(Refused):
-                found.append(crop_square(path.read_bytes(), rule)[0])
-    if not found:
+                squares.append(crop_square(path.read_bytes(), config)[0])
+    if not squares:
         raise InputError(f"--path {figure.photographs}={places[figure.photographs]} holds no photograph")
-    return np.stack(found)
+    return np.stack(squares)
 
 
 def paint(figure: Figure, commits: Mapping[str, str], places: Mapping[str, Path]) -> bytes:
-    """What trained models paint as WebP, or the priors as PNG.
+    """Draw predictions of trained models as WebP, or the priors as PNG.
 
     Args:
-        commits: run to the commit of its experiment, for each of the figure's runs.
-        places: folders of photographs by the names that figures use.
+        commits: run of the figure to the commit of its experiment.
+        places: name in `figure.photographs` to folder.
     """
     first = commits[figure.runs[0]]
     with tempfile.TemporaryDirectory() as temporary:

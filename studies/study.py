@@ -1,6 +1,6 @@
-"""What a studies/*.yaml holds: its runs, their settings, and the tables and figures they answer.
+"""Define the content of studies/*.yaml: runs, their settings, tables and figures.
 
-A column of a table and a bar of a figure name a value of a run as `studies.tables.measured` does.
+Columns of tables and bars of figures name the values of `studies.tables.measured`.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ Device = Literal["cpu", "cuda"]
 
 
 class Strict(BaseModel):
-    """A block that refuses names it does not know."""
+    """A block that refuses unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Row(Strict):
-    """One run in a table; what the document prints of it column by column, if anything; null is nothing."""
+    """One run in a table; `printed` holds the document's value of each column, null if it prints none."""
 
     label: str
     run: str
@@ -33,10 +33,10 @@ class Row(Strict):
 
 
 class Table(Strict):
-    """One table of the document, or several of its sentences in the form of one.
+    """One table of the document, or several of its sentences as a table.
 
-    `columns` gives a heading its value; our values are divided by `unit` to stand beside the printed ones.
-    `order` is the heading by which the document's order and ours are compared; `ranked` tables stand in ours.
+    `columns` maps a heading to a value; our values are divided by `unit`. `order` is the heading by which we
+    compare the document's order with ours; `ranked` tables are sorted by our values.
     """
 
     title: str
@@ -56,11 +56,11 @@ class Table(Strict):
 
 
 class Figure(Strict):
-    """One figure: curves and bars of what was measured, the others of what the trained models are or paint.
+    """One figure: measured curves or bars, priors, or predictions of trained models.
 
-    A sheet has a column for each run, strips are for many runs, temperatures have a column for each, of one
-    run. `show` names the curves or the bars' values. Curves are `averaged` over 20 epochs, or what there is.
-    `photographs` are of the train or test split, or of the folder that --path gives under this name.
+    A sheet has a column per run, strips are for many runs, temperatures have a column per temperature of one
+    run. `show` names curves, or values for bars. Curves may be `averaged` over up to 20 epochs. `photographs`
+    names the train or test split, or a folder of --path.
     """
 
     name: str
@@ -75,21 +75,21 @@ class Figure(Strict):
 
     @property
     def photographic(self) -> bool:
-        """Whether it shows photographs: as WebP, and not in Git, as they are others' property."""
+        """Tell whether it shows photographs; then it is a WebP and not in Git, for copyright reasons."""
         return self.kind in ("sheet", "strips", "temperatures")
 
     def file(self, study: str) -> str:
-        """Its file's name, beside the study's page."""
+        """Name of its file, in the folder of the study's page."""
         return f"{study}-{self.name}{'.webp' if self.photographic else '.png'}"
 
 
 class Study(Strict):
-    """The whole file.
+    """A whole study.
 
-    `paths` says what each --path NAME=PATH has to be; a setting's value "@NAME" becomes that path. `used`
-    says how data and effort differ from the document's. `seeds` are of training: a split follows data.seed.
-    `settings` are of every run, "parameter=value"; `runs` has those of each beside them. After `hour` seconds
-    values "@hour" are taken.
+    `paths` explains each --path NAME=PATH; "@NAME" in a setting becomes that path. `used` tells how data and
+    effort differ from the document's. `seeds` are seeds of training; splits depend on data.seed. `settings`,
+    "parameter=value", apply to every run; `runs` adds those of each run. Values "@hour" are taken after
+    `hour` seconds of training.
     """
 
     title: str
@@ -104,24 +104,24 @@ class Study(Strict):
     remarks: str = ""
 
     def wanted(self, device: Device) -> dict[str, dict[str, Any]]:
-        """Every run with every seed, one seed after the other: name to run, seed and settings, paths by name.
+        """List every run with every seed: name to run, seed and settings.
 
-        A name ends in six digits over the settings, so that no run passes for another.
+        A name ends in six digits of the settings' hash, so that changed runs get new names.
         """
-        found = {}
+        wanted = {}
         for seed, run in itertools.product(self.seeds[device], self.runs):
-            given = [*self.settings[device], *self.runs[run], f"seed={seed}"]
-            settings = list({each.split("=")[0]: each for each in given}.values())  # the last of a name wins
+            texts = [*self.settings[device], *self.runs[run], f"seed={seed}"]
+            settings = list({text.split("=")[0]: text for text in texts}.values())  # the last of a name wins
             digits = hashlib.sha256("\n".join(sorted(settings)).encode()).hexdigest()[:6]
-            found[f"{run}-{seed}-{digits}"] = {"run": run, "seed": seed, "settings": settings}
-        return found
+            wanted[f"{run}-{seed}-{digits}"] = {"run": run, "seed": seed, "settings": settings}
+        return wanted
 
 
 def read(path: Path) -> Study:
     """Read and check a study.
 
     Raises:
-        InputError: the file is missing or holds what does not fit.
+        InputError: the file is missing or invalid.
     """
     study = checked(Study, files.read_yaml(path), path)
     named = {row.run for table in study.tables for row in table.rows}

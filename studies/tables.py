@@ -1,4 +1,4 @@
-"""The page of a study: the document's numbers beside ours as markdown tables, and what every run took."""
+"""Write the page of a study: the document's numbers beside ours as markdown tables, and the costs."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,55 +15,57 @@ from colorize.training.loop import AVERAGED_EPOCHS
 from studies.study import Device, Study, Table
 
 Record = Mapping[str, Any]
-"""One run: run, seed, settings, device, hardware, torch, and what `experiments.results` gives."""
+"""One run: run, seed, settings, device, hardware, torch, and the content of `experiments.results`."""
 
 
 def measured(record: Record, hour: float) -> dict[str, float]:
-    """Every value of a run that a study can name.
+    """Collect every value of a run that a study can name.
 
-    A metric on the test split, `psnr` say; `psnr of grey`, a baseline's; `psnr over grey`, what the model
-    has more, and the ends of its paired interval, `psnr over grey low` and `high`. A curve's last epoch,
-    `val_loss`; the mean of its last 20, `ma20:val_loss`; that mean after `hour` seconds of training,
-    `ma20:val_loss@hour`. And `parameters`, `epochs` and `minutes` of training.
+    - A metric on the test split: `psnr`; of a baseline: `psnr of grey`; the paired difference and its
+    interval:
+      `psnr over grey`, `psnr over grey low`, `psnr over grey high`.
+    - A curve in its last epoch: `val_loss`; the mean of its last 20 epochs: `ma20:val_loss`; that mean after
+      `hour` seconds of training: `ma20:val_loss@hour`.
+    - `parameters`, `epochs`, and `minutes` of training.
     """
     curves = pd.DataFrame(record["curves"], dtype=float)
     averaged = curves.rolling(AVERAGED_EPOCHS, min_periods=1).mean().add_prefix("ma20:")
     rows = [curves[-1:], averaged[-1:]]
-    found = {name: record["model"][name] for name in ("parameters", "epochs")}
-    found["minutes"] = np.nan if len(curves) else 0
-    if len(curves) and "seconds" in curves:  # they are measured, so not every machine has them
+    named = {name: record["model"][name] for name in ("parameters", "epochs")}
+    named["minutes"] = np.nan if len(curves) else 0
+    if len(curves) and "seconds" in curves:  # only the training machine knows the seconds
         done = max(1, int(np.searchsorted(curves["seconds"], hour, "right")))
         rows.append(averaged[done - 1 : done].add_suffix("@hour"))
-        found["minutes"] = curves["seconds"].max() / 60
+        named["minutes"] = curves["seconds"].max() / 60
     for row in rows:
-        found |= {str(name): values.iloc[0] for name, values in row.items() if len(values)}
+        named |= {str(name): values.iloc[0] for name, values in row.items() if len(values)}
     for system, metrics in record["metrics"].items():
         for metric, values in metrics.items():
-            found[metric if system == "model" else f"{metric} of {system}"] = values[0]
+            named[metric if system == "model" else f"{metric} of {system}"] = values[0]
             for end, value in zip(("", " low", " high"), values[3:], strict=False):
-                found[f"{metric} over {system}{end}"] = value
-    return found
+                named[f"{metric} over {system}{end}"] = value
+    return named
 
 
 def frame(records: Sequence[Record], hour: float) -> pd.DataFrame:
-    """A row for each record, by run: its seed, and what `measured` gives."""
+    """Make one row per record, indexed by run: seed and the values of `measured`."""
     rows = [{"run": record["run"], "seed": record["seed"]} | measured(record, hour) for record in records]
     return pd.DataFrame(rows).set_index("run")
 
 
 def markdown(cells: pd.DataFrame) -> str:
-    """Cells of text as a markdown table, the first column to the left, all others to the right."""
+    """Format text cells as a markdown table; only the first column is left-aligned."""
     sides = ["left", *["right"] * (len(cells.columns) - 1)]
     return cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
-def cell(own: pd.DataFrame, name: str, table: Table) -> str:
-    """A value of one run, given its rows of `frame`: the seeds' mean, their range if they differ."""
-    if name not in own or own[name].isna().all():
+def cell(rows: pd.DataFrame, name: str, table: Table) -> str:
+    """Format a value of one run from its rows of `frame`: mean over seeds, and range if they differ."""
+    if name not in rows or rows[name].isna().all():
         return ""
-    values = own[name] / table.unit
-    if " over " in name:  # the interval covers those of all seeds
-        ends = own[f"{name} low"].min(skipna=False), own[f"{name} high"].max(skipna=False)
+    values = rows[name] / table.unit
+    if " over " in name:  # the interval covers the intervals of all seeds
+        ends = rows[f"{name} low"].min(skipna=False), rows[f"{name} high"].max(skipna=False)
         return with_interval((values.mean(), *ends), f"+.{table.decimals}f")
     form = ",.0f" if values.max() >= 1000 else f".{table.decimals}f"
     low, middle, high = (format(each, form) for each in (values.min(), values.mean(), values.max()))
@@ -71,10 +73,10 @@ def cell(own: pd.DataFrame, name: str, table: Table) -> str:
 
 
 def compared(table: Table, values: pd.DataFrame) -> str:
-    """A table's runs and baselines as markdown; a column of which the document prints nothing is ours alone.
+    """Format a table's runs and baselines as markdown, with the document's values if it prints any.
 
     Raises:
-        InputError: a column names what no run has.
+        InputError: a column names an unknown value.
     """
     if unknown := sorted(set(table.columns.values()) - set(values)):
         raise InputError(f"table {table.title!r}: no run has {unknown[0]!r}; name a metric or a curve")
@@ -96,7 +98,7 @@ def compared(table: Table, values: pd.DataFrame) -> str:
 
 
 def order(table: Table, values: pd.DataFrame) -> str:
-    """How many pairs of rows stand in the document's order, which do not, how many in one with every seed."""
+    """Count the pairs of rows in the document's order and in one order with every seed; name the others."""
     by_seed = values.pivot_table(table.columns[table.order], "run", "seed")
     ours, column = by_seed.mean(axis=1), list(table.columns).index(table.order)
     pairs = list(itertools.combinations(table.rows, 2))
@@ -109,27 +111,28 @@ def order(table: Table, values: pd.DataFrame) -> str:
             best, worst = (one, other) if (a < b) == (table.better == "lower") else (other, one)
             if (ours[best.run] < ours[worst.run]) != (table.better == "lower"):
                 differ.append(f"{best.label} better than {worst.label}")
-    said = []
+    sentences = []
     if printed:
         agree = printed - len(differ)
-        said.append(f"By {table.order}, {agree} of {printed} pairs stand in the document's order.")
+        sentences.append(f"By {table.order}, {agree} of {printed} pairs stand in the document's order.")
     if differ:
-        said.append(f"Not ours: {'; '.join(differ)}.")
+        sentences.append(f"Not ours: {'; '.join(differ)}.")
     if by_seed.shape[1] > 1:
-        said.append(f"By {table.order}, {steady} of {len(pairs)} pairs stand in one order with every seed.")
-    return " ".join(said)
+        stable = f"{steady} of {len(pairs)} pairs stand in one order with every seed"
+        sentences.append(f"By {table.order}, {stable}.")
+    return " ".join(sentences)
 
 
 def costs(records: Sequence[Record], values: pd.DataFrame) -> str:
-    """What every run took, as markdown."""
+    """Tabulate the cost of every run as markdown."""
     rows = []
     for run, minutes in values["minutes"].groupby(level=0, sort=False).mean().items():
-        own = [record for record in records if record["run"] == run]
-        models = [record["model"] for record in own]
+        of_run = [record for record in records if record["run"] == run]
+        models = [record["model"] for record in of_run]
         rows.append(
             {
                 "run": run,
-                "seeds": ", ".join(str(record["seed"]) for record in own),
+                "seeds": ", ".join(str(record["seed"]) for record in of_run),
                 "parameters": f"{models[0]['parameters']:,}",
                 "epochs": ", ".join(str(model["epochs"]) for model in models),
                 "weights of epoch": ", ".join(str(model["best_epoch"]) for model in models),
@@ -140,7 +143,7 @@ def costs(records: Sequence[Record], values: pd.DataFrame) -> str:
 
 
 def page(study: Study, name: str, device: Device, records: Sequence[Record], values: pd.DataFrame) -> str:
-    """The whole study as markdown."""
+    """Render the whole study as markdown."""
     kinds = ("seed", "torch", "commit", "hardware", "images")
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, trim_blocks=True, undefined=StrictUndefined)

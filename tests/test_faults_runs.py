@@ -209,7 +209,7 @@ def test_a_loss_that_is_none_stops_the_training(
 ) -> None:
     """Stops with phase, step, epoch and photographs, or names the weights; no state and no weights with NaN are written."""
     monkeypatch.setattr(loop, "SAVING_COST", 0)  # a state after every step
-    said = r"loss of phase net is (nan|inf) in step 2 of epoch 1, on the photographs \[\d.*lower the model's train.lr"
+    said = r"loss of phase net is (nan|inf) in step 2 of epoch 1, on the photographs \[\d.*lower the model's recipe.lr"
     for _ in range(2):
         with pytest.raises(InputError, match=said):
             train("mlp1", photographs(8, 16), tmp_path / "s.pt", replace(RULE, min_lr=1e30), optimizer="sgd")

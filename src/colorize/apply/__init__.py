@@ -1,1 +1,1 @@
-"""What a person does with a trained model: color, score, export, the command line, the page."""
+"""Use trained models: color, score, export, the command line, the page."""

@@ -1,8 +1,8 @@
-"""A local page on which one drops a photograph and sees it in color: `colorize app`.
+"""Serve a local page that colors photographs: `colorize app`.
 
-The server holds no state but the models: the browser keeps the photograph and sends it with every question, so nothing is
-written anywhere and nothing is left when the page is closed. It listens on the loopback address, answers only pages that it
-served itself, and takes no more than so many megabytes.
+The server keeps only the models. The browser keeps the photograph and sends it with every request, so nothing
+is written to disk. The server listens on the loopback address, answers only its own page, and limits the
+upload size.
 """
 
 import threading
@@ -25,14 +25,15 @@ from colorize.apply import fullsize
 from colorize.apply.coloring import System
 from colorize.data.images import SENTENCES, CropConfig, Refused
 from colorize.files import InputError
+from colorize.models import load_description
 
 PREVIEW = 1280
-"""Longest side in pixels of what is shown; what is downloaded has the photograph's own size."""
+"""Longest side in pixels of a shown image; downloads have the photograph's own size."""
 LOADED = 3
-"""Models that are kept in memory at a time."""
+"""Models kept in memory."""
 WITHOUT_MODEL = ("original", "grey")
 KNOBS = {"temperature": 1.0, "saturation": 4.0}
-"""How a model may be asked to decode, from 0 to this."""
+"""Decoding options and their upper limits; the lower limit is 0."""
 TYPES = {
     ".jpg": "image/jpeg",
     ".png": "image/png",
@@ -44,11 +45,11 @@ POLICY = (
     "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'"
 )
-"""What the page may load: nothing from elsewhere."""
+"""Content security policy: load nothing from other origins."""
 
 
 class Refusal(Exception):
-    """What is answered instead: status and sentence."""
+    """An HTTP error: status and sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -56,10 +57,10 @@ class Refusal(Exception):
 
 
 async def body(request: Request, limit: int) -> bytes:
-    """The request's body.
+    """Read the body of a request.
 
     Raises:
-        Refusal: it is longer than `limit` bytes.
+        Refusal: the body is longer than `limit` bytes.
     """
     content = bytearray()
     async for part in request.stream():
@@ -70,7 +71,7 @@ async def body(request: Request, limit: int) -> bytes:
 
 
 def reduced(photograph: fullsize.Photograph) -> fullsize.Photograph:
-    """The photograph at the size at which it is shown, upright."""
+    """Scale a photograph down to the size of a preview, upright."""
     picture = photograph.rgb.copy()
     picture.thumbnail((PREVIEW, PREVIEW), Image.Resampling.BICUBIC, reducing_gap=3)
     return fullsize.Photograph(fullsize.upright(photograph, picture), None, 1, ".webp", b"", b"", None, ())
@@ -82,13 +83,13 @@ def create_app(
     device: str = "cpu",
     max_megapixels: float = CropConfig.max_megapixels,
 ) -> Starlette:
-    """The application.
+    """Build the application.
 
     Args:
         folders: trained models by name.
-        max_megabytes, max_megapixels: of an uploaded photograph.
+        max_megabytes, max_megapixels: limits of an uploaded photograph.
     """
-    turn = threading.Lock()  # one photograph at a time: memory stays that of one
+    turn = threading.Lock()  # one photograph at a time, to limit memory
 
     @lru_cache(maxsize=LOADED)
     def system(name: str) -> System:
@@ -106,12 +107,11 @@ def create_app(
                 light = torch.zeros(1, 1, 8, 8)
                 ab = torch.zeros(2, 8, 8)
             else:
-                found = system(name)
-                light = fullsize.small_light(whole, found.model, found.size)
-                found.decode(
-                    **{knob: decoding.get(knob, own) for knob, own in own_decoding(folders[name]).items()}
-                )
-                ab = fullsize.colorings(found.model, light)[0]
+                chosen = system(name)
+                light = fullsize.small_light(whole, chosen.model, chosen.size)
+                defaults = own_decoding(folders[name])
+                chosen.decode(**{knob: decoding.get(knob, value) for knob, value in defaults.items()})
+                ab = fullsize.colorings(chosen.model, light)[0]
             return fullsize.encode(photograph, fullsize.paint(photograph, light, ab)), photograph.suffix
 
     async def page(request: Request) -> Response:
@@ -143,19 +143,16 @@ def create_app(
         except InputError as error:
             return JSONResponse({"error": str(error)}, 500)
 
-    async def guarded(request: Request, call: Callable[[Request], Any]) -> Response:
-        """Pages of other origins may not ask, and nothing may be kept by the browser."""
-        origin = request.headers.get("origin")
-        if origin and origin != f"{request.url.scheme}://{request.headers['host']}":
-            return JSONResponse({"error": "Only this server's own page may ask."}, 403)
-        response = await call(request)
-        response.headers["cache-control"] = "no-store"
-        response.headers["content-security-policy"] = POLICY
-        return response
-
     def route(path: str, call: Callable[[Request], Any], method: str) -> Route:
         async def endpoint(request: Request) -> Response:
-            return await guarded(request, call)
+            """Refuse requests from other origins, and forbid the browser to cache."""
+            origin = request.headers.get("origin")
+            if origin and origin != f"{request.url.scheme}://{request.headers['host']}":
+                return JSONResponse({"error": "Only this server's own page may ask."}, 403)
+            response = await call(request)
+            response.headers["cache-control"] = "no-store"
+            response.headers["content-security-policy"] = POLICY
+            return response
 
         return Route(path, endpoint, methods=[method])
 
@@ -165,9 +162,7 @@ def create_app(
 
 
 def own_decoding(folder: Path) -> dict[str, float]:
-    """How a trained model decodes unless asked: the temperature of a classifier, the saturation of a regression."""
-    from colorize.models import load_description
-
+    """A trained model's default decoding: a classifier's temperature, a regression's saturation."""
     head = load_description(folder)["block"]["head"]
     knob = {"classification": "temperature", "regression": "saturation"}.get(head["kind"])
     return {knob: head[knob]} if knob else {}

@@ -1,8 +1,8 @@
-"""The command `colorize`: color one's own photographs, score models on them, list and verify what a project holds.
+"""The command `colorize`: color photographs, score models, list and verify a project.
 
-Thin: arguments come in, the library works, a table or one sentence goes out. Exit status 0: all is done; 1: something
-is wrong and said in one sentence, or a photograph failed; 2: the command was mistyped; 130, 143: stopped. What belongs to a
-project (its models, its dvc.lock) is looked for from the current folder upwards; a folder with a trained model needs none.
+Exit status 0: success; 1: an error, told in one sentence, or a photograph failed; 2: wrong arguments; 130 and
+143: stopped by a signal. The project (its models, its dvc.lock) is the nearest one from the current folder
+upwards; a folder with a trained model needs no project.
 """
 
 import json
@@ -20,15 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from colorize.apply.project import (
-    find_model,
-    list_models,
-    other_versions,
-    project,
-    required_project,
-    trained,
-    verify_outs,
-)
+from colorize.apply import project
 from colorize.data.images import CropConfig
 from colorize.files import InputError, one_sentence, text_of
 from colorize.settings import SHIPPED
@@ -48,22 +40,19 @@ app = typer.Typer(
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="A model of this project, a folder with a trained one, an experiment or Git revision that holds one, or the one "
-    "that comes with the program, called shipped.",
+    help="A model of this project, a folder with a trained model, an experiment or Git revision with one, or "
+    "shipped: the model that comes with the program.",
     show_default="shipped",
 )
 Models = Annotated[list[str] | None, MODEL]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Threads = Annotated[
-    int,
-    typer.Option(
-        min=0, help="Threads that compute; 0: OMP_NUM_THREADS, else every core that this process may use."
-    ),
+    int, typer.Option(min=0, help="Number of threads; 0: OMP_NUM_THREADS, else all cores of this process.")
 ]
 
 
 def finite(value: float | None) -> float | None:
-    """An option that is a number; nan lies within all limits, and inf is none."""
+    """Refuse nan and inf, which pass typer's limits."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no number")
     return value
@@ -71,55 +60,49 @@ def finite(value: float | None) -> float | None:
 
 Temperature = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, callback=finite, help="Classifiers: 0 paints the likeliest color, 1 the mean."
-    ),
+    typer.Option(min=0, max=1, callback=finite, help="Classifiers: 0 is the likeliest color, 1 the mean."),
 ]
 Saturation = Annotated[
     float | None,
     typer.Option(
-        min=0,
-        max=4,
-        callback=finite,
-        help="Regressions: 1 is closest to the truth, more is bolder, less paler.",
+        min=0, max=4, callback=finite, help="Regressions: 1 is closest to the truth, more is bolder."
     ),
 ]
 MaxMegapixels = Annotated[
-    float, typer.Option(min=1, callback=finite, help="Refuse larger photographs before they are decoded.")
+    float, typer.Option(min=1, callback=finite, help="Refuse larger photographs before decoding them.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for a program instead of a table for a person.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def set_up(device: Literal["auto", "cpu", "cuda"], threads: int) -> "torch.device":
-    """The device, with the whole process set up for it and so many threads; 0 takes those that it may use."""
+    """Set up the process for a device and a number of threads; 0 takes `usable_threads`."""
     from colorize.training.device import TrainConfig, select_device, usable_threads
 
     return select_device(TrainConfig(device=device, threads=threads or usable_threads()))
 
 
 def load_all(names: list[str] | None, device: "torch.device", **decoding: float | None) -> "list[System]":
-    """Trained models by name, on a device, that decode as is asked (see `System.decode`).
+    """Load trained models and set their decoding (see `System.decode`).
 
     Raises:
-        InputError: one is not there or cannot decode so, or two have one name.
+        InputError: a model is missing or lacks a decoding option, or two have one name.
     """
     from colorize.apply.coloring import System
 
     with tempfile.TemporaryDirectory() as temporary:
-        folders = [
-            find_model(name, Path(temporary) / str(number)) for number, name in enumerate(names or [SHIPPED])
-        ]
+        places = enumerate(names or [SHIPPED])
+        folders = [project.find_model(name, Path(temporary) / str(number)) for number, name in places]
         systems = [System.load(folder, device.type) for folder in folders]
-    known = [system.name for system in systems]
-    if len(set(known)) < len(known):
-        raise InputError(f"two models are called {max(known, key=known.count)}; name each model once")
+    loaded = [system.name for system in systems]
+    if len(set(loaded)) < len(loaded):
+        raise InputError(f"two models are called {max(loaded, key=loaded.count)}; name each model once")
     for system in systems:
         system.decode(**decoding)
     return systems
 
 
 def print_table(rows: list[dict[str, Any]], right: tuple[str, ...] = ()) -> None:
-    """Rows of text as a table; the columns in `right` are numbers."""
+    """Print rows of text as a table; align the columns in `right` to the right."""
     table = Table(box=None, pad_edge=False)
     for column in rows[0] if rows else ():
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -129,14 +112,14 @@ def print_table(rows: list[dict[str, Any]], right: tuple[str, ...] = ()) -> None
 
 
 def failure(photo: str, reason: str) -> str:
-    """A line that tells why a photograph failed."""
+    """Tell in one line why a photograph failed."""
     from colorize.data.images import SENTENCES
 
     return f"{photo}: {SENTENCES.get(reason, reason)}"
 
 
 def passed_over(reasons: "Counter[str]") -> str:
-    """A clause that tells how much in folders was not taken for a photograph, and why."""
+    """Tell in a clause how many files were passed over, and why."""
     from colorize.data.album import counts
 
     return f", {reasons.total()} passed over ({counts(reasons.elements())})" if reasons else ""
@@ -152,7 +135,7 @@ def apply(
     temperature: Temperature = None,
     saturation: Saturation = None,
     samples: Annotated[
-        int, typer.Option(min=1, max=1000, help="Colorings of each photograph, of models that have several.")
+        int, typer.Option(min=1, max=1000, help="Samples per photograph, for models that can draw samples.")
     ] = 1,
     compare: Annotated[
         bool, typer.Option(help="One sheet per photograph with all models side by side.")
@@ -162,11 +145,11 @@ def apply(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Color photographs: any size and format in, the same size out.
+    """Color photographs of any size and format.
 
-    The lightness stays the photograph's own, at full resolution; only color is predicted. EXIF and ICC profile are
-    kept. What is done is skipped when the command is repeated; `colorize.csv` in the output folder tells what became of
-    every photograph. Nothing is overwritten but results that nobody changed.
+    The result has the same size and keeps the photograph's own lightness, its EXIF data and ICC profile. A
+    repeated command skips finished photographs. `colorize.csv` in the output folder lists the result of every
+    photograph. Only unchanged results of earlier runs are overwritten.
 
     `colorize apply grandma.jpg`
 
@@ -190,16 +173,11 @@ def apply(
     count = {status: sum(row.status == status for row in rows) for status in ("done", "kept", "failed")}
     passed = Counter(item.reason for item in items if item.status in ("skipped", "ignored"))
     if as_json:
-        told = {
-            "output": text_of(str(output)),
-            **count,
-            "passed_over": passed,
-            "photographs": [*map(asdict, rows)],
-        }
-        print(json.dumps(told, indent=2))
+        content = {"output": text_of(str(output)), **count, "passed_over": passed}
+        print(json.dumps(content | {"photographs": [*map(asdict, rows)]}, indent=2))
     else:
-        ended = f"{count['done']} colored, {count['kept']} were done before, {count['failed']} failed"
-        print(f"{ended}{passed_over(passed)}; see {text_of(str(output / LOG))}")
+        summary = f"{count['done']} colored, {count['kept']} were done before, {count['failed']} failed"
+        print(f"{summary}{passed_over(passed)}; see {text_of(str(output / LOG))}")
     if count["failed"]:
         raise typer.Exit(1)
 
@@ -211,7 +189,7 @@ def score(
     ],
     model: Models = None,
     size: Annotated[
-        int, typer.Option(min=0, max=4096, help="Side of the crops in pixels; 0: the largest of the models'.")
+        int, typer.Option(min=0, max=4096, help="Side of the crops in pixels; 0: the models' largest size.")
     ] = 0,
     temperature: Temperature = None,
     saturation: Saturation = None,
@@ -220,9 +198,9 @@ def score(
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score models on color photographs: the pipeline's metrics, both baselines, 95 % intervals.
+    """Score models on color photographs, with the pipeline's metrics, both baselines and 95 % intervals.
 
-    Photographs are cropped to squares and scored as in the pipeline; `over` columns are paired differences.
+    Photographs are cropped to squares as in the pipeline; the columns `over` are paired differences.
 
     `colorize score holiday/`
 
@@ -234,42 +212,41 @@ def score(
 
     chosen = set_up(device, threads)
     systems = load_all(model, chosen, temperature=temperature, saturation=saturation)
-    found = score.score(photographs, systems, EvaluateConfig(), size, chosen, max_megapixels)
+    result = score.score(photographs, systems, EvaluateConfig(), size, chosen, max_megapixels)
+    records = result.table.to_dict("records")
     if as_json:
-        content = {key: value for key, value in asdict(found).items() if key != "table"}
-        records = [{k: v for k, v in row.items() if v == v} for row in found.table.to_dict("records")]
-        print(json.dumps(content | {"scores": records}, indent=2))
+        content = {key: value for key, value in asdict(result).items() if key != "table"}
+        known = [{k: v for k, v in row.items() if v == v} for row in records]  # JSON has no NaN
+        print(json.dumps(content | {"scores": known}, indent=2))
         return
     rows = []
-    for row in found.table.to_dict("records"):
+    for row in records:
         metric = METRICS[row["metric"]]
         cells = {"metric": f"{row['metric']} {metric.unit}".strip(), "system": row["system"]}
         cells["mean"] = with_interval([row["mean"], row["low"], row["high"]], f".{metric.decimals}f")
         for base in BASELINES:
             gain = [row[f"over_{base}{end}"] for end in ("", "_low", "_high")]
-            cells[f"over {base}"] = (
-                "" if row["system"] == base else with_interval(gain, f"+.{metric.decimals}f")
-            )
+            other = row["system"] != base
+            cells[f"over {base}"] = with_interval(gain, f"+.{metric.decimals}f") if other else ""
         rows.append(cells)
     print_table(rows, right=("mean", *(f"over {base}" for base in BASELINES)))
-    grey = f", {found.grey_truths} of them grey in truth and left out of PSNR" if found.grey_truths else ""
-    few = TOO_FEW if found.table["low"].isna().all() else ""
-    print(
-        f"{found.images} photographs at {found.size}x{found.size} pixels{grey}{few}{passed_over(found.passed_over)}"
-    )
-    for photo, reason in found.failed.items():
+    grey = f", {result.grey_truths} of them grey in truth and left out of PSNR" if result.grey_truths else ""
+    few = TOO_FEW if result.table["low"].isna().all() else ""
+    summary = f"{result.images} photographs at {result.size}x{result.size} pixels"
+    print(f"{summary}{grey}{few}{passed_over(result.passed_over)}")
+    for photo, reason in result.failed.items():
         print(failure(photo, reason), file=sys.stderr)
-    if found.failed:
+    if result.failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List every model: document, size, folder if it is trained, scores, and why it cannot be built, if so.
+    """List every model: document, parameters, folder if trained, scores, problem if it cannot be built.
 
     `colorize models`
     """
-    rows = list_models(project())
+    rows = project.list_models(project.project())
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -284,16 +261,16 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(as_json: AsJson = False) -> None:
-    """Hash data, models and metrics again and name what differs from dvc.lock.
+    """Hash data, models and metrics and name those that differ from dvc.lock.
 
-    Exit status 1 if something is missing, differs or is not in dvc.lock: `dvc repro` makes it again, `dvc checkout`
-    brings it back. Models of the zoo that were never trained are only counted. Installed packages of other versions
-    than those pinned are named too: with them the same bytes cannot be promised.
+    The exit status is 1 if something is missing, differs or is not in dvc.lock: `dvc repro` makes it again,
+    `dvc checkout` restores it. Models of the zoo that were never trained are only counted. Installed packages
+    whose versions differ from the pinned ones are named too, because results may then differ.
 
     `colorize verify`
     """
-    root = required_project()
-    rows = verify_outs(root)
+    root = project.required_project()
+    rows = project.verify_outs(root)
     ran = [row for row in rows if row["status"] != "never ran"]
     wrong = [row for row in ran if row["status"] != "ok"]
     if as_json:
@@ -305,7 +282,7 @@ def verify(as_json: AsJson = False) -> None:
         if len(ran) < len(rows):
             more = len(rows) - len(ran)
             print(f"{more} more are of stages that never ran; `make zoo` runs them", file=sys.stderr)
-        for clause in other_versions(root):
+        for clause in project.other_versions(root):
             print(f"{clause}: a new run may differ in the last digits", file=sys.stderr)
     if wrong:
         raise typer.Exit(1)
@@ -318,34 +295,33 @@ def export(
     ],
     model: Annotated[str, MODEL] = SHIPPED,
 ) -> None:
-    """Write a trained model for other programs: safetensors with its description, and ONNX.
+    """Export a trained model: safetensors with its description, and ONNX.
 
-    The ONNX file is written only if ONNX Runtime gives what PyTorch gives. Needs `pip install 'colorize[onnx]'`.
+    The ONNX file is written only if ONNX Runtime and PyTorch agree. Needs `pip install 'colorize[onnx]'`.
 
     `colorize export --model zhang_simplified --output exported`
     """
     from colorize.apply.export import export as write
 
     with tempfile.TemporaryDirectory() as temporary:
-        for path in write(find_model(model, Path(temporary)), output):
+        for path in write(project.find_model(model, Path(temporary)), output):
             print(path)
 
 
 @app.command("app")
 def serve(
     model: Annotated[list[str] | None, MODEL] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Of an uploaded photograph.")] = 50,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 7860,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest upload.")] = 50,
     max_megapixels: MaxMegapixels = CropConfig.max_megapixels,
     show: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Serve a local page on which one drops a photograph and compares models.
+    """Serve a local page that colors a photograph and compares models.
 
-    Without --model it offers the one that comes with the program and every trained one of this project. It listens on
-    this computer only and keeps nothing.
-    Needs `pip install 'colorize[app]'`.
+    Without --model it offers the shipped model and every trained model of this project. It listens on this
+    computer only and stores nothing. Needs `pip install 'colorize[app]'`.
 
     `colorize app`
 
@@ -363,10 +339,10 @@ def serve(
 
     with tempfile.TemporaryDirectory() as temporary:
         if model:
-            found = [find_model(name, Path(temporary) / str(number)) for number, name in enumerate(model)]
-            folders = {load_description(folder)["name"]: folder for folder in found}
+            places = [project.find_model(name, Path(temporary) / str(n)) for n, name in enumerate(model)]
+            folders = {load_description(folder)["name"]: folder for folder in places}
         else:
-            folders = trained(project())
+            folders = project.trained(project.project())
         served = create_app(folders, max_megabytes, set_up(device, threads).type, max_megapixels)
         with socket.socket() as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -374,7 +350,7 @@ def serve(
                 listening.bind(("127.0.0.1", port))
             except OSError as error:
                 raise InputError(f"port {port} is taken; give another --port") from error
-            listening.listen()  # who comes before the server is up waits
+            listening.listen()  # requests wait until the server is up
             address = f"http://127.0.0.1:{listening.getsockname()[1]}"
             print(f"{address} (Ctrl-C stops)", flush=True)
             if show:
@@ -383,15 +359,15 @@ def serve(
 
 
 def stop(signum: int, _: object) -> None:
-    """End as one who was told to: what is being done is undone or finished by the blocks that this passes through."""
+    """Exit with 128 + signum; `with` and `finally` blocks clean up on the way."""
     print("stopped; the same command continues", file=sys.stderr)
     sys.exit(128 + signum)
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command line."""
     signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a job in the background is started
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # background jobs ignore SIGINT
         signal.signal(signal.SIGINT, stop)
     with one_sentence():
         app()

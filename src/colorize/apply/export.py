@@ -1,8 +1,8 @@
-"""A trained model for other programs: weights as safetensors with their description, and the whole model as ONNX.
+"""Export a trained model: weights as safetensors with their description, and the whole model as ONNX.
 
-The ONNX model takes `light` [1, 1, H, W], L* in 0 to 100 of sRGB under D65, and gives `ab` [1, 2, H, W] in Lab units: the
-bins and the temperature of a classifier are inside. Models that take any size keep that freedom in H and W. It is written
-only if ONNX Runtime gives what PyTorch gives.
+The ONNX model maps `light` [1, 1, H, W], L* in 0 to 100 of sRGB under D65, to `ab` [1, 2, H, W] in Lab units.
+It includes a classifier's bins and temperature. H and W are free for models that take any size. The file is
+written only if ONNX Runtime and PyTorch agree.
 """
 
 import os
@@ -19,11 +19,11 @@ from colorize.models.base import Colorizer
 
 ONNX = "model.onnx"
 TOLERANCE = 0.05
-"""Lab units by which the two may differ, far below what an 8-bit pixel shows."""
+"""Largest difference between the two in Lab units, far below one level of an 8-bit pixel."""
 
 
 class _Ab(nn.Module):
-    """Light to ab, as a module without anything that only training needs."""
+    """Map light to ab, without what only training needs."""
 
     def __init__(self, model: Colorizer) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class _Ab(nn.Module):
 
 
 def to_onnx(model: Colorizer, size: int) -> bytes:
-    """A model that works at `size` pixels as ONNX, checked against PyTorch at that size and, if it takes any, at another.
+    """Convert a model that works at `size` pixels and compare the result with PyTorch.
 
     Raises:
-        InputError: the packages are missing, or ONNX Runtime gives something else.
+        InputError: the packages are missing, or ONNX Runtime and PyTorch differ.
     """
     try:
         import onnxruntime
@@ -48,7 +48,7 @@ def to_onnx(model: Colorizer, size: int) -> bytes:
     shapes = [(1, 1, size, size)] + [(1, 1, size + 8, size + 24)] * model.any_size
     lights = [torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 100 for shape in shapes]
     with torch.no_grad():
-        # Before the export, which would leave its stand-ins in the cache of the color matrices.
+        # Computed before the export, which would put placeholders into the cache of the color matrices.
         expected = [model.colorize(light).numpy() for light in lights]
         program = torch.onnx.export(
             _Ab(model),
@@ -63,10 +63,10 @@ def to_onnx(model: Colorizer, size: int) -> bytes:
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for light, wanted in zip(lights, expected, strict=True):
-        (found,) = session.run(None, {"light": light.numpy()})
-        off = float(np.abs(found - wanted).max())
-        if off > TOLERANCE:
-            raise InputError(f"ONNX Runtime differs from PyTorch by {off:.3g} Lab units; nothing was written")
+        (ab,) = session.run(None, {"light": light.numpy()})
+        difference = float(np.abs(ab - wanted).max())
+        if difference > TOLERANCE:
+            raise InputError(f"ONNX Runtime differs from PyTorch by {difference:.3g} Lab units")
     return content
 
 
@@ -74,15 +74,14 @@ def export(folder: Path, output: Path) -> list[Path]:
     """Write a trained model's three files to another folder.
 
     Raises:
-        InputError: there is no trained model, ONNX cannot be had, or another file would be overwritten.
+        InputError: there is no trained model, `to_onnx` fails, or another file would be overwritten.
     """
     model = load_model(folder)
     copies = {output / name: (folder / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)}
-    there = [path for path in copies if os.path.lexists(path)]
-    foreign = [path for path in there if not path.is_file() or path.read_bytes() != copies[path]]
-    if os.path.lexists(output / ONNX) and len(there) < len(
-        copies
-    ):  # beside the two it is this model's, of an earlier export
+    existing = [path for path in copies if os.path.lexists(path)]
+    foreign = [path for path in existing if not path.is_file() or path.read_bytes() != copies[path]]
+    # Beside both other files, an ONNX file is from an earlier export of this model.
+    if os.path.lexists(output / ONNX) and len(existing) < len(copies):
         foreign.append(output / ONNX)
     if foreign:
         raise InputError(f"{foreign[0]} would be overwritten; choose another --output")

@@ -1,13 +1,15 @@
-"""Photographs of any size and format, colored at their own size: the lightness stays, a model gives the color.
+"""Color photographs of any size and format at full size: keep the lightness, predict the color.
 
-A model sees a small copy, upright; what it predicts is turned back, spread over all pixels and put under the photograph's
-own L*. Spreading is edge-aware: it is bilinear, and what that blurs is given back where color follows lightness. In
-windows of 3x3 pixels of the small copy ab is fitted as a linear function of L* (the local model of the guided filter); its
-slope times the lightness that the small copy lacks is added. Whole guided filtering smooths what the model predicted and
-comes out worse than bilinear (benchmarks/upsampling.py). A color that the display cannot show at its lightness is made
-paler, not lighter or darker. Work goes by bands of rows, one thread each: no thread waits for another in every operation,
-the bytes are the same for any number of threads, and memory is that of the decoded photograph and little more. EXIF and
-ICC profile, transparency, orientation and resolution are kept.
+The model sees a small upright copy. Its ab is turned back, scaled up to all pixels and combined with the
+photograph's own L*. Scaling is bilinear plus edge-aware detail: in windows of 3x3 pixels of the small copy,
+ab is fitted as a linear function of L* (the local model of the guided filter), and the slope times the
+lightness that bilinear scaling blurs away is added. Full guided filtering would smooth the prediction and is
+worse than bilinear (benchmarks/upsampling.py). Colors outside the display's gamut become paler; their
+lightness stays.
+
+Bands of rows are processed in parallel, one thread each. So the bytes do not depend on the number of threads,
+and memory stays close to that of the decoded photograph. EXIF, ICC profile, transparency, orientation and
+resolution are kept.
 
 Source: He, Sun, Tang, "Guided Image Filtering", TPAMI 2013, section 3 (the local linear model).
 """
@@ -31,31 +33,32 @@ from colorize.files import InputError
 from colorize.models.base import Colorizer
 
 RADIUS = 1
-"""Of the windows in which color is fitted to lightness, in pixels of the small copy."""
+"""Radius of the fitting windows, in pixels of the small copy."""
 FLAT = 50.0
-"""Variance of L* in such a window, in Lab units squared, below which lightness tells little about color."""
+"""Ridge of the fit: variance of L* in a window, in Lab units squared, below which the slope shrinks."""
 BAND = 1 << 15
-"""Pixels of a band of whole rows, about: what a core's cache holds, and enough for Python's part of the time to be small."""
+"""Approximate number of pixels in a band: fits a core's cache, and keeps Python's overhead small."""
 MOST_THREADS = 8
-"""More would wait for Python's lock; each needs 10 MB."""
+"""More threads would wait for Python's lock; each needs 10 MB."""
 LONGEST = 4
-"""Sides of the small copy: the long one is at most so many times the short one."""
+"""Largest ratio of the sides of the small copy."""
 PALER_STEPS = 8
-"""Halvings of the interval in which a color's share is searched that the display can show."""
+"""Bisection steps to find the largest share of ab inside the gamut."""
 SAVED_AS = {"JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "AVIF": ".avif"}
-"""Formats that can be read to the suffixes of those that are written; .png for all others: GIF holds too few colors, BMP
-no metadata."""
+"""Source format to written suffix; all others become .png (GIF has few colors, BMP no metadata)."""
 SAVE: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".png": {"format": "PNG"},
     ".webp": {"format": "WEBP", "quality": 95},
-    # Speed 9 takes a seventh of the default's time for a sixth more bytes; with more threads the bytes are others.
+    # Speed 9 takes a seventh of the default time for a sixth more bytes; the bytes depend on the threads.
     ".avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4", "speed": 9, "max_threads": 1},
-    ".tif": {"format": "TIFF"},  # plain: Pillow's compressing writer cannot hold EXIF's blocks
+    ".tif": {"format": "TIFF"},  # uncompressed: Pillow's compressing writer loses EXIF blocks
 }
-LAYOUT = {*range(254, 270), 273, *range(277, 282), 284, 285, 292, 293, 297, 317, 318, 319, *range(320, 348), 513, 514,
-          *range(529, 533), 34675}  # fmt: skip
-"""TIFF's tags that tell how pixels lie in a file; 34675 is the ICC profile, which is kept for itself."""
+LAYOUT = {
+    *range(254, 270), 273, *range(277, 282), 284, 285, 292, 293, 297, *range(317, 348), 513, 514,
+    *range(529, 533), 34675,
+}  # fmt: skip
+"""TIFF tags that describe the layout of pixels; 34675 is the ICC profile, which is kept separately."""
 UNTURNED: dict[Image.Transpose, Callable[[Tensor], Tensor]] = {
     Image.Transpose.FLIP_LEFT_RIGHT: lambda maps: maps.flip(-1),
     Image.Transpose.ROTATE_180: lambda maps: maps.flip(-1, -2),
@@ -65,33 +68,33 @@ UNTURNED: dict[Image.Transpose, Callable[[Tensor], Tensor]] = {
     Image.Transpose.ROTATE_270: lambda maps: maps.rot90(1, (-2, -1)),
     Image.Transpose.ROTATE_90: lambda maps: maps.rot90(-1, (-2, -1)),
 }
-"""What undoes Pillow's turns on maps [..., h, w]."""
+"""Inverses of Pillow's transposes, for maps [..., h, w]."""
 TOLERANCE = 0.3
-"""Lab units by which a color may change when it is clipped to the gamut."""
+"""Largest change in Lab units by gamut clipping at which a color counts as inside the gamut."""
 
 
 @dataclass
 class Photograph:
-    """A decoded photograph, as it is stored: not turned."""
+    """A decoded photograph in its stored orientation."""
 
     rgb: Image.Image
     """sRGB, 8 bits."""
     alpha: Image.Image | None
-    """L, where something can be seen through."""
+    """Mode L; None if fully opaque."""
     orientation: int
-    """EXIF's, 1 to 8."""
+    """EXIF orientation, 1 to 8."""
     suffix: str
-    """Of the file that is written."""
+    """Suffix of the written file."""
     exif: bytes
     profile: bytes
-    """ICC, of an RGB color space, that leads back from sRGB too; empty if there is none such."""
+    """ICC profile of an RGB color space with a transform from sRGB; empty if there is none."""
     dpi: tuple[float, float] | None
     notes: tuple[str, ...]
     """What was ignored: exif_ignored, profile_ignored, frames_ignored."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height when upright."""
+        """Width and height of the upright photograph."""
         width, height = self.rgb.size
         return (height, width) if UPRIGHT.get(self.orientation) in TURNED_ASIDE else (width, height)
 
@@ -111,15 +114,15 @@ def read(content: bytes, max_megapixels: float = CropConfig.max_megapixels) -> P
         try:
             exif = _descriptive(image.getexif())
             _save(Image.new("RGB", (1, 1)), suffix, {"exif": exif, "dpi": dpi})
-        except Exception:  # as in images.orientation_of: broken metadata must not cost the pixels
+        except Exception:  # as in images.orientation_of: broken metadata must not lose the pixels
             notes = list(dict.fromkeys(["exif_ignored", *notes]))
             exif, dpi = b"", None
-        rgb.info = {}  # Pillow would write what it finds there: an old profile
+        rgb.info = {}  # else Pillow would write the old profile
         return Photograph(rgb, decoded.alpha, decoded.orientation, suffix, exif, profile, dpi, tuple(notes))
 
 
 def _from_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """To an embedded profile; None if it is none or, as of some scanners, leads to sRGB and not back."""
+    """Build the transform from sRGB to a profile; None if it is invalid or one-way, as of some scanners."""
     try:
         return ImageCms.buildTransform(SRGB, ImageCms.ImageCmsProfile(io.BytesIO(profile)), "RGB", "RGB")
     except NO_PROFILE:
@@ -128,27 +131,27 @@ def _from_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 def _save(picture: Image.Image, suffix: str, metadata: dict[str, Any]) -> bytes:
     if suffix == ".webp":
-        metadata = metadata | {"dpi": None}  # the format has none
+        metadata = metadata | {"dpi": None}  # WebP stores no resolution
     buffer = io.BytesIO()
     picture.save(buffer, **SAVE[suffix], **{key: value for key, value in metadata.items() if value})
     return buffer.getvalue()
 
 
 def _descriptive(exif: Image.Exif) -> bytes:
-    """EXIF without what describes the layout of the file it was in, a thumbnail of the grey photograph among it."""
+    """Remove the tags that describe the old file, such as its layout and its grey thumbnail."""
     kept = Image.Exif()
     blocks = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
     for tag, value in exif.items():
-        if tag not in LAYOUT and tag not in blocks:  # the value of a block's tag is its place in the old file
+        if tag not in LAYOUT and tag not in blocks:  # a block's value is its position in the old file
             kept[tag] = value
     for block in blocks:
-        if found := exif.get_ifd(block):
-            kept.get_ifd(block).update(found)
+        if tags := exif.get_ifd(block):
+            kept.get_ifd(block).update(tags)
     return kept.tobytes()
 
 
 def encode(photograph: Photograph, rgb: Image.Image) -> bytes:
-    """A file like the photograph's with other pixels, sRGB of its stored size.
+    """Encode other pixels, sRGB of the stored size, with the photograph's format and metadata.
 
     Raises:
         Refused: too_large_to_write: the format cannot hold so many pixels.
@@ -160,47 +163,37 @@ def encode(photograph: Photograph, rgb: Image.Image) -> bytes:
     metadata = {"exif": photograph.exif, "icc_profile": photograph.profile, "dpi": photograph.dpi}
     try:
         return _save(rgb, photograph.suffix, metadata)
-    except (
-        OSError,
-        ValueError,
-        struct.error,
-    ) as error:  # the metadata was tried when the photograph was read
+    except (OSError, ValueError, struct.error) as error:  # not the metadata: `read` has tried to save that
         raise Refused("too_large_to_write") from error
 
 
 def upright(photograph: Photograph, stored: Image.Image) -> Image.Image:
-    """A picture of the photograph's stored orientation, turned as the photograph is to be seen."""
+    """Turn an image from the photograph's stored orientation to the upright one."""
     turn = UPRIGHT.get(photograph.orientation)
     return stored if turn is None else stored.transpose(turn)
 
 
 def small_light(photograph: Photograph, model: Colorizer, side: int) -> Tensor:
-    """The lightness that a model sees, upright, [1, 1, h, w] with L* in 0 to 100.
+    """Make the model's input: upright lightness [1, 1, h, w], L* in 0 to 100.
 
-    A model that takes any size sees the whole photograph with its short side at `side`, both rounded to multiples of 8;
-    any other sees it squeezed into a square.
+    Models that take any size get the whole photograph with its short side at `side`, both sides rounded to
+    multiples of 8. Other models get it squeezed into a square.
     """
-    width, height = photograph.size
-    across = down = side
+    size = (side, side)
     if model.any_size:
-        scale = side / min(width, height)
-        across, down = (
-            8 * max(1, round(min(scale * extent, LONGEST * side) / 8)) for extent in (width, height)
-        )
-    stored = (down, across) if UPRIGHT.get(photograph.orientation) in TURNED_ASIDE else (across, down)
-    small = photograph.rgb.resize(stored, Image.Resampling.BICUBIC, reducing_gap=3)
+        scale = side / min(photograph.size)
+        width, height = (8 * max(1, round(min(scale * n, LONGEST * side) / 8)) for n in photograph.size)
+        size = (height, width) if UPRIGHT.get(photograph.orientation) in TURNED_ASIDE else (width, height)
+    small = photograph.rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
     return _lightness(np.asarray(upright(photograph, small)))
 
 
 @torch.inference_mode()
 def colorings(model: Colorizer, light: Tensor, samples: int = 1) -> Tensor:
-    """What a model makes of a lightness [1, 1, h, w]: ab, [samples, 2, h, w] in Lab units.
-
-    Args:
-        samples: colorings of the photograph; more than one only of models that have several.
+    """Predict ab [samples, 2, h, w] in Lab units for a lightness [1, 1, h, w].
 
     Raises:
-        InputError: the model has only one coloring, or predicts something not finite.
+        InputError: `samples` is above 1 and the model cannot draw samples, or a prediction is not finite.
     """
     colors = model.predict(light, samples)
     if samples > 1 and colors.samples is None:
@@ -212,11 +205,11 @@ def colorings(model: Colorizer, light: Tensor, samples: int = 1) -> Tensor:
 
 
 def paint(photograph: Photograph, light: Tensor, ab: Tensor) -> Image.Image:
-    """Put a predicted color under a photograph's own lightness, with as many threads as torch may use.
+    """Combine a photograph's own lightness with predicted color, using torch's number of threads.
 
     Args:
-        light: what the model saw, [1, 1, h, w].
-        ab: what it predicted from that, [2, h, w] in Lab units.
+        light: input of the model, [1, 1, h, w].
+        ab: its prediction, [2, h, w] in Lab units.
 
     Returns:
         sRGB of the stored size and orientation.
@@ -242,7 +235,7 @@ def paint(photograph: Photograph, light: Tensor, ab: Tensor) -> Image.Image:
         painted[top : top + rows] = (rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each thread that is started from here on
+    torch.set_num_threads(1)  # applies to every thread started from here on
     try:
         maps = spread()
         with ThreadPoolExecutor(min(threads, MOST_THREADS)) as pool:
@@ -253,7 +246,7 @@ def paint(photograph: Photograph, light: Tensor, ab: Tensor) -> Image.Image:
 
 
 def slope(light: Tensor, ab: Tensor) -> Tensor:
-    """How much ab rises with L* in the window around each pixel, by ridge regression: [B, 2, h, w].
+    """Slope of ab over L* in the window around each pixel, by ridge regression: [B, 2, h, w].
 
     Args:
         light: [B, 1, h, w].
@@ -263,13 +256,13 @@ def slope(light: Tensor, ab: Tensor) -> Tensor:
     def mean(maps: Tensor) -> Tensor:
         return F.avg_pool2d(maps, 2 * RADIUS + 1, 1, RADIUS, count_include_pad=False)
 
-    light = light - 50  # float32 loses less about the middle
+    light = light - 50  # zero-centered, which float32 holds more precisely
     covariance = mean(light * ab) - mean(light) * mean(ab)
     return covariance / ((mean(light**2) - mean(light) ** 2).clamp_min(0) + FLAT)
 
 
 def shown(lab: Tensor) -> Tensor:
-    """L*a*b* [1, 3, H, W] as sRGB in 0 to 1; a color out of the gamut gets the largest share of its ab that is in it."""
+    """Convert Lab [1, 3, H, W] to sRGB in 0 to 1; scale ab outside the gamut down until it fits."""
     rgb, clipped = lab_to_clipped_rgb(lab)
     down, across = clipped[0].nonzero().unbind(1)
     off = rgb_to_lab(rgb[:, :, down, across][:, :, None]) - lab[:, :, down, across][:, :, None]
@@ -280,15 +273,15 @@ def shown(lab: Tensor) -> Tensor:
     out = lab[:, :, down, across][:, :, None]
     share, step = torch.zeros_like(out[:, :1]), 0.5
     for _ in range(PALER_STEPS):
-        tried = torch.cat((out[:, :1], out[:, 1:] * (share + step)), dim=1)
-        inside = (rgb_to_lab(lab_to_rgb(tried)) - tried).abs().amax(1, keepdim=True) <= TOLERANCE
+        paler = torch.cat((out[:, :1], out[:, 1:] * (share + step)), dim=1)
+        inside = (rgb_to_lab(lab_to_rgb(paler)) - paler).abs().amax(1, keepdim=True) <= TOLERANCE
         share, step = share + step * inside, step / 2
     rgb[:, :, down, across] = lab_to_rgb(torch.cat((out[:, :1], out[:, 1:] * share), dim=1))[:, :, 0]
     return rgb
 
 
 def _rows(maps: Tensor, top: int, count: int, height: int) -> Tensor:
-    """Rows `top` and following of maps [1, C, h, W] scaled bilinearly to `height` rows."""
+    """Rows `top` to `top + count` of maps [1, C, h, W], scaled bilinearly to `height` rows."""
     low = maps.shape[2]
     position = ((torch.arange(top, top + count) + 0.5) * (low / height) - 0.5).clamp(0, low - 1)
     above = position.long()
@@ -297,5 +290,5 @@ def _rows(maps: Tensor, top: int, count: int, height: int) -> Tensor:
 
 
 def _lightness(pixels: np.ndarray) -> Tensor:
-    """uint8 [h, w, 3] to L*, [1, 1, h, w]."""
+    """Convert uint8 [h, w, 3] to L* [1, 1, h, w]."""
     return bytes_to_light(torch.tensor(pixels).permute(2, 0, 1)[None])

@@ -1,6 +1,6 @@
-"""What a project folder holds: its models, trained or not, and whether its outs are those of dvc.lock.
+"""List a project's models; verify its outs against dvc.lock.
 
-Of params.yaml only the blocks of models are read here; what else it holds is pipeline/params.py's business.
+Only the models and the crop size of params.yaml are read here; pipeline/params.py reads the rest.
 """
 
 import os
@@ -24,7 +24,7 @@ DECISIVE = ("numpy", "pandas", "pillow", "scikit-image", "scipy", "torch")
 
 @dataclass(frozen=True)
 class Listed:
-    """The part of params.yaml that tells which models there are."""
+    """The part of params.yaml that `list_models` needs."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # as pipeline/params.py has it
     crop: CropConfig
@@ -32,55 +32,53 @@ class Listed:
 
 
 def project() -> Path | None:
-    """The project's folder: the nearest one upwards with a params.yaml and a dvc.yaml."""
-    here = Path.cwd()
-    return next(
-        (f for f in (here, *here.parents) if (f / "params.yaml").exists() and (f / "dvc.yaml").exists()), None
-    )
+    """Find the project: the nearest folder upwards with a params.yaml and a dvc.yaml."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "params.yaml").exists() and (folder / "dvc.yaml").exists():
+            return folder
+    return None
 
 
 def required_project() -> Path:
-    """Raises InputError: there is no project around the current folder."""
-    root = project()
-    if root is None:
-        raise InputError(
-            "there is no params.yaml beside a dvc.yaml here or above; change into a project of colorize"
-        )
+    """Find the project like `project`, but raise InputError if there is none."""
+    if (root := project()) is None:
+        missing = "there is no params.yaml beside a dvc.yaml here or above"
+        raise InputError(f"{missing}; change into a project of colorize")
     return root
 
 
 def trained(root: Path | None) -> dict[str, Path]:
-    """The trained model that comes with the library, and every one of a project: name to folder.
+    """Find the shipped model and every trained model of a project: name to folder.
 
-    The chosen model's own folder comes before the zoo's.
+    data/model takes precedence over data/zoo.
 
     Raises:
         InputError: a model.json does not describe a trained model.
     """
     from colorize.models import SHIPPED_FOLDER, load_description
 
-    found = {SHIPPED: SHIPPED_FOLDER}
+    folders = {SHIPPED: SHIPPED_FOLDER}
     for folder in (root / "data/model", *sorted((root / "data/zoo").glob("*"))) if root else ():
         if (folder / "model.json").exists():
-            found.setdefault(load_description(folder)["name"], folder)
-    return found
+            folders.setdefault(load_description(folder)["name"], folder)
+    return folders
 
 
 def find_model(name: str, temporary: Path) -> Path:
-    """The folder of a trained model.
+    """Find the folder of a trained model.
 
     Args:
-        temporary: where one that lies in an experiment or revision is copied to.
+        temporary: folder that gets a copy of a model from an experiment or Git revision.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no such model.
     """
     from colorize.models import SHIPPED_FOLDER, load_description
 
     if name == SHIPPED:
         return SHIPPED_FOLDER
 
-    def holds_model(folder: str) -> bool:  # unlike Path.exists, of names that are too long as well
+    def holds_model(folder: str) -> bool:  # Path.exists fails on names that are too long
         return os.path.exists(os.path.join(folder, "model.json"))
 
     if holds_model(name):
@@ -98,22 +96,24 @@ def find_model(name: str, temporary: Path) -> Path:
             return temporary / "model"
         except ImportError:
             known += "; those of experiments and revisions need DVC: pip install dvc"
-        except Exception:  # whatever is wrong with the revision or with DVC's cache: there is no model
+        except Exception:  # DVC raises many types if the revision or its cache is unusable: there is no model
             pass
     raise InputError(f"there is no trained model {name!r}, neither a folder nor in this project; {known}")
 
 
 def document_of(arch: str) -> str:
-    """The document, or the paper, that an architecture's file names first."""
-    numbers = re.findall(r"document (\d{3})", import_module(f"colorize.models.{arch}").__doc__ or "")
+    """The number of the document that an architecture's docstring names first; "" if none."""
+    numbers = re.findall(
+        r"document (\d{3})", import_module(f"colorize.models.architectures.{arch}").__doc__ or ""
+    )
     return numbers[0] if numbers else ""
 
 
 def parameters_of(block: ModelConfig, crop: int) -> int | None:
-    """How many parameters a block's model will have; None if that depends on the data's occupied cells.
+    """Number of parameters of a block's model; None if it depends on the data's occupied cells.
 
     Raises:
-        InputError: it cannot be built.
+        InputError: the model cannot be built.
     """
     import torch
 
@@ -128,11 +128,11 @@ def parameters_of(block: ModelConfig, crop: int) -> int | None:
 
 
 def list_models(root: Path | None) -> list[dict[str, Any]]:
-    """The model that comes with the library, then every block of params.yaml.
+    """List the shipped model, then every block of params.yaml.
 
     Returns:
-        Rows of model, document, parameters, trained (the folder), psnr, ssim, rmse, None where unknown; and the problem,
-        if it cannot be built.
+        Rows with model, document, parameters, trained (the folder), psnr, ssim, rmse and problem (why the
+        model cannot be built); None where unknown.
 
     Raises:
         InputError: params.yaml, a trained model or its scores are damaged.
@@ -159,12 +159,10 @@ def list_models(root: Path | None) -> list[dict[str, Any]]:
         if folder := folders.get(name):
             row["parameters"] = load_description(folder).get("parameters")
             row["trained"] = folder.relative_to(root).as_posix()
-            scores = (
-                root / "metrics/metrics.json" if folder == root / "data/model" else folder / "metrics.json"
-            )
+            scores = (root / "metrics" if folder == root / "data/model" else folder) / "metrics.json"
             if scores.exists():
-                found = files.read_json(scores, dict.fromkeys(SHOWN, float))
-                row |= {metric: found[metric] for metric in SHOWN}
+                means = files.read_json(scores, dict.fromkeys(SHOWN, float))
+                row |= {metric: means[metric] for metric in SHOWN}
         else:
             try:
                 row["parameters"] = parameters_of(block, params.crop.size)
@@ -175,14 +173,14 @@ def list_models(root: Path | None) -> list[dict[str, Any]]:
 
 
 def verify_outs(root: Path) -> list[dict[str, str]]:
-    """Hash every out of the project's stages as DVC does, but anew: DVC remembers the hash of what keeps its time.
+    """Hash every out of the project's stages with DVC, ignoring DVC's stored hashes.
 
     Returns:
-        Rows of path, stage and status: ok, missing, differs, not in dvc.lock, not in dvc.yaml; or never ran, which is
-        no difference, for stages that `dvc repro` does not run: the zoo's.
+        Rows with path, stage and status: ok, missing, differs, not in dvc.lock, not in dvc.yaml, or never ran
+        (a stage of the zoo without results, which is no error).
 
     Raises:
-        InputError: there is no dvc.lock, DVC is not installed, or it cannot read the project's files.
+        InputError: there is no dvc.lock, DVC is not installed, or DVC cannot read the project's files.
     """
     try:
         from dvc.dvcfile import load_file
@@ -198,9 +196,8 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
             rows = []
             for out in sorted(repo.index.outs, key=lambda out: out.stage.addressing):
                 if not out.exists:
-                    status = (
-                        "missing" if out.hash_info or out.stage.path_in_repo == "dvc.yaml" else "never ran"
-                    )
+                    in_repro = out.hash_info or out.stage.path_in_repo == "dvc.yaml"
+                    status = "missing" if in_repro else "never ran"
                 elif not out.hash_info:
                     status = "not in dvc.lock"
                 else:
@@ -208,12 +205,11 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
                 path = Path(os.path.relpath(out.fs_path, root)).as_posix()
                 rows.append({"path": path, "stage": out.stage.addressing, "status": status})
             listed = {row["path"] for row in rows}
-            for name, entry in (
-                load_file(repo, str(root / "dvc.yaml")).lockfile_contents.get("stages", {}).items()
-            ):
+            locked = load_file(repo, str(root / "dvc.yaml")).lockfile_contents.get("stages", {})
+            for name, entry in locked.items():
                 for path in (out["path"] for out in entry.get("outs", []) if out["path"] not in listed):
                     rows.append({"path": path, "stage": name, "status": "not in dvc.yaml"})
-    except Exception as error:  # DVC's own, and what its readers of damaged files raise
+    except Exception as error:  # DVC and its parsers raise many types for damaged files
         reason = " ".join(str(error).split())
         remedy = "mend it, or restore it with `git checkout`"
         raise InputError(f"DVC cannot read {root}: {reason}; {remedy}") from error
@@ -223,7 +219,7 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
 
 
 def other_versions(root: Path) -> list[str]:
-    """The packages on which results depend that are not installed as requirements.txt pins them, one clause each."""
+    """Name the packages of `DECISIVE` whose installed version is not the pinned one, one clause each."""
     path = root / "requirements.txt"
     with files.reading(path, "restore it with `git checkout requirements.txt`"):
         pins = (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines())
@@ -231,9 +227,9 @@ def other_versions(root: Path) -> list[str]:
     clauses = []
     for name, version in pinned.items():
         try:
-            there = f"{metadata.version(name).partition('+')[0]} is"
+            installed = metadata.version(name).partition("+")[0]
         except metadata.PackageNotFoundError:
-            there = "none is"
-        if there != f"{version} is":
-            clauses.append(f"{name} {version} is pinned, {there} installed")
+            installed = "none"
+        if installed != version:
+            clauses.append(f"{name} {version} is pinned, {installed} is installed")
     return clauses

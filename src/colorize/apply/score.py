@@ -1,8 +1,8 @@
-"""Score trained models on any folder of color photographs, by the pipeline's own protocol.
+"""Score trained models on any color photographs, with the pipeline's protocol.
 
-Photographs are cropped as the crop stage does, at one size for all models, and scored as the evaluate stage does, beside the
-baselines `grey` and `mean_color`, with bootstrap intervals and paired differences. What cannot be decoded is left out and
-counted with its reason.
+Photographs are cropped like in the crop stage, at one size for all models, and scored like in the evaluate
+stage: beside both baselines, with bootstrap intervals and paired differences. Unreadable photographs are left
+out and listed with the reason.
 """
 
 import tempfile
@@ -30,26 +30,26 @@ from colorize.scoring.evaluation import EvaluateConfig
 
 @dataclass(frozen=True)
 class Scores:
-    """What came of scoring."""
+    """The result of scoring."""
 
     size: int
     """Side of the crops in pixels."""
     images: int
-    """Photographs that were scored."""
+    """Scored photographs."""
     grey_truths: int
-    """Those of them that are grey in truth, which PSNR leaves out."""
+    """Scored photographs that are grey in truth, which PSNR leaves out."""
     failed: dict[str, str]
-    """Photographs that were not, and why."""
+    """Photographs that could not be scored, and why."""
     passed_over: Counter[str]
-    """What in the folders is no photograph: how many files for each reason."""
+    """Files in the folders that are no photographs: reason to number."""
     table: pd.DataFrame
     """Of `metrics.compare`; each photograph is its own group."""
 
 
 def score(
-    given: Sequence[Path],
+    paths: Sequence[Path],
     systems: Sequence[System],
-    rule: EvaluateConfig,
+    config: EvaluateConfig,
     size: int = 0,
     device: torch.device | str = "cpu",
     max_megapixels: float = CropConfig.max_megapixels,
@@ -57,33 +57,27 @@ def score(
     """Score models and both baselines.
 
     Args:
-        size: side of the crops; 0 takes the largest at which one of the models works.
-        max_megapixels: larger photographs are refused before they are decoded.
+        size: side of the crops in pixels; 0 takes the largest size of the models.
+        max_megapixels: refuse larger photographs before decoding them.
 
     Raises:
-        InputError: there is no usable photograph, the size is below a model's, or a model predicts something not finite.
+        InputError: no photograph is usable, the size is below a model's, or a prediction is not finite.
     """
     size = size or max(system.size for system in systems)
     for system in systems:
         if system.size > size:
-            raise InputError(
-                f"{system.name} works at {system.size} pixels; score at that size or a larger one, not at {size}"
-            )
+            limit = f"{system.name} works at {system.size} pixels"
+            raise InputError(f"{limit}; score at that size or a larger one, not at {size}")
     if systems[0].mean_ab is None:
         raise InputError(f"{systems[0].name} does not tell the mean color it learned from; train it again")
-    items = find(given)
+    items = find(paths)
     failed = {text_of(item.name): item.reason for item in items if item.status == "failed"}
     passed_over = Counter(item.reason for item in items if item.status in ("skipped", "ignored"))
-    rows = [
-        {
-            "photo": text_of(item.name),
-            "shard": "",
-            "member": str(item.source),
-            "sha256": files.sha256(item.source),
-        }
-        for item in items
-        if item.kind
-    ]
+    rows = []
+    for item in items:
+        if item.kind:
+            row = {"photo": text_of(item.name), "shard": "", "member": str(item.source)}
+            rows.append(row | {"sha256": files.sha256(item.source)})
     threads = torch.get_num_threads()
     cropping = CropConfig(size=size, workers=threads, max_megapixels=max_megapixels)
     with tempfile.TemporaryDirectory() as temporary:
@@ -92,20 +86,18 @@ def score(
         kept = [record.photo for record in records if record.status == "ok"]
         failed |= {record.photo: record.reason for record in records if record.status != "ok"}
         if not kept:
-            why = counts(failed.values())
-            raise InputError(
-                f"none of {len(failed)} photographs could be read ({why}); give color photographs"
-            )
+            reasons = f"none of {len(failed)} photographs could be read ({counts(failed.values())})"
+            raise InputError(f"{reasons}; give color photographs")
         crops = Crops(folder)
         mean = Statistics({"mean_ab": np.array(systems[0].mean_ab)})
         models = {system.name: (system.model, system.size) for system in systems}
         models |= {name: (build_baseline(name, mean), size) for name in metrics.BASELINES}
-        critic = plausibility.critic(crops, rule.batch, device, threads)
+        critic = plausibility.critic(crops, config.batch, device, threads)
         tables = {
             name: evaluation.score(
-                name, model, side, kept, crops, rule.batch, rule.samples, device, threads, critic
+                name, model, side, kept, crops, config.batch, config.samples, device, threads, critic
             ).assign(group=kept)
             for name, (model, side) in models.items()
         }
     grey = int(tables[systems[0].name]["grey_truth"].sum())
-    return Scores(size, len(kept), grey, failed, passed_over, metrics.compare(tables, rule.bootstrap))
+    return Scores(size, len(kept), grey, failed, passed_over, metrics.compare(tables, config.bootstrap))

@@ -1,12 +1,11 @@
-"""Figures of results: loss curves, bars, the prior over the ab plane.
+"""Draw figures of results with matplotlib: loss curves, bars, priors over the ab plane.
 
-Grounds are transparent and ink is a middle grey, so that one picture reads on a light and on a dark page. Equal
-inputs give equal bytes. Drawn with matplotlib; nothing here writes files or knows where they lie.
+Backgrounds are transparent and text is middle grey, so that figures are readable on light and on dark pages.
+Equal inputs give equal bytes. Nothing here writes files.
 """
 
 import io
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import matplotlib
@@ -32,7 +31,7 @@ PRIORS = {
     "released_smoothed": "Released, smoothed",
 }
 FAINTEST = 1e-6
-"""Probability at which a bin's square shrinks to nothing."""
+"""Probability at which a bin's square has side 0."""
 STYLE: dict[Any, Any] = {
     "figure.dpi": 200,
     "figure.facecolor": "none",
@@ -65,7 +64,11 @@ def _encode(figure: Figure, kind: str = "png") -> bytes:
 def curves(
     panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], xlabel: str, kind: str = "png"
 ) -> bytes:
-    """Losses in panels side by side on one scale, as PNG or SVG: title of a panel, name of a curve, its x and y."""
+    """Draw losses in panels on one scale, as "png" or "svg".
+
+    Args:
+        panels: title of a panel to name of a curve to its x and y.
+    """
     rows = -(-len(panels) // 4)
     columns = -(-len(panels) // rows)
     with matplotlib.rc_context(STYLE):
@@ -73,8 +76,8 @@ def curves(
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
             for color, (name, (x, y)) in zip(OTHER_CURVES, lines.items(), strict=False):
-                known, color = CURVES.get(name, (name.replace("_", " "), color))
-                axes.plot(x, y, color=color, label=known, linewidth=1.2)
+                label, color = CURVES.get(name, (name.replace("_", " "), color))
+                axes.plot(x, y, color=color, label=label, linewidth=1.2)
             axes.set_title(title)
             axes.set_xlabel(xlabel)
         for axes in grid.flat[len(panels) :]:
@@ -87,7 +90,11 @@ def curves(
 
 
 def bars(values: Mapping[str, Mapping[str, float]]) -> bytes:
-    """One panel per metric with one bar per run, as PNG: metric, run, value."""
+    """Draw one panel per metric with one bar per run, as PNG.
+
+    Args:
+        values: metric to run to value.
+    """
     runs = list(next(iter(values.values())))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.4 * len(values) + 1.2, 0.3 * len(runs) + 0.9), layout="constrained")
@@ -101,15 +108,9 @@ def bars(values: Mapping[str, Mapping[str, float]]) -> bytes:
         return _encode(figure)
 
 
-@cache
-def _bin_colors(bins: bytes) -> np.ndarray:
-    ab = np.frombuffer(bins, np.float64).reshape(-1, 2)
-    return lab2rgb(np.insert(ab, 0, 65, axis=1))
-
-
 def _over_ab(axes: Axes, bins: np.ndarray, shares: np.ndarray, title: str) -> None:
-    """Squares in the bins' own colors (at L* 65) whose sides are `shares`, 0 to 1, of the grid's step."""
-    colors = _bin_colors(np.ascontiguousarray(bins, np.float64).tobytes())
+    """Draw the bins as squares in their colors (at L* 65); `shares`, 0 to 1, are sides per grid step."""
+    colors = lab2rgb(np.insert(bins.astype(float), 0, 65, axis=1))
     for sides, alpha in ((np.full(len(bins), 9.6), 0.22), (9.6 * shares, 1.0)):
         squares = [
             Rectangle((a - side / 2, b - side / 2), side, side)
@@ -124,16 +125,16 @@ def _over_ab(axes: Axes, bins: np.ndarray, shares: np.ndarray, title: str) -> No
 
 
 def _panels(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    """Title and shares [313] of every prior, then of the weights that follow from each."""
-    there = [name for name in PRIORS if name in arrays]
-    heaviest = max(arrays[f"weights_{name}"].max() for name in there)
+    """Title and shares [313] of every prior, then of its weights."""
+    names = [name for name in PRIORS if name in arrays]
+    heaviest = max(arrays[f"weights_{name}"].max() for name in names)
     faintest = np.log10(FAINTEST)
-    priors = [(PRIORS[name], 1 - np.log10(np.maximum(arrays[name], FAINTEST)) / faintest) for name in there]
-    return priors + [(f"{PRIORS[name]}: weights", arrays[f"weights_{name}"] / heaviest) for name in there]
+    priors = [(PRIORS[name], 1 - np.log10(np.maximum(arrays[name], FAINTEST)) / faintest) for name in names]
+    return priors + [(f"{PRIORS[name]}: weights", arrays[f"weights_{name}"] / heaviest) for name in names]
 
 
 def prior(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Every prior over the ab plane, and below it its rebalancing weights, as one PNG.
+    """Draw every prior over the ab plane, and its rebalancing weights below it, as one PNG.
 
     Args:
         arrays: of `colorize.bins.Statistics`.
@@ -147,7 +148,7 @@ def prior(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def prior_panels(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """The panels of `prior` one by one, title to PNG, for a page that arranges them itself."""
+    """Draw the panels of `prior` one by one, title to PNG, for a page that arranges them."""
     panels = {}
     with matplotlib.rc_context(STYLE):
         for title, shares in _panels(arrays):

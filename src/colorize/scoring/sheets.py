@@ -1,7 +1,7 @@
-"""Contact sheets of photographs, and the files that pictures become.
+"""Draw contact sheets and encode images.
 
-A ground is transparent and ink is a middle grey where the format allows it, so that one picture reads on a light and on a
-dark page. Equal inputs give equal bytes. Nothing here writes files or knows where they lie.
+Sheets are transparent with middle grey text where the format allows it, so that they are readable on light
+and on dark pages. Equal inputs give equal bytes. Nothing here writes files.
 """
 
 import io
@@ -16,28 +16,32 @@ LABEL_SIZE, GAP = 13, 6
 OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"optimize": True},
     "webp": {"quality": 85},
-    "jpeg": {"quality": 85, "subsampling": 0, "optimize": True},  # color is what is looked at: not subsampled
+    "jpeg": {
+        "quality": 85,
+        "subsampling": 0,
+        "optimize": True,
+    },  # color matters here, so it is not subsampled
 }
 SMALLEST, LARGEST = 96, 160
-"""Sides in pixels between which photographs are shown on a sheet: large enough to see, small enough to keep in git."""
+"""Limits of the side in pixels of a photograph on a sheet: large enough to see, small enough for Git."""
 STRIP = 80
-"""Side in pixels of photographs in strips, of which there are many."""
+"""Side in pixels of a photograph in a strip."""
 
 
 def spread(photos: int, count: int) -> np.ndarray:
-    """Positions of at most `count` of `photos`, evenly spread from the first to the last."""
+    """Positions of at most `count` of `photos` photographs, evenly spread from the first to the last."""
     return np.unique(np.linspace(0, photos - 1, min(count, photos)).round().astype(int))
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
-    """A picture as PNG, or as WebP or JPEG, which keep many photographs small."""
+    """Encode an image as "png", "webp" or "jpeg"."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **OPTIONS[kind])
     return buffer.getvalue()
 
 
 def _wrap(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Break a label at underscores and spaces into lines that fit `width` pixels."""
+    """Break a label at underscores and spaces into lines of at most `width` pixels."""
     lines = [""]
     for part in label.replace("_", "_ ").split():
         joined = lines[-1] + ("" if not lines[-1] or lines[-1].endswith("_") else " ") + part
@@ -49,40 +53,38 @@ def _wrap(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Image
 
 
 def thumbnail(pixels: np.ndarray, side: int) -> Image.Image:
-    """A photograph uint8 [S, S, 3] at `side` pixels."""
+    """Scale a photograph uint8 [S, S, 3] to `side` pixels."""
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]], ground: str = "white") -> Image.Image:
-    """Pictures in rows, each under its label. A label may be empty, of several lines, or wider than its picture.
+    """Arrange images in rows, each below its label.
 
     Args:
-        ground: a color; "" is a transparent one.
+        rows: pairs of label and image.
+        ground: background color; "" is transparent.
     """
     font = ImageFont.load_default(LABEL_SIZE)
     line = LABEL_SIZE + 4
-    labelled = [max((label.count("\n") + 1 for label, _ in row if label), default=0) * line for row in rows]
-    heights = [
-        top + max((picture.height for _, picture in row), default=0)
-        for top, row in zip(labelled, rows, strict=True)
-    ]
-    widths = [sum(picture.width + GAP for _, picture in row) - GAP for row in rows]
+    tops = [max((label.count("\n") + 1 for label, _ in row if label), default=0) * line for row in rows]
+    heights = [top + max(image.height for _, image in row) for top, row in zip(tops, rows, strict=True)]
+    widths = [sum(image.width + GAP for _, image in row) - GAP for row in rows]
     size = max(widths), sum(heights) + GAP * (len(rows) - 1)
     sheet = Image.new("RGB", size, ground) if ground else Image.new("RGBA", size)
     draw = ImageDraw.Draw(sheet)
     y = 0
-    for row, label_height, height in zip(rows, labelled, heights, strict=True):
+    for row, top, height in zip(rows, tops, heights, strict=True):
         x = 0
-        for label, picture in row:
-            sheet.paste(picture, (x, y + label_height))
+        for label, image in row:
+            sheet.paste(image, (x, y + top))
             draw.multiline_text((x, y), label, fill="black" if ground else INK, font=font, spacing=4)
-            x += picture.width + GAP
+            x += image.width + GAP
         y += height + GAP
     return sheet
 
 
 def sheet(columns: Mapping[str, np.ndarray]) -> Image.Image:
-    """Photographs in labelled columns, one row per photograph, on a transparent ground.
+    """Show photographs in labelled columns, one row per photograph, on a transparent background.
 
     Args:
         columns: label to uint8 [n, S, S, 3], all of one shape.
@@ -90,15 +92,18 @@ def sheet(columns: Mapping[str, np.ndarray]) -> Image.Image:
     count, side = next(iter(columns.values())).shape[:2]
     cell = min(max(side, SMALLEST), LARGEST)
     font = ImageFont.load_default(LABEL_SIZE)
-    labels = [_wrap(label, cell, font) for label in columns]
-    rows = [[thumbnail(images[row], cell) for images in columns.values()] for row in range(count)]
-    return grid(
-        [list(zip(labels if row is rows[0] else [""] * len(row), row, strict=True)) for row in rows], ""
-    )
+    rows = [
+        [
+            ("" if n else _wrap(label, cell, font), thumbnail(images[n], cell))
+            for label, images in columns.items()
+        ]
+        for n in range(count)
+    ]
+    return grid(rows, "")
 
 
 def strips(systems: Mapping[str, np.ndarray], across: int = 3) -> Image.Image:
-    """The same photographs of many systems: a labelled strip for each, `across` of them side by side, read by rows.
+    """Show the same photographs of many systems as labelled strips, `across` of them side by side.
 
     Args:
         systems: label to uint8 [n, S, S, 3], all of one shape.
@@ -111,15 +116,10 @@ def strips(systems: Mapping[str, np.ndarray], across: int = 3) -> Image.Image:
 
 
 def examples(rows: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
-    """Rows of photographs uint8 [n, S, S, 3], each under its label."""
+    """Show rows of photographs uint8 [n, S, S, 3], each row below its label."""
     blank = Image.new("RGB", (8 * SMALLEST, 1), "white")
-    return grid(
-        [
-            [
-                (label if not column else "", thumbnail(pixels, SMALLEST))
-                for column, pixels in enumerate(images)
-            ]
-            or [(label, blank)]
-            for label, images in rows
-        ]
-    )
+    cells = []
+    for label, images in rows:
+        pictures = [thumbnail(pixels, SMALLEST) for pixels in images] or [blank]
+        cells.append(list(zip([label, *[""] * len(pictures)], pictures, strict=False)))
+    return grid(cells)
