@@ -119,12 +119,6 @@ def test_a_file_that_dvc_cannot_hash_is_named_before_dvc_meets_it(
     check.main(make_params({"data.source": "folder", "data.path": str(tmp_path / "photos")}))
 
 
-def test_a_model_that_was_not_chosen_may_be_unfit_for_the_size(make_params) -> None:
-    """40 pixels do not suit the cgan; a vae does not mind."""
-    check.main(make_params({"model": "vae", "crop.size": 40}))
-    assert paths.CHECKED.exists()
-
-
 @fault(43, "a GPU is asked for and there is none")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is demanded")
 def test_a_gpu_that_is_demanded_and_missing_is_refused(make_params) -> None:

@@ -1,7 +1,6 @@
 """The leaderboard, from a made-up zoo."""
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -218,12 +217,6 @@ def test_kid_is_the_mean_of_what_photographs_give_away(
     assert ">nan" not in (paths.METRICS / "leaderboard.html").read_text()
 
 
-def test_every_shard_is_opened_once(params: AllParams, opened: Counter[str]) -> None:
-    """For all oracles, pictures and the page together."""
-    leaderboard.main(params)
-    assert opened == {"crops-00000.npy": 1}
-
-
 @pytest.mark.parametrize("missing", ["model.json", "per_image.csv", "pictures.npz"])
 def test_a_model_without_results_asks_for_the_zoo(params: AllParams, missing: str) -> None:
     """The sentence names the file and `make zoo`, and nothing is written."""
@@ -239,21 +232,6 @@ def test_scores_of_other_photographs_are_refused(params: AllParams) -> None:
     path.write_text(path.read_text().replace("3.png", "other.png"))
     with pytest.raises(InputError, match="holds other photographs than grey's; run `make zoo`"):
         leaderboard.main(params)
-
-
-def test_pictures_of_other_photographs_are_refused(params: AllParams) -> None:
-    """All that evaluate.gallery asks for have to be there, or the zoo has to be run again."""
-    some = {"index": np.arange(2), "model": np.zeros((2, 16, 16, 3), np.uint8)}
-    files.write_arrays(paths.ZOO / "vae" / "pictures.npz", some)
-    with pytest.raises(InputError, match="evaluate.gallery"):
-        leaderboard.main(params)
-
-
-def test_a_board_without_a_baseline_is_refused(params: AllParams) -> None:
-    """The sentence names the block that is missing."""
-    models = {name: block for name, block in params.models.items() if name != "grey"}
-    with pytest.raises(InputError, match=r"models\.grey is missing"):
-        leaderboard.main(params.model_copy(update={"models": models}))
 
 
 def test_a_model_with_the_name_of_a_ceiling_is_refused(params: AllParams) -> None:

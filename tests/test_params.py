@@ -13,7 +13,6 @@ from conftest import ROOT
 from faults import fault
 
 from colorize.files import InputError
-from colorize.models import block_of
 from colorize.settings import count_of
 from pipeline.check import AllParams
 from pipeline.params import load, stage
@@ -53,11 +52,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
             "  zhang_simplified:\n    arch: zhang\n    init_from: zhang_simplified_final\n",
             "models.zhang_simplified.init_from leads back to zhang_simplified",
         ),
-        (
-            "    base: deshpande\n",
-            "    base: deshpand\n",
-            "vae.base: there is no model 'deshpand'; did you",
-        ),
+        ("    base: deshpande\n", "    base: deshpand\n", "vae.base: there is no model 'deshpand'; did you"),
         ("    base: deshpande\n", "    base: vae\n", "models.vae.base leads back to vae; name another model"),
         ("    arch: deshpande\n    base", "    base", "models.vae.arch is missing"),
         (
@@ -149,17 +144,6 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         load(AllParams, tmp_path / "params.yaml")
 
 
-def test_an_unknown_model_is_answered_with_the_nearest_name(make_params) -> None:
-    """`vea` is `vae`."""
-    with pytest.raises(InputError, match="no model 'vea'.*did you mean 'vae'"):
-        block_of(make_params().models, "vea")
-
-
-def test_scientific_notation_is_a_number() -> None:
-    """1e-5 as DVC writes it back, and 1.0e-05 as the file holds it: PyYAML would read the first as a string."""
-    assert load(AllParams, ROOT / "params.yaml").models["cae"].recipe.lr == 1e-5
-
-
 @pytest.mark.parametrize(
     "override",
     [
@@ -182,16 +166,6 @@ def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: s
     before, after = TEXT.splitlines(), path.read_text().splitlines()
     changes = [new for old, new in zip(before, after, strict=True) if old != new]
     assert len(changes) == 1 and override.split("=")[1] in changes[0]
-
-
-def test_what_a_block_inherits_can_be_changed_too(tmp_path: Path) -> None:
-    """With ++ the value is added to the block; all else stays inherited."""
-    from dvc.utils.hydra import apply_overrides
-
-    (tmp_path / "params.yaml").write_text(TEXT)
-    apply_overrides(tmp_path / "params.yaml", ["++models.vae.recipe.lr=0.5"])
-    found, before = (load(AllParams, path / "params.yaml").models["vae"] for path in (tmp_path, ROOT))
-    assert found == replace(before, recipe=replace(before.recipe, lr=0.5))
 
 
 def test_a_block_is_its_base_with_what_it_states(tmp_path: Path) -> None:
@@ -222,10 +196,7 @@ def test_any_path_can_be_given_to_dvc_in_quotation_marks(tmp_path: Path, place: 
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
-    [
-        ("rules", "[]", ()),
-        ("classes", "[coasts,open country]", ("coasts", "open country")),
-    ],
+    [("rules", "[]", ()), ("classes", "[coasts,open country]", ("coasts", "open country"))],
 )
 def test_lists_can_be_changed_through_dvc(
     tmp_path: Path, name: str, value: str, expected: tuple[str, ...]

@@ -65,16 +65,6 @@ def test_a_model_folder_holds_everything_and_no_time(data, make_params) -> None:
     assert load_model(paths.MODEL).colorize(torch.rand(1, 1, 16, 16)).shape == (1, 2, 16, 16)
 
 
-def test_the_same_training_elsewhere_gives_the_same_bytes(data, make_params, monkeypatch) -> None:
-    """A second run without the first one's state, in another folder."""
-    params = make_params(SMALL)
-    train.train(params, "cae", paths.MODEL)
-    monkeypatch.setattr(paths, "RUNS", Path("other runs"))
-    train.train(params, "cae", Path("other/model"))
-    for file in paths.MODEL.iterdir():
-        assert file.read_bytes() == (Path("other/model") / file.name).read_bytes()
-
-
 def test_a_finished_state_serves_the_zoo_and_the_root(data, make_params, monkeypatch) -> None:
     """Nothing trains twice; the copies are byte-identical."""
     params = make_params(SMALL)

@@ -20,9 +20,8 @@ from colorize import distributed, files
 from colorize.bins import PriorConfig, Statistics
 from colorize.data.dataset import Photos
 from colorize.files import InputError
-from colorize.models import ModelConfig, Recipe, build_model, model_class
+from colorize.models import Recipe, build_model, model_class
 from colorize.models.base import Colorizer
-from colorize.models.heads import HeadConfig
 from colorize.training import loop
 from colorize.training.device import TrainConfig
 from colorize.training.loop import AVERAGED_EPOCHS, Checkpoint, Progress, fit, history_csv, rate_of, scale_of
@@ -30,12 +29,7 @@ from pipeline.check import AllParams
 from pipeline.params import load
 
 BLOCKS = load(AllParams, ROOT / "params.yaml").models
-SMALL = {
-    "cae": {"channels": (4, 8)},
-    "vae": {"latent": 2},
-    "cgan": {"width": 4},
-    "mlp1": {"hidden": (16,)},
-}
+SMALL = {"cae": {"channels": (4, 8)}, "vae": {"latent": 2}, "cgan": {"width": 4}, "mlp1": {"hidden": (16,)}}
 RULE = TrainConfig(max_epochs=4, min_lr=1e-3, checkpoint_seconds=0)
 
 
@@ -229,33 +223,6 @@ def test_ranks_ask_each_other_rarely_whether_a_state_is_due(
     assert len(asked) < 15 + 2 * 4
 
 
-def test_noise_is_another_in_every_step_of_every_rank() -> None:
-    """And the same again for the same one."""
-    cpu = torch.device("cpu")
-
-    def drawn(*numbers: int) -> tuple[float, ...]:
-        loop.seed_noise(cpu, *numbers)
-        return tuple(torch.rand(3).tolist())
-
-    numbers = [
-        (seed, epoch, step, rank) for seed in (1, 2) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)
-    ]
-    assert len({drawn(*each) for each in numbers}) == len(numbers)
-    assert drawn(1, 2, 3, 4) == drawn(1, 2, 3, 4)
-
-
-def test_a_finished_state_is_handed_out_without_training(photographs, tmp_path: Path) -> None:
-    """Same weights, no epoch run."""
-    images = photographs(8, 16)
-    model, progress = train("cae", images, tmp_path / "s.pt")
-    trained: list = []
-    again = small_model("cae", images)
-    photos = Photos(images, 16)
-    fit(again, photos, photos, BLOCKS["cae"].recipe, RULE, 3, tmp_path / "s.pt", trained.append)
-    assert not trained
-    assert all(torch.equal(t, again.state_dict()[k]) for k, t in model.state_dict().items())
-
-
 def test_best_weights_are_those_of_the_lowest_validation_loss(photographs, tmp_path: Path) -> None:
     """keep: best hands out the epoch with the lowest val_loss; keep: last the last."""
     images = photographs(8, 16)
@@ -306,15 +273,6 @@ def test_minutes_cap_the_training_time(photographs, tmp_path: Path) -> None:
     assert train("cae", images, tmp_path / "s.pt", rule)[1].epoch == 1
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
-def test_every_optimizer_trains(optimizer: str, photographs, tmp_path: Path) -> None:
-    """The loss falls."""
-    rule = replace(RULE, max_epochs=8)
-    _, progress = train("cae", photographs(8, 16), tmp_path / "s.pt", rule, optimizer=optimizer, momentum=0.9)
-    losses = [row["train_eval_loss"] for row in progress.history]
-    assert min(losses[1:]) < losses[0]
-
-
 def test_losses_are_measured_in_both_modes(photographs, tmp_path: Path) -> None:
     """With dropout at work, the running training loss differs from the same photographs' in evaluation mode."""
     images = photographs(5, 16)
@@ -346,14 +304,6 @@ def test_history_averages_over_twenty_epochs() -> None:
     assert at["train_loss_ma20"] == 20.5 and at["val_loss_ma20"] == pytest.approx(61.5)
     assert float(lines[3].split(",")[header.index("train_loss_ma20")]) == 2
     assert history_csv([]).splitlines()[0].startswith("epoch,train_loss")
-
-
-def test_constant_models_train_in_no_time(photographs, tmp_path: Path) -> None:
-    """No phases, no epochs; nothing to go wrong."""
-    images = photographs(4, 16)
-    model = build_model(ModelConfig("constant", network={"color": "zero"}, head=HeadConfig()), 16)
-    progress = fit(model, Photos(images, 16), Photos(images, 16), Recipe(), RULE, 1, tmp_path / "s.pt")
-    assert progress.epoch == 0 and math.isinf(progress.best_loss)
 
 
 def watch_sides(model: torch.nn.Module) -> list[tuple[bool, int]]:
