@@ -34,12 +34,12 @@ def test_what_it_writes_never_changes(make_params) -> None:
 def test_training_depends_on_the_chosen_block_and_on_the_one_it_starts_from(make_params) -> None:
     """Another model's parameters change nothing; those of either do, and so does another file of weights."""
 
-    own = {"arch": "cae", "network": {"channels": [4, 8]}, "init_from": "cae"}
+    cae = {"arch": "cae", "network": {"channels": [4, 8]}, "recipe": {"lr": 0.1}}
+    other = {"arch": "constant", "network": {"color": "zero"}, "recipe": {"lr": 0.1}}
+    models = {"cae": cae, "later": cae | {"init_from": "cae"}, "grey": other, "mean_color": other}
 
     def block(changes: dict, name: str = "later") -> dict:
-        check.main(
-            make_params({"model": "cae", "models.cae.network": own["network"], "models.later": own} | changes)
-        )
+        check.main(make_params({"model": "cae", "models": models} | changes))
         return json.loads((paths.BLOCKS / f"{name}.json").read_text())
 
     before = block({})

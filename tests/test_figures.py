@@ -29,7 +29,6 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def test_shown_photographs_are_spread_from_the_first_to_the_last() -> None:
-    """Four of ten; all of three where eight are asked for."""
     assert sheets.spread(10, 4).tolist() == [0, 3, 6, 9]
     assert sheets.spread(3, 8).tolist() == [0, 1, 2]
 
@@ -51,7 +50,7 @@ def test_a_sheet_shows_each_photograph_in_its_column_and_row() -> None:
 
 
 def test_strips_show_each_systems_photographs_side_by_side() -> None:
-    """Five systems of two photographs, three strips in a row: flat photographs are found again by their colors."""
+    """Five systems of two photographs, three strips in a row, found again by their colors."""
     colors = np.arange(1, 31).reshape(5, 2, 3) * 8
     flat = np.broadcast_to(colors[:, :, None, None], (5, 2, 32, 32, 3)).astype(np.uint8)
     picture = np.asarray(sheets.strips({f"system {i}": images for i, images in enumerate(flat)}))
@@ -81,22 +80,3 @@ def test_pictures_have_the_same_bytes_twice(draw: Callable[[], bytes]) -> None:
     first = draw()
     assert first == draw()
     assert b"Software" not in first and b"matplotlib" not in first
-
-
-def test_a_bins_square_has_the_bins_own_color() -> None:
-    """All weights equal: the panel's reddest color is far redder than its greenest, and the ground is transparent."""
-    panel = pixels(figures.prior_panels(arrays("empirical"))["Empirical: weights"]).astype(int)
-    opaque = panel[panel[..., 3] == 255]
-    redness = opaque[:, 0] - opaque[:, 1]
-    assert redness.max() > 150 and redness.min() < -100
-    assert (panel[0, 0] == [panel[0, 0, 0]] * 3 + [0]).all()
-
-
-def test_examples_stand_under_the_label_of_their_row() -> None:
-    """The colors given are the colors drawn; a row without photographs is one line of text."""
-    red, blue = np.zeros((8, 8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.uint8)
-    red[..., 0], blue[..., 2] = 255, 255
-    colors = np.asarray(sheets.examples([("red", red), ("blue", blue)])).reshape(-1, 3)
-    assert (colors == (255, 0, 0)).all(axis=1).sum() == 8 * sheets.SMALLEST**2
-    assert (colors == (0, 0, 255)).all(axis=1).sum() == sheets.SMALLEST**2
-    assert sheets.examples([("nothing", np.empty(0))]).height < 40

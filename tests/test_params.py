@@ -65,12 +65,12 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         (
             "launcher: python ",
             "nproc: 2 ",
-            "train.nproc any more; write train.launcher: torchrun --nproc-per-",
+            "train.nproc any more; write train.launcher: torchrun --nproc",
         ),
         (
             "launcher: python ",
             "nnodes: 2\n  rendezvous: h:1 ",
-            "train.nnodes any more; .*torchrun --nnodes N",
+            "train.nnodes any more; .*torchrun --nnodes",
         ),
         ("min_lr: 0.0003", "lr_at_least: 0.0003", "train.lr_at_least any more; write train.min_lr$"),
         ("    recipe:\n", "    train:\n", r"models\.\w+\.train any more; write models\.<model>\.recipe$"),

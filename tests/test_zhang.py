@@ -21,14 +21,8 @@ FULL, SIMPLIFIED = 32_235_385, 15_387_513
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("zhang_onehot", FULL),
-        ("zhang_soft", FULL),
-        ("zhang_rebalanced", FULL),
-        ("zhang_rebalanced_smoothed", FULL),
         ("zhang_rebalanced_ours", FULL),
-        ("zhang_rebalanced_ours_final", FULL),
         ("zhang_simplified", SIMPLIFIED),
-        ("zhang_simplified_final", SIMPLIFIED),
         ("zhang_euclidean", FULL - (256 + 1) * 313 + (256 + 1) * 2),
         ("zhang_released_code", FULL - 2 * (64 + 128 + 256 + 4 * 512)),
     ],
