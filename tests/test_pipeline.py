@@ -29,7 +29,7 @@ from pipeline import leaderboard
 from pipeline.check import AllParams
 from pipeline.params import load
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # one project for all of these tests
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # one project for all of these tests
 STEPS_ASIDE = ("DVC_ROOT", "PYTHONPATH")
 
 

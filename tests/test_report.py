@@ -294,6 +294,7 @@ def test_a_missing_result_is_one_sentence(params: AllParams, path: str) -> None:
         report.main(params)
 
 
+@pytest.mark.slow
 def test_a_person_looks_through_the_page(params: AllParams, browser) -> None:
     """Order by the worst, go on, move the slider, all by keyboard and without any network."""
     report.main(params)
