@@ -1,4 +1,4 @@
-"""What several tests share: small photographs with known content, and a project folder to run stages in."""
+"""What several tests share: small photographs with known content, parameters, small networks, a browser."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from ruamel.yaml import YAML
 
-from colorize.models import ModelConfig, resnet
-from colorize.models.architectures import deshpande, koalarization, zhang
+from colorize.models import ModelConfig, efficientnet, resnet
+from colorize.models.architectures import deshpande, efficientnet_unet, koalarization, zhang
 from colorize.scoring import plausibility
 from colorize.training.device import _round_alike
 from pipeline.check import AllParams
@@ -53,10 +53,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def small_eyes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features of 32 pixels, which take a fiftieth of the time, for all tests that do not ask what they are."""
-    monkeypatch.setattr(plausibility, "SIDE", 32)
+@pytest.fixture(autouse=True, scope="session")
+def small_eyes() -> Iterator[None]:
+    """Features of 32 pixels take a fiftieth of the time; few tests ask what they are."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plausibility, "SIDE", 32)
+        yield
 
 
 def _photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
@@ -71,13 +73,13 @@ def _photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
     return (colors * 0.6 + 30 + texture).clip(0, 255).astype(np.uint8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photographs() -> Callable[..., np.ndarray]:
     """A function of (count, size, seed) that gives uint8 [count, size, size, 3]."""
     return _photographs
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_params() -> Callable[..., AllParams]:
     """The project's params.yaml with changes, given as dotted names: make_params({"crop.size": 32})."""
 
@@ -109,13 +111,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelConfig], ModelConfig]:
-    """A function that gives a block with the same kinds of layers and far fewer channels: quick, and small on the disk."""
-    monkeypatch.setattr(
-        deshpande, "ENCODER", [(c // 8, kernel, stride) for c, kernel, stride in deshpande.ENCODER]
-    )
+    """A function that gives a block with the same kinds of layers and far fewer channels."""
+    monkeypatch.setattr(deshpande, "ENCODER", [(c // 8, *rest) for c, *rest in deshpande.ENCODER])
     monkeypatch.setattr(koalarization, "ENCODER", [(c // 8, stride) for c, stride in koalarization.ENCODER])
     blocks = {variant: [(c // 8, *rest) for c, *rest in table] for variant, table in zhang.BLOCKS.items()}
     monkeypatch.setattr(zhang, "BLOCKS", blocks)
+    stages = tuple((*rest, channels // 8) for *rest, channels in efficientnet.STAGES)
+    for module in (efficientnet, efficientnet_unet):
+        monkeypatch.setattr(module, "STAGES", stages)
+        monkeypatch.setattr(module, "FEATURES", 160)
+    monkeypatch.setattr(efficientnet_unet, "SKIPPED", tuple(c // 8 for c in efficientnet_unet.SKIPPED))
     monkeypatch.setattr(koalarization, "Trunk", lambda stages, frozen: resnet.Trunk(2, frozen))
     monkeypatch.setattr(koalarization, "WIDTHS", resnet.WIDTHS[:2])
 
@@ -136,9 +141,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelConfig], ModelConf
 @pytest.fixture
 def browser() -> Iterator[object]:
     """Headless Chromium, where there is one."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the browser's tests need pip install playwright"
-    )
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium here")

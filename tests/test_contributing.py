@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's worked example, done as it says: one file, one block, and the model trains, saves and loads."""
+"""CONTRIBUTING.md's worked example: one file and one block, and the model trains, saves and loads."""
 
 import os
 import re
@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 
@@ -34,7 +35,8 @@ block = params.models["tinynet"]
 images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
 model = build_model(block, 32, Statistics.measure(images, PriorConfig()))
 photos = Photos(images, 32)
-progress = fit(model, photos, photos, block.recipe, dataclasses.replace(params.train, max_epochs=2), 1, Path("state.pt"))
+rule = dataclasses.replace(params.train, max_epochs=2)
+progress = fit(model, photos, photos, block.recipe, rule, 1, Path("state.pt"))
 save_model(Path("model"), model, {"block": describe_block(block), "size": 32}, "")
 light = torch.rand(2, 1, 32, 32) * 100
 assert torch.equal(load_model(Path("model")).colorize(light), model.colorize(light))
@@ -42,8 +44,9 @@ print("epochs", progress.epoch)
 """
 
 
+@pytest.mark.slow
 def test_a_model_is_one_file_and_one_block(tmp_path: Path) -> None:
-    """In a copy of the sources; the first stage accepts it, and it trains."""
+    """In a copy of the sources: the first stage accepts it, and it trains."""
     for folder in ("src", "pipeline"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "data").mkdir()

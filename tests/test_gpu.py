@@ -11,24 +11,12 @@ from conftest import ROOT
 
 from benchmarks.bench import GPU_SLICES
 
-SMALL = (
-    "--device",
-    "cpu",
-    "--models",
-    "resnet18",
-    "--count",
-    "24",
-    "--largest",
-    "32",
-    "--workers",
-    "0",
-    "--budget",
-    "0.01",
-)
+SMALL = "--device cpu --models resnet18 --count 24 --largest 32 --workers 0 --budget 0.01".split()
+
+pytestmark = pytest.mark.slow
 
 
 def gpu(*arguments: str, status: int = 0) -> str:
-    """What the slices say, tiny and on the CPU."""
     command = [sys.executable, "-m", "benchmarks.gpu", *SMALL, *arguments]
     result = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert result.returncode == status, result.stdout
@@ -36,7 +24,7 @@ def gpu(*arguments: str, status: int = 0) -> str:
 
 
 def test_slices_write_what_they_find(tmp_path: Path) -> None:
-    """Each writes its JSON, with the machine; a document's models train and are scored beside the baselines."""
+    """Each writes its JSON, with the machine; models train and are scored beside the baselines."""
     slices = ("resume", "document_000")
     gpu("--minutes", "60", "--out", str(tmp_path), *slices)
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
@@ -55,8 +43,3 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
         pytest.skip("there is a GPU")
     said = gpu("--device", "cuda", "--out", str(tmp_path), status=1)
     assert "error: train.device is cuda but no usable GPU was found" in said and not list(tmp_path.iterdir())
-
-
-def test_a_mistyped_slice_is_named(tmp_path: Path) -> None:
-    """With those that there are."""
-    assert "there is no slice 'zang'; choose among zhang, epochs" in gpu("zang", status=2)

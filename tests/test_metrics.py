@@ -1,7 +1,5 @@
 """Metrics against scikit-image and cases worked by hand."""
 
-import tracemalloc
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,24 +22,16 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 
 def scores(**columns: list) -> pd.DataFrame:
-    """A table of scores, 0.5 in every metric that is not given; each photograph is its own group by default."""
+    """A table of scores, 0.5 in every metric that is not given; each photograph is its own group."""
     length = len(next(iter(columns.values())))
     names = [name for name in metrics.METRICS if name != "psnr_pooled"]
-    table = {"group": range(length), "grey_truth": [False] * length} | {
-        name: [0.5] * length for name in names
-    }
-    return pd.DataFrame(table | columns)
+    known = {"group": range(length), "grey_truth": [False] * length}
+    return pd.DataFrame(known | {name: [0.5] * length for name in names} | columns)
 
 
 def of(found: pd.DataFrame, metric: str, system: str = "model") -> pd.Series:
     """One row of a comparison."""
     return found.set_index(["metric", "system"]).loc[(metric, system)]
-
-
-def test_psnr_of_a_uniform_offset_is_20_log10_of_255_over_the_offset() -> None:
-    """An error of 51 levels everywhere is 20 log10(5) dB."""
-    truth = np.full((2, 12, 12, 3), 100, np.uint8)
-    assert metrics.psnr(truth, truth + np.uint8(51)) == pytest.approx([20 * np.log10(5)] * 2)
 
 
 def test_psnr_of_identical_photographs_is_100_db() -> None:
@@ -59,17 +49,12 @@ def test_figures_agree_with_scikit_image(pair) -> None:
     table = metrics.per_image(truth, prediction, ab)
     for i, (a, b) in enumerate(zip(truth, prediction, strict=True)):
         assert table["psnr"][i] == pytest.approx(peak_signal_noise_ratio(a, b))
-        channels = [
-            structural_similarity(
-                a[..., c], b[..., c], gaussian_weights=True, use_sample_covariance=False, data_range=255
-            )
-            for c in range(3)
-        ]
-        assert table["ssim"][i] == pytest.approx(np.mean(channels), abs=1e-4)
-        assert table["ciede2000"][i] == pytest.approx(
-            deltaE_ciede2000(rgb2lab(a), rgb2lab(b)).mean(), abs=1e-4
-        )
-        expected = np.sqrt(((rgb2lab(a)[..., 1:] - rgb2lab(b)[..., 1:]) ** 2).mean())
+        published = {"gaussian_weights": True, "use_sample_covariance": False, "data_range": 255}
+        ssim = structural_similarity(a, b, channel_axis=-1, **published)
+        assert table["ssim"][i] == pytest.approx(ssim, abs=1e-4)
+        lab, other = rgb2lab(a), rgb2lab(b)
+        assert table["ciede2000"][i] == pytest.approx(deltaE_ciede2000(lab, other).mean(), abs=1e-4)
+        expected = np.sqrt(((lab - other)[..., 1:] ** 2).mean())
         assert table["rmse_ab"][i] == pytest.approx(expected, abs=1e-4)
 
 
@@ -78,27 +63,11 @@ def test_color_differences_of_all_kinds_of_pairs_agree_with_scikit_image() -> No
     some = np.random.default_rng(6).integers(0, 256, (500, 1, 1, 3), dtype=np.uint8)
     greys = np.repeat(some[:100, ..., :1], 3, axis=-1)
     reds, blues = (np.array(color, np.uint8) + some[:100] // 16 for color in ([220, 10, 60], [10, 10, 220]))
-    truth, prediction = (
-        np.concatenate(side)
-        for side in (
-            (some, some, greys, greys, reds, blues),
-            (some[::-1], some, greys[::-1], some[:100], reds[::-1], blues[::-1]),
-        )
-    )
+    truth = np.concatenate((some, some, greys, greys, reds, blues))
+    prediction = np.concatenate((some[::-1], some, greys[::-1], some[:100], reds[::-1], blues[::-1]))
     lab, other = rgb2lab(truth), rgb2lab(prediction)
     found = metrics.ciede2000(to_lab(truth), to_lab(prediction))
     np.testing.assert_allclose(found, deltaE_ciede2000(lab, other)[:, 0, 0], atol=1e-3)
-
-
-def test_ssim_of_flat_bright_and_dark_photographs_agrees_with_scikit_image() -> None:
-    """Variances near 0 beside means near 255, where float32 has the fewest digits left."""
-    noise = np.random.default_rng(7).integers(0, 3, (2, 32, 32, 3), dtype=np.uint8)
-    for level in (0, 100, 253):
-        a, b = noise + np.uint8(level)
-        expected = structural_similarity(
-            a, b, gaussian_weights=True, use_sample_covariance=False, data_range=255, channel_axis=-1
-        )
-        assert metrics.ssim(a, b) == pytest.approx(expected, abs=1e-4)
 
 
 def test_errors_are_relative_to_the_full_scale() -> None:
@@ -121,23 +90,8 @@ def test_raw_errors_have_the_documents_units() -> None:
 def test_colorfulness_of_a_hand_computed_image() -> None:
     """Red, green, blue and white: rg = 255, -255, 0, 0; yb = 127.5, 127.5, -255, 0."""
     image = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
-    rg_variance = 2 * 255**2 / 4
-    yb_variance = (2 * 127.5**2 + 255**2) / 4
-    expected = np.sqrt(rg_variance + yb_variance)  # both means are 0
+    expected = np.sqrt(2 * 255**2 / 4 + (2 * 127.5**2 + 255**2) / 4)  # both means are 0
     assert metrics.colorfulness(image[None]) == pytest.approx([expected])
-
-
-def test_colorfulness_keeps_the_signs_of_opponent_differences() -> None:
-    """Half red, half green has mean rg = 0; absolute values first would make its spread 0 instead."""
-    image = np.zeros((2, 2, 3), np.uint8)
-    image[0, :, 0] = image[1, :, 1] = 200
-    assert metrics.colorfulness(image) == pytest.approx(200 + 0.3 * 100)
-
-
-def test_grey_photographs_have_no_colorfulness() -> None:
-    """R = G = B everywhere is 0."""
-    ramp = np.repeat(np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1), 3, axis=-1)
-    assert metrics.colorfulness(ramp) == pytest.approx([0])
 
 
 def test_grey_is_judged_by_the_maximum_or_the_mean_chroma() -> None:
@@ -155,17 +109,8 @@ def test_ssim_refuses_photographs_below_its_window() -> None:
         metrics.per_image(small, small, np.zeros((1, 10, 10, 2)))
 
 
-def test_threads_change_nothing(pair) -> None:
-    """One thread and three give equal tables."""
-    truth, prediction = pair
-    ab = np.zeros((4, 48, 48, 2))
-    pd.testing.assert_frame_equal(
-        metrics.per_image(truth, prediction, ab, 1), metrics.per_image(truth, prediction, ab, 3)
-    )
-
-
 def test_averages_are_over_the_same_photographs_for_every_system() -> None:
-    """Of 20, 30, 90 (grey) and infinite dB the mean counts 20, 30 and 100; the pooled error counts all four."""
+    """Of 20, 30, 90 (grey) and infinite dB the mean counts 20, 30 and 100, the pooled error all four."""
     psnr, rmse = [20.0, 30.0, 90.0, np.inf], [0.1, 10**-1.5, 10**-4.5, 0.0]
     table = scores(psnr=psnr, psnr_best=psnr, rmse=rmse, grey_truth=[False, False, True, False])
     found = metrics.compare({"model": table}, 1)
@@ -191,14 +136,6 @@ def test_a_system_that_is_nowhere_worse_is_not_reported_worse() -> None:
             assert row["over_grey"] >= 0 and not row["over_grey_low"] < 0
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_model_that_is_exact_everywhere_has_finite_figures() -> None:
-    """JSON knows no infinity."""
-    exact = scores(psnr=[np.inf] * 12, psnr_best=[np.inf] * 12, rmse=[0.0] * 12)
-    found = metrics.compare({"model": exact, "grey": scores(psnr=[30.0] * 12)}, 20)
-    assert np.isfinite(found.iloc[:, 2:].to_numpy()).all() and of(found, "psnr_pooled")["mean"] == 100
-
-
 def test_spread_is_the_standard_deviation_over_the_colorings() -> None:
     """a* of 0 and 6 on half the pixels: 3 there, 0 elsewhere and in b*; a single coloring has none."""
     colorings = np.zeros((1, 2, 4, 4, 2))
@@ -207,48 +144,9 @@ def test_spread_is_the_standard_deviation_over_the_colorings() -> None:
     assert metrics.ab_spread(colorings[:, 1:]) == pytest.approx([0])
 
 
-def test_a_set_without_anything_for_psnr_is_refused() -> None:
-    """All truths grey: a sentence with their number."""
-    table = scores(psnr=[40.0, 50.0], grey_truth=[True, True])
-    with pytest.raises(
-        InputError, match="all of 2 photographs are grey in truth; score photographs in color"
-    ):
-        metrics.compare({"model": table}, 10)
-
-
-def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
-    """Of 200 samples of 60 normal values, about 95 % of the intervals hold the mean."""
-    random = np.random.default_rng(3)
-    covered = 0
-    for trial in range(200):
-        table = scores(ssim=random.normal(0.7, 0.1, 60))
-        low, high = of(metrics.compare({"model": table}, 400, trial), "ssim")[["low", "high"]]
-        covered += low <= 0.7 <= high
-    assert 180 <= covered <= 198
-
-
-def test_bootstrap_of_a_mean_has_the_width_of_the_normal_interval() -> None:
-    """For 400 values the interval is within 10 % of mean +- 1.96 standard errors."""
-    values = np.random.default_rng(4).normal(0, 1, 400)
-    row = of(metrics.compare({"model": scores(mae=values)}, 4000), "mae")
-    half = 1.96 * values.std() / 20
-    assert row["mean"] == pytest.approx(values.mean())
-    assert row["low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert row["high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_paired_difference_sees_what_separate_intervals_hide() -> None:
-    """A gain of exactly 0.01 on very different photographs has an interval of no width."""
-    base = np.random.default_rng(5).uniform(0, 1, 50)
-    found = metrics.compare({"model": scores(ssim=base + 0.01), "grey": scores(ssim=base)}, 300)
-    row, other = of(found, "ssim"), of(found, "ssim", "grey")
-    assert row[["over_grey", "over_grey_low", "over_grey_high"]].to_list() == pytest.approx([0.01] * 3)
-    assert row["low"] < other["high"] and other["over_grey"] == 0
-
-
 @pytest.mark.parametrize("cells", [1, 100, 10**6])
 def test_photographs_are_drawn_whole_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
-    """Against a loop over the same draws, all at once: 40 tiles of 15 photographs, a sixth of the tiles grey."""
+    """Against a loop over the same draws: 40 tiles of 15 photographs, a sixth of the tiles grey."""
     random = np.random.default_rng(6)
     group = random.permutation(np.append(np.arange(15), random.integers(0, 15, 25)))
     grey = random.random(40) < 1 / 6
@@ -260,11 +158,8 @@ def test_photographs_are_drawn_whole_whatever_the_chunks(monkeypatch: pytest.Mon
     names = list(dict.fromkeys(group))  # in the order in which they come
     expected: dict[str, list] = {"psnr": [], "psnr_pooled": [], "ssim": []}
     for draw in np.random.default_rng(1).multinomial(15, np.full(15, 1 / 15), size=200):
-        tiles = [
-            tile
-            for name, times in zip(names, draw, strict=True)
-            for tile in np.flatnonzero(group == name).repeat(times)
-        ]
+        drawn = zip(names, draw, strict=True)
+        tiles = [tile for name, times in drawn for tile in np.flatnonzero(group == name).repeat(times)]
         colored = [tile for tile in tiles if not grey[tile]]
         pooled = [-10 * np.log10(np.mean(10 ** (-each[tiles] / 10))) for each in psnr]
         expected["psnr"].append((psnr[0][colored] - psnr[1][colored]).mean())
@@ -281,9 +176,8 @@ def test_tiles_of_one_photograph_say_no_more_than_the_photograph() -> None:
     """Each of 12 photographs cut into 20 tiles that score alike: the interval is that of the 12."""
     values = np.random.default_rng(7).normal(0.7, 0.1, 12)
     tiles = scores(ssim=values.repeat(20), group=np.arange(12).repeat(20))
-    whole, cut = (
-        of(metrics.compare({"model": t}, 300), "ssim")[["low", "high"]] for t in (scores(ssim=values), tiles)
-    )
+    both = (metrics.compare({"model": table}, 300) for table in (scores(ssim=values), tiles))
+    whole, cut = (of(found, "ssim")[["low", "high"]] for found in both)
     assert cut.to_list() == pytest.approx(whole.to_list())
     assert metrics.scored(tiles) == "240 tiles of 12 photographs"
 
@@ -295,7 +189,6 @@ def test_tiles_of_one_photograph_say_no_more_than_the_photograph() -> None:
         (range(9), 0, "9 photographs", False),
         (range(10), 0, "10 photographs", True),
         (range(40), 31, "40 photographs", False),
-        ([0], 0, "1 photograph", False),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -307,16 +200,6 @@ def test_too_few_photographs_have_no_interval(group, grey: int, said: str, known
     assert found[["mean", "over_grey"]].notna().all(axis=None)
     ends = found[["low", "high", "over_grey_low", "over_grey_high"]].notna()
     assert ends.all(axis=None) if known else not ends.any(axis=None)
-
-
-def test_memory_does_not_grow_with_the_resamples() -> None:
-    """20,000 photographs, 500 resamples: all draws at once would take 80 MB, and as much again as floats."""
-    table = scores(psnr=np.linspace(10, 30, 20_000))
-    tracemalloc.start()
-    metrics.compare({"model": table}, 500)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 40e6
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,21 +1,21 @@
-"""Every block of params.yaml: builds, learns, saves and loads, trains in bf16. New blocks are picked up by themselves."""
+"""Every kind of block in params.yaml builds, learns, saves, loads, resumes, and trains in bf16."""
 
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from test_training import Stop, watch
-from torch import nn
 
 from colorize.bins import PriorConfig, Statistics
 from colorize.data.dataset import Photos
 from colorize.files import InputError
-from colorize.models import ModelConfig, build_baseline, build_model, describe_block, load_model, save_model
+from colorize.models import ModelConfig, build_model, describe_block, load_model, save_model
 from colorize.models.architectures.cgan import DISCRIMINATOR_STRIDES, discriminator
-from colorize.models.base import Colorizer, parameter_count
+from colorize.models.base import Colorizer
 from colorize.models.heads import HeadConfig
 from colorize.scoring import evaluation
 from colorize.training.device import TrainConfig
@@ -26,7 +26,9 @@ from pipeline.params import load
 BLOCKS = load(AllParams, ROOT / "params.yaml").models
 TRAINED = [name for name, block in BLOCKS.items() if block.arch != "constant"]
 KINDS = {
-    (b.arch, str(b.network), b.head.kind, b.head.bins): name for name, b in BLOCKS.items() if name in TRAINED
+    (b.arch, str(b.network | {"weights": "", "sha256": ""}), b.head.kind, b.head.bins): name
+    for name, b in BLOCKS.items()
+    if name in TRAINED
 }.values()
 """One block of each network and head; the others differ from it in numbers only."""
 SIZE = 32
@@ -34,8 +36,6 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def statistics() -> Statistics:
-    import numpy as np
-
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     return Statistics.measure(images, PriorConfig(), released=np.full(313, 1 / 313))
 
@@ -46,15 +46,6 @@ def built(
     torch.manual_seed(0)
     block = like(BLOCKS[name])
     return build_model(replace(block, network=block.network | network), size, statistics)
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("zhang_rebalanced_ours", 32_235_385), ("zhang_simplified", 15_387_513), ("mlp1", 12_601_344)],
-)
-def test_parameter_counts_are_those_of_the_documents(name: str, count: int, statistics: Statistics) -> None:
-    """Document 001, section 4.1; for mlp1 1024 x 3072 + 3072 x 3072, biases and two affine batch norms."""
-    assert parameter_count(built(name, statistics)) == count
 
 
 def test_discriminator_sees_patches_of_34_pixels() -> None:
@@ -71,13 +62,12 @@ def test_discriminator_sees_patches_of_34_pixels() -> None:
     assert network(torch.randn(1, 4, 144, 144)).shape[-2:] == (34, 34)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics) -> None:
+@pytest.mark.parametrize("name", ["grey", "mean_color", *KINDS])
+def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics, narrow) -> None:
     """ab has the lightness's size, is finite and in Lab units; black and white photographs included."""
-    model = built(name, statistics).eval()
-    light = torch.stack(
-        [torch.zeros(1, SIZE, SIZE), torch.full((1, SIZE, SIZE), 100.0), torch.rand(1, SIZE, SIZE) * 100]
-    )
+    model = built(name, statistics, SIZE, narrow).eval()
+    light = torch.rand(3, 1, SIZE, SIZE) * 100
+    light[0], light[1] = 0, 100
     with torch.no_grad():
         ab = model.colorize(light)
     assert ab.shape == (3, 2, SIZE, SIZE) and ab.dtype == torch.float32
@@ -86,15 +76,13 @@ def test_model_colors_any_lightness_finitely(name: str, statistics: Statistics) 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_model_learns_one_batch(name: str, statistics: Statistics, photographs, narrow) -> None:
-    """The loss it watches falls far below where it started within 200 steps, each phase with its own optimizer."""
+    """The loss it watches falls far within 200 steps, each phase with its own optimizer."""
     plain = {"l1": 0} if "l1" in BLOCKS[name].network else {}
     plain |= {"dropout": 0} if "dropout" in BLOCKS[name].network else {}
     model = built(name, statistics, 16, narrow, **plain)
     light, ab = next(Photos(photographs(3, 16), 16).batches(3))
     parameters = {phase: list(getattr(model, phase).parameters()) for phase in model.phases}
-    rate = (
-        1e-2 if BLOCKS[name].arch == "mlp" else 1e-3
-    )  # its output batch norm starts with a gain of 1 and must shrink
+    rate = 1e-2 if BLOCKS[name].arch == "mlp" else 1e-3  # the gain of its last batch norm has to shrink
     optimizers = {p: make_optimizer(parameters[p], BLOCKS[name].recipe, rate) for p in model.phases}
     # A soft target's cross-entropy cannot fall below the target's own entropy.
     share = 0.5 if model.monitor == "cross_entropy" else 0.25
@@ -141,7 +129,7 @@ def test_model_trains_in_bf16(name: str, statistics: Statistics, photographs, na
 def test_model_resumes_exactly(
     name: str, statistics: Statistics, photographs, narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped within its second epoch and continued in a fresh model, it ends with the weights and losses of one go."""
+    """Stopped within its second epoch and continued, it ends with the weights and losses of one go."""
     photos = Photos(photographs(4, 16), 16)
     recipe, rule = replace(BLOCKS[name].recipe, batch=2, patience=0), TrainConfig(max_epochs=2, keep="last")
     whole, stopped, resumed = (built(name, statistics, 16, narrow) for _ in range(3))
@@ -163,10 +151,10 @@ def test_model_resumes_exactly(
 def test_maps_of_a_single_pixel_have_finite_gradients_in_bf16(
     name: str, size: int, scale: int, statistics: Statistics, photographs
 ) -> None:
-    """oneDNN leaves gradients of a 3x3 kernel on a 1x1 map unwritten; deterministic mode fills such memory with NaN."""
+    """oneDNN leaves such gradients of a 3x3 kernel unwritten; deterministic mode fills them with NaN."""
     light, ab = next(Photos(photographs(4, size), scale).batches(4))
     model = built(name, statistics, size)
-    for trial in range(20):
+    for trial in range(8):
         torch.manual_seed(trial)
         clutter = [torch.randn(1000, 100) for _ in range(trial)]
         with torch.autocast("cpu", torch.bfloat16):
@@ -175,22 +163,8 @@ def test_maps_of_a_single_pixel_have_finite_gradients_in_bf16(
         assert all(torch.isfinite(gradient).all() for gradient in gradients), (trial, len(clutter))
 
 
-def test_batch_norm_and_l1_are_switches(statistics: Statistics) -> None:
-    """Document 000 tried both: off and on differ in layers and in the loss."""
-    light, ab = torch.rand(2, 1, SIZE, SIZE) * 100, torch.zeros(2, 2, SIZE, SIZE)
-    plain, normed = built("cae", statistics, l1=0), built("cae", statistics, l1=0.001, batch_norm=True)
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain.modules())
-    assert any(isinstance(layer, nn.BatchNorm2d) for layer in normed.modules())
-    losses = normed.losses("net", light, ab)
-    encoder = sum(p.abs().sum() for n, p in normed.net[0].named_parameters() if n.endswith("weight"))
-    assert losses["loss"].item() == pytest.approx(
-        (losses["reconstruction"] + 0.001 * encoder).item(), rel=1e-6
-    )
-    assert "l1" not in plain.losses("net", light, ab)
-
-
 def test_vae_penalty_is_the_kl_divergence(statistics: Statistics) -> None:
-    """Against torch.distributions, summed over the 64 latent dimensions; a vae samples only while it trains."""
+    """Against torch.distributions, over the 64 latent dimensions; a vae samples only while it trains."""
     model = built("vae", statistics)
     light, ab = torch.rand(2, 1, SIZE, SIZE) * 100, torch.zeros(2, 2, SIZE, SIZE)
     losses = model.losses("net", light, ab)
@@ -205,7 +179,7 @@ def test_vae_penalty_is_the_kl_divergence(statistics: Statistics) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_network_runs_once_to_be_scored(name: str, statistics: Statistics, photographs, narrow) -> None:
-    """No layer runs twice, but for a decoder that colors several times; RGB is in 0 to 1, of those that predict it."""
+    """No layer runs twice, but for a decoder that colors several times; RGB is in 0 to 1."""
     model, count, runs = built(name, statistics, like=narrow).eval(), 3, Counter[str]()
     for place, module in model.named_modules():
         if not list(module.children()) and list(module.parameters()):
@@ -215,27 +189,14 @@ def test_a_network_runs_once_to_be_scored(name: str, statistics: Statistics, pho
     assert runs and runs == {place: 1 + count if place in several else 1 for place in runs}
     colors = model.predict(torch.rand(2, 1, SIZE, SIZE) * 100)
     assert (colors.rgb is None) == (BLOCKS[name].head.kind != "rgb") and colors.samples is None
-    assert colors.rgb is None or (
-        colors.rgb.shape == (2, 3, SIZE, SIZE) and 0 <= colors.rgb.min() <= colors.rgb.max() <= 1
-    )
-
-
-def test_baselines_return_their_constant(statistics: Statistics) -> None:
-    """grey is ab = 0, mean_color the training split's mean."""
-    light = torch.rand(2, 1, 8, 8)
-    assert build_baseline("grey", statistics).colorize(light).abs().max() == 0
-    mean = build_baseline("mean_color", statistics).colorize(light)
-    assert mean[1, :, 3, 3].tolist() == pytest.approx(statistics.arrays["mean_ab"].tolist(), rel=1e-5)
+    assert colors.rgb is None or (colors.rgb.shape[1] == 3 and 0 <= colors.rgb.min() <= colors.rgb.max() <= 1)
 
 
 @pytest.mark.parametrize(
     ("block", "words"),
     [
         (ModelConfig("ceva"), "no architecture 'ceva'"),
-        (
-            ModelConfig("cae", network={"chanels": [8]}),
-            "does not take chanels; its network takes channels, batch_norm, l1",
-        ),
+        (ModelConfig("cae", network={"chanels": [8]}), "does not take chanels; its network takes channels"),
         (ModelConfig("cae"), "needs channels"),
         (ModelConfig("cgan", head=HeadConfig("regression")), "head.kind rgb"),
     ],
@@ -262,7 +223,6 @@ def test_damaged_weights_are_refused(statistics: Statistics, tmp_path: Path) -> 
     ("change", "where"),
     [
         ({"size": 0}, "(size)"),
-        ({"size": 10**9}, "(size)"),
         ({"block": 3}, "(block)"),
         ({"block": {"arch": "cae", "recipe": {"lr": "fast"}}}, "(block.recipe.lr)"),
         ({"mean_ab": [1]}, "(mean_ab"),
@@ -277,11 +237,3 @@ def test_a_description_from_others_is_checked(
     with pytest.raises(InputError, match="does not describe a trained model") as refused:
         load_model(tmp_path)
     assert where in str(refused.value)
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, "{", "", "\udcff"])
-def test_a_description_that_is_no_json_is_no_model(tmp_path: Path, text: str) -> None:
-    """Deep nesting among it."""
-    (tmp_path / "model.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(InputError, match="no trained model"):
-        load_model(tmp_path)

@@ -74,27 +74,7 @@ def test_each_ceiling_knows_more_than_the_one_before() -> None:
     assert one_color < found[0] < found[1] < found[2]
 
 
-def test_no_single_color_comes_nearer_than_the_mean() -> None:
-    """In ab, on every photograph, whatever the color."""
-    best, lab = scores("ceiling_mean")["rmse_ab"], rgb2lab(TRUTH)
-    for color in np.random.default_rng(0).uniform(-40, 40, (50, 2)):
-        assert (metrics.rmse_ab(lab, np.broadcast_to(color, (*TRUTH.shape[:3], 2))) >= best).all()
-
-
-def test_a_color_that_is_a_bin_comes_back_exactly() -> None:
-    """(20, -30) everywhere: one-hot is that bin, and soft too, as its four neighbors lie evenly around it."""
-    ab = torch.tensor([20.0, -30.0]).reshape(1, 2, 1, 1).expand(1, 2, 16, 16)
-    for color in ORACLES.values():
-        found = color(ab)
-        torch.testing.assert_close(found, ab[..., : found.shape[2], : found.shape[3]], atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(("side", "quarter"), [(64, 16), (32, 8), (30, 8)])
 def test_bins_are_at_a_quarter_of_the_size(side: int, quarter: int) -> None:
     """Rounded up."""
     assert oracles.binned(torch.zeros(1, 2, side, side), 5).shape == (1, 2, quarter, quarter)
-
-
-def test_the_batch_changes_nothing() -> None:
-    """One at a time and all at once."""
-    pd.testing.assert_frame_equal(scores("ceiling_soft", 1), scores("ceiling_soft", 3))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from dvc.utils.hydra import apply_overrides
 from faults import fault
 
 from colorize.files import InputError
-from colorize.models import block_of
 from colorize.settings import count_of
 from pipeline.check import AllParams
 from pipeline.params import load, stage
@@ -31,117 +31,60 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("seed: 1", "sed: 1", "no parameter sed; did you mean 'seed'"),
         ("  size: 128 ", "  sizee: 128 ", "no parameter crop.sizee; did you mean 'size'"),
         ("lr: 2.5e-04", "lrr: 2.5e-04", "no parameter models.cgan.recipe.lrr; did you mean 'lr'"),
-        ("arch: cgan", "archh: cgan", "no parameter models.cgan.archh; did you mean 'arch'"),
         ("seed: 1", "seed: -1", "seed: input should be greater than or equal to 0, but it is -1"),
         ("seed: 1 ", "# ", "seed is missing"),
         ("  size: 128 ", "  size: big ", "crop.size: .*integer.*'big'"),
         ("source: sample", "source: smple", "data.source: input should be 'sample'.*'smple'"),
-        ("patience: 10", "patience: 1.5", "models.cae.recipe.patience: .*1.5"),
         ("dark: 1000/24996", "dark: many", "filter.dark: give a whole number.*'many'"),
+        ("dark: 1000/24996", "dark: '1e999999999'", "filter.dark: give a whole number"),
         ("bright: 500/24996", "bright: 1.5", "filter.bright: give a whole number.*1.5"),
         ("- dark\n", "- darc\n", "filter.rules.0: .*'darc'"),
-        (
-            "    arch: cae\n",
-            "    arch: cae\n    init_from: cae\n",
-            "models.cae.init_from leads back to cae; name another model",
-        ),
-        (
-            "  zhang_simplified:\n    arch: zhang\n",
-            "  zhang_simplified:\n    arch: zhang\n    init_from: zhang_simplified_final\n",
-            "models.zhang_simplified.init_from leads back to zhang_simplified",
-        ),
-        (
-            "    base: deshpande\n",
-            "    base: deshpand\n",
-            "vae.base: there is no model 'deshpand'; did you",
-        ),
-        ("    base: deshpande\n", "    base: vae\n", "models.vae.base leads back to vae; name another model"),
+        ("    arch: cae\n", "    arch: cae\n    init_from: cae\n", "models.cae.init_from leads back to cae"),
+        ("    base: deshpande\n", "    base: deshpand\n", "vae.base: there is no model 'deshpand'; did you"),
+        ("    base: deshpande\n", "    base: vae\n", "models.vae.base leads back to vae; name another"),
         ("    arch: deshpande\n    base", "    base", "models.vae.arch is missing"),
-        (
-            "\n  vae:\n",
-            "\n  shipped:\n",
-            "models.shipped: the model that comes with the library has that name",
-        ),
-        (
-            "\n  vae:\n",
-            "\n  ../vae:\n",
-            "models: '../vae' cannot be a folder's name everywhere; use letters, digits",
-        ),
+        ("\n  vae:\n", "\n  shipped:\n", "models.shipped: the model that comes with the library has that"),
+        ("\n  vae:\n", "\n  ../vae:\n", "models: '../vae' cannot be a folder's name everywhere"),
         ("\n  vae:\n", "\n  aux:\n", "models: 'aux' cannot be a folder's name"),
         ("seed: 1", "seed: [1", "not valid YAML"),
         ("seed: 1", "seed: 2024-13-45", "not valid YAML: month"),
         ("seed: 1", f"seed: {'9' * 5000}", "not valid YAML: .*digits"),
-        ("seed: 1", f"seed: {2**63}", "seed: input should be less than 4294967296"),
         ("seed: 1", "seed: 1e400", "seed: input should be a finite number, but it is inf"),
-        ("threads: 2 ", "threads: 1000000 ", "train.threads: input should be less than or equal to 4096"),
         ("bootstrap: 1000", "bootstrap: 1e30", "evaluate.bootstrap: .*1e.30"),
-        ("sigma: 5 ", "sigma: .inf ", "prior.sigma: input should be a finite number, but it is inf"),
         ("max_minutes: 0", "max_minutes: .nan", "train.max_minutes: .*finite number, but it is nan"),
         ("l1: 0.001", "l1: -.inf", "models.cae.network.l1: input should be a finite number, but it is -inf"),
         ("l1: 0.001", "l1: {a: 1}", "models.cae.network.l1: input should be one of bool, int,"),
-        ("dark: 1000/24996", "dark: '1e999999999'", "filter.dark: give a whole number"),
         (
-            "  launcher: python ",
-            "  launcher: mpirun -n 2 ",
-            "train.launcher: write python, or torchrun with its options, but it is 'mpirun -n 2'",
+            "launcher: python ",
+            "launcher: mpirun -n 2 ",
+            "train.launcher: write python, or torchrun .*'mpirun",
+        ),
+        # What an older params.yaml has, and what everybody types first.
+        (
+            "launcher: python ",
+            "nproc: 2 ",
+            "train.nproc any more; write train.launcher: torchrun --nproc",
         ),
         (
-            "  launcher: python ",
-            "  nproc: 2 ",
-            "no parameter train.nproc any more; write train.launcher: torchrun --nproc-per-node N",
+            "launcher: python ",
+            "nnodes: 2\n  rendezvous: h:1 ",
+            "train.nnodes any more; .*torchrun --nnodes",
         ),
-        (
-            "  launcher: python ",
-            "  nnodes: 2\n  rendezvous: host:29500 ",
-            "no parameter train.nnodes any more; write train.launcher: torchrun --nnodes N .*--rdzv-endpoint HOST:29400",
-        ),
+        ("min_lr: 0.0003", "lr_at_least: 0.0003", "train.lr_at_least any more; write train.min_lr$"),
+        ("    recipe:\n", "    train:\n", r"models\.\w+\.train any more; write models\.<model>\.recipe$"),
+        ("min_lr: 0.0003", "min_lr: 0.0003\n  lr: 1", r"train.lr; did you mean models\.<model>\.recipe\.lr"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(tmp_path: Path, old: str, new: str, words: str) -> None:
-    """One sentence: the parameter, what it should be, what it is."""
+    """One sentence: the parameter, what it should be, what it is; for a renamed one, the new name."""
     with pytest.raises(InputError, match=words) as caught:
         load(AllParams, changed(tmp_path, old, new))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        (
-            "min_lr: 0.0003",
-            "lr_at_least: 0.0003",
-            "no parameter train.lr_at_least any more; write train.min_lr$",
-        ),
-        (
-            "min_lr: 0.0003",
-            "min_lr: 0.0003\n  nproc: 2",
-            "train.nproc any more; write train.launcher: torchrun ",
-        ),
-        (
-            "    recipe:\n",
-            "    train:\n",
-            r"no parameter models\.\w+\.train any more; write models\.<model>\.recipe$",
-        ),
-        (
-            "min_lr: 0.0003",
-            "min_lr: 0.0003\n  lr: 1",
-            r"no parameter train.lr; did you mean models\.<model>\.recipe\.lr\?",
-        ),
-    ],
-)
-def test_a_renamed_or_misplaced_parameter_is_answered_with_the_right_one(
-    tmp_path: Path, old: str, new: str, words: str
-) -> None:
-    """Somebody's older params.yaml, and what everybody types first."""
-    with pytest.raises(InputError, match=words):
-        load(AllParams, changed(tmp_path, old, new))
-
-
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
-    """Most likely the wrong folder."""
     with pytest.raises(InputError, match="run this from the project's folder"):
         load(AllParams, tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("")
@@ -149,97 +92,54 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         load(AllParams, tmp_path / "params.yaml")
 
 
-def test_an_unknown_model_is_answered_with_the_nearest_name(make_params) -> None:
-    """`vea` is `vae`."""
-    with pytest.raises(InputError, match="no model 'vea'.*did you mean 'vae'"):
-        block_of(make_params().models, "vea")
-
-
-def test_scientific_notation_is_a_number() -> None:
-    """1e-5 as DVC writes it back, and 1.0e-05 as the file holds it: PyYAML would read the first as a string."""
-    assert load(AllParams, ROOT / "params.yaml").models["cae"].recipe.lr == 1e-5
-
-
 @pytest.mark.parametrize(
     "override",
     [
         "model=vae",
         "models.zhang_simplified_final.recipe.epochs=200",
-        "crop.size=256",
         "models.cae.recipe.lr=0.5",
         "data.path=../my photos",
-        "filter.dark=10",
         "train.launcher=torchrun --nproc-per-node 2",
     ],
 )
 def test_dvc_changes_exactly_one_line_of_params_yaml(tmp_path: Path, override: str) -> None:
     """`-S` rewrites the whole file: comments and the rest of it must come through unchanged."""
-    from dvc.utils.hydra import apply_overrides
-
-    path = tmp_path / "params.yaml"
-    path.write_text(TEXT)
+    path = changed(tmp_path, TEXT, TEXT)
     apply_overrides(path, [override])
     before, after = TEXT.splitlines(), path.read_text().splitlines()
     changes = [new for old, new in zip(before, after, strict=True) if old != new]
     assert len(changes) == 1 and override.split("=")[1] in changes[0]
 
 
-def test_what_a_block_inherits_can_be_changed_too(tmp_path: Path) -> None:
-    """With ++ the value is added to the block; all else stays inherited."""
-    from dvc.utils.hydra import apply_overrides
-
-    (tmp_path / "params.yaml").write_text(TEXT)
-    apply_overrides(tmp_path / "params.yaml", ["++models.vae.recipe.lr=0.5"])
-    found, before = (load(AllParams, path / "params.yaml").models["vae"] for path in (tmp_path, ROOT))
-    assert found == replace(before, recipe=replace(before.recipe, lr=0.5))
-
-
 def test_a_block_is_its_base_with_what_it_states(tmp_path: Path) -> None:
-    """vae is deshpande with 64 latent dimensions, no L1 and another divergence; zhang_simplified_grid has three above it."""
+    """vae is deshpande with a few numbers changed; zhang_simplified_grid has three blocks above it."""
     models = load(AllParams, ROOT / "params.yaml").models
     network = models["deshpande"].network | {"latent": 64, "l1": 0, "kl": 1e-5}
     assert models["vae"] == replace(models["deshpande"], network=network)
     grid = models["zhang_simplified_grid"]
-    assert (grid.size, grid.recipe.lr, grid.head.kind, grid.head.weights) == (
-        256,
-        3.16e-5,
-        "classification",
-        "empirical",
-    )
+    found = (grid.size, grid.recipe.lr, grid.head.kind, grid.head.weights)
+    assert found == (256, 3.16e-5, "classification", "empirical")
 
 
-@pytest.mark.parametrize(
-    "place", ["/tmp/My Photos, 1931 (\u00e4)", "/a=b/[c]/{d}#e", "/it\\'s", "/\u0639\u06a9\u0633\u200c"]
-)
+@pytest.mark.parametrize("place", ["/My Photos, 1931 (\u00e4)", "/a=b/[c]/{d}#e", "/it\\'s", "/\u0639\u200c"])
 def test_any_path_can_be_given_to_dvc_in_quotation_marks(tmp_path: Path, place: str) -> None:
     """As README says; without them Hydra's grammar refuses commas, brackets and the like."""
-    from dvc.utils.hydra import apply_overrides
-
-    (tmp_path / "params.yaml").write_text(TEXT)
-    apply_overrides(tmp_path / "params.yaml", [f"data.path='{place}'"])
-    assert load(AllParams, tmp_path / "params.yaml").data.path == place.replace("\\", "")
+    path = changed(tmp_path, TEXT, TEXT)
+    apply_overrides(path, [f"data.path='{place}'"])
+    assert load(AllParams, path).data.path == place.replace("\\", "")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
-    [
-        ("rules", "[]", ()),
-        ("classes", "[coasts,open country]", ("coasts", "open country")),
-    ],
+    [("rules", "[]", ()), ("classes", "[coasts,open country]", ("coasts", "open country"))],
 )
-def test_lists_can_be_changed_through_dvc(
-    tmp_path: Path, name: str, value: str, expected: tuple[str, ...]
-) -> None:
+def test_lists_can_be_changed_through_dvc(tmp_path: Path, name: str, value: str, expected: tuple) -> None:
     """Emptied and filled: ruamel once dropped a line break behind an empty list, and with that the file."""
-    from dvc.utils.hydra import apply_overrides
-
-    path = tmp_path / "params.yaml"
-    path.write_text(TEXT)
+    path, before = changed(tmp_path, TEXT, TEXT), load(AllParams, ROOT / "params.yaml")
     apply_overrides(path, [f"filter.{name}={value}"])
-    assert getattr(load(AllParams, path).filter, name) == expected
-    assert load(AllParams, path).model_copy(
-        update={"filter": load(AllParams, ROOT / "params.yaml").filter}
-    ) == load(AllParams, ROOT / "params.yaml")
+    found = load(AllParams, path)
+    assert getattr(found.filter, name) == expected
+    assert found.model_copy(update={"filter": before.filter}) == before
 
 
 @pytest.mark.parametrize(
@@ -294,20 +194,11 @@ def refuse(number: int, path: str) -> None:
 @pytest.mark.parametrize(
     ("use", "words"),
     [
-        (
-            lambda: refuse(errno.EACCES, "runs/a"),
-            "error: runs/a: Permission denied; make it writable or free some space",
-        ),
-        (
-            lambda: refuse(errno.ENOSPC, "data/b"),
-            "error: data/b: No space left on device; make it writable or .*",
-        ),
-        (
-            lambda: Path("data/splits.csv").read_text(),
-            "error: data/splits.csv is missing; `dvc repro` makes it",
-        ),
-        (lambda: subprocess.run(["absent"]), "error: absent is missing; put it there or install it"),
-        (lambda: memory(), "error: there is not enough memory .*"),
+        (lambda: refuse(errno.EACCES, "runs/a"), "runs/a: Permission denied; make it writable .*"),
+        (lambda: refuse(errno.ENOSPC, "data/b"), "data/b: No space left on device; make it writable or .*"),
+        (lambda: Path("data/a.csv").read_text(), "data/a.csv is missing; `dvc repro` makes it"),
+        (lambda: subprocess.run(["absent"]), "absent is missing; put it there or install it"),
+        (lambda: memory(), "there is not enough memory .*"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(monkeypatch, tmp_path: Path, use, words: str) -> None:
@@ -316,4 +207,4 @@ def test_a_folder_that_cannot_be_used_is_named(monkeypatch, tmp_path: Path, use,
     (tmp_path / "params.yaml").write_text(TEXT)
     with pytest.raises(SystemExit) as caught:
         stage(AllParams, lambda params: use())
-    assert re.fullmatch(words, str(caught.value.code))
+    assert re.fullmatch(f"error: {words}", str(caught.value.code))

@@ -29,7 +29,7 @@ from pipeline import leaderboard
 from pipeline.check import AllParams
 from pipeline.params import load
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # one project for all of these tests
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # one project for all of these tests
 STEPS_ASIDE = ("DVC_ROOT", "PYTHONPATH")
 
 
@@ -183,17 +183,6 @@ def test_an_experiment_changes_the_metrics_line_by_line(project: Path) -> None:
     run(project, "git", "reset", "-q", "--hard")
     run(project, "dvc", "checkout")
     assert "up to date" in run(project, "dvc", "repro")
-
-
-def test_a_new_photograph_is_noticed(project: Path, photos: Path) -> None:
-    """The source folder is a dependency."""
-    extra = photos / "new.png"
-    Image.fromarray(_photographs(1, 40, seed=9)[0]).save(extra)
-    try:
-        assert "download" in run(project, "dvc", "status", "dvc.yaml")
-    finally:
-        extra.unlink()
-    assert "up to date" in run(project, "dvc", "status", "dvc.yaml")
 
 
 def test_the_zoo_trains_every_model_and_ranks_them(

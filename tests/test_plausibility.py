@@ -51,12 +51,6 @@ def test_the_truth_itself_has_exactly_0_and_one_photograph_nothing() -> None:
     assert np.isnan(given_away(x[:1], x[:1])).all()
 
 
-def test_two_sets_of_one_kind_have_0_on_average() -> None:
-    """200 pairs of sets of 8: the mean is within three of its standard errors."""
-    found = [given_away(features(8, 2 * n), features(8, 2 * n + 1)).mean() for n in range(200)]
-    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found)) and min(found) < 0 < max(found)
-
-
 def test_the_interval_is_that_of_drawing_the_pairs() -> None:
     """Ends within a twentieth of the width, with the same draws; the mean stays what it is."""
     count = 80

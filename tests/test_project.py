@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from contextlib import chdir
 from pathlib import Path
 
@@ -128,17 +127,6 @@ def test_bytes_that_change_without_time_and_size_are_noticed(project: Path, name
     with chdir(project), Repo(".") as repo:
         assert repo.status(["make", "score"]) == {}
     assert [status for status in told(project).values() if status not in ("ok", "never ran")] == ["differs"]
-
-
-def test_without_dvc_one_is_told_to_install_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no dependency of the library."""
-    monkeypatch.chdir(project)
-    for name in ("dvc.repo", "dvc.api"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match="pip install dvc"):
-        verify_outs(project)
-    with pytest.raises(InputError, match="no trained model 'exp-1'.*pip install dvc"):
-        find_model("exp-1", project)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Document 001's networks: their counts, and what the blocks of params.yaml make of them."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,8 @@ FULL, SIMPLIFIED = 32_235_385, 15_387_513
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("zhang_onehot", FULL),
-        ("zhang_soft", FULL),
-        ("zhang_rebalanced", FULL),
-        ("zhang_rebalanced_smoothed", FULL),
         ("zhang_rebalanced_ours", FULL),
-        ("zhang_rebalanced_ours_final", FULL),
         ("zhang_simplified", SIMPLIFIED),
-        ("zhang_simplified_final", SIMPLIFIED),
         ("zhang_euclidean", FULL - (256 + 1) * 313 + (256 + 1) * 2),
         ("zhang_released_code", FULL - 2 * (64 + 128 + 256 + 4 * 512)),
     ],
@@ -38,15 +31,6 @@ def test_parameter_counts_are_the_documents(name: str, count: int) -> None:
     """Section 4.1; two outputs instead of 313; no scale and offset for the channels of the seven batch norms."""
     with torch.device("meta"):
         assert parameter_count(build_model(BLOCKS[name], 64)) == count
-
-
-def test_a_final_model_is_its_experimental_one_but_for_the_training() -> None:
-    """Same architecture, network and head; 190 epochs, and 500 more than the 100 before."""
-    for name, epochs in (("zhang_rebalanced_ours", 190), ("zhang_simplified", 500)):
-        block = BLOCKS[f"{name}_final"]
-        assert replace(block, init_from="", train=replace(block.recipe, epochs=100)) == BLOCKS[name]
-        assert block.recipe.epochs == epochs
-    assert BLOCKS["zhang_simplified_final"].init_from == "zhang_simplified"
 
 
 def test_batch_norm_without_affine_learns_nothing() -> None:
