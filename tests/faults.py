@@ -85,7 +85,7 @@ class Album:
         server.answers |= {path: content(body) for path, body in self.good.items()}
 
     def params(self, data: Mapping[str, Any], rule: Mapping[str, Any]) -> AllParams:
-        block = YAML(typ="safe").load(AllParams, ROOT / "params.yaml")
+        block = YAML(typ="safe").load(ROOT / "params.yaml")
         block["data"] |= {
             "source": "urls",
             "path": "list.csv",

@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.delenv(name, raising=False)
 
     def stage(**changes: Any) -> pd.DataFrame:
-        block = YAML(typ="safe").load(AllParams, ROOT / "params.yaml")
+        block = YAML(typ="safe").load(ROOT / "params.yaml")
         block["data"] |= {"allow_private": True, "threads": 4, "attempts": 2} | changes
         download.main(checked(AllParams, block))
         return pd.read_csv("data/photos/photos.csv", dtype=str, keep_default_na=False)

@@ -38,7 +38,7 @@ from colorize.scoring.evaluation import EvaluateConfig
 from pipeline.check import AllParams
 from pipeline.params import checked
 
-PARAMS = YAML(typ="safe").load(AllParams, ROOT / "params.yaml")
+PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 
 
 def damaged(originals: list[bytes]) -> st.SearchStrategy[bytes]:

@@ -125,7 +125,7 @@ def model_class(block: ModelConfig) -> type[Colorizer]:
         what = f"does not take {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise InputError(f"{name} {what}; its network takes {', '.join(takes) or 'nothing'}")
     if not model.any_size and any(share != 1 for share in (block.recipe.crop, *block.recipe.scales)):
-        raise InputError(f"{name} works at one size only; leave train.crop and train.scales at 1")
+        raise InputError(f"{name} works at one size only; leave recipe.crop and recipe.scales at 1")
     weights, digits = pretrained_file(block)
     if weights and not digits:
         hint = f"; that of {weights} is {files.sha256(Path(weights))}" if Path(weights).is_file() else ""
