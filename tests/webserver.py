@@ -1,6 +1,6 @@
-"""A web server on the loopback address that misbehaves on purpose, one path per fault, and counts what it is asked.
+"""A web server on the loopback address that misbehaves on purpose and counts what it is asked.
 
-A fault is a function that gets the request and answers it however badly it likes; `Server` is a context manager.
+For each path it has a function that gets the request and answers it however badly it likes.
 """
 
 import io
@@ -12,8 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 import numpy as np
+import pytest
 from PIL import Image
 from skimage import data
+
+from colorize.data import fetch
 
 Answer = Callable[["Request"], None]
 
@@ -27,6 +30,13 @@ def jpegs(count: int, side: int = 48) -> Iterator[bytes]:
         tile = photograph[top * side : (top + 1) * side, left * side : (left + 1) * side]
         Image.fromarray(tile).save(buffer, "JPEG", quality=90)
         yield buffer.getvalue()
+
+
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again after milliseconds, and ask no proxy."""
+    monkeypatch.setattr(fetch, "BACK_OFF_SECONDS", 0.002)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 class Request(BaseHTTPRequestHandler):
