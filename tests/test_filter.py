@@ -94,7 +94,7 @@ def test_every_crop_has_one_row_with_its_split_or_its_reasons(photos, opened, mo
 
 
 def test_lightness_and_coverage_are_those_of_the_pixels(photos):
-    """One color: its own L*, coverage 1. Few colors: the mean L* of all pixels, to a quantizer's precision."""
+    """One color: its own L*, coverage 1. Few colors: the mean L* of all pixels, as a quantizer sees it."""
     rows = run()
     lightness = {name: rgb2lab(pixels)[..., 0].mean() for name, pixels in photos.items()}
     assert float(rows.weighted_lightness["blue"]) == pytest.approx(lightness["blue"], abs=1e-4)
@@ -167,7 +167,7 @@ def test_classes_are_split_alike_and_small_ones_are_told(landscapes, capsys):
 
 
 def test_only_the_classes_that_are_named_are_kept(landscapes, capsys):
-    """The others are removed and counted, and the rules take their shares of what is left: 2 of 20 are dark."""
+    """The others are removed and counted; the rules take their shares of what is left: 2 of 20 are dark."""
     rows = run(rules=("dark",), dark=0.1, classes=("coast",))
     assert (rows.reason[rows["class"] != "coast"] == "class").all()
     assert rows.reason[rows["class"] == "coast"].value_counts().to_dict() == {"": 18, "dark": 2}
