@@ -100,9 +100,7 @@ def test_a_file_that_is_named_is_tried(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["DSC_1.NEF", "._p.jpg", "notes.txt"], ["notes.txt"], []])
-def test_a_folder_without_a_photograph_says_what_there_is(
-    folder: Path, tmp_path: Path, names: list[str]
-) -> None:
+def test_a_folder_without_a_photograph_says_what_there_is(folder, tmp_path, names) -> None:
     only = tmp_path / "only"
     only.mkdir()
     for name in names:

@@ -117,9 +117,7 @@ def streamed(images: np.ndarray, folder: Path, size: int) -> Photos:
 
 
 @pytest.mark.parametrize("size", [32, 16])
-def test_streamed_photographs_are_the_held_ones_in_the_same_order(
-    photographs, tmp_path: Path, size: int
-) -> None:
+def test_streamed_photographs_are_the_held_ones_in_the_same_order(photographs, tmp_path, size) -> None:
     """Bit for bit: scaled, cropped, mirrored, the part of one of two ranks."""
     images = photographs(23, 32)
     here, there = Photos(images, size), streamed(images, tmp_path, size)
@@ -166,9 +164,7 @@ def test_ranks_share_every_batch(photographs) -> None:
     assert torch.equal(torch.cat(shares), torch.cat([light for light, _ in photos.batches(4)]))
 
 
-def test_what_lies_before_the_first_batch_asked_for_is_not_read(
-    photographs, tmp_path: Path, monkeypatch
-) -> None:
+def test_what_lies_before_the_first_batch_asked_for_is_not_read(photographs, tmp_path, monkeypatch) -> None:
     """The batches from there on are those of the whole epoch, held or streamed, also for the second rank."""
     images, read = photographs(23, 16), []
     original = Streamed._read

@@ -83,9 +83,7 @@ def test_what_a_worker_cannot_do_is_one_sentence(tmp_path: Path, address: str) -
 
 @pytest.mark.slow
 @fault(48, "a worker of a cluster that hangs in a photograph")
-def test_a_worker_of_a_cluster_that_hangs_is_noticed(
-    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_of_a_cluster_that_hangs_is_noticed(tmp_path, address, monkeypatch) -> None:
     """After half an hour without the next shard the run ends and names it; the worker goes on hanging."""
     monkeypatch.setattr(crops, "HANG_SECONDS", 3)
     store = Store(tiles(), tmp_path / "notes", endless="80")
@@ -128,9 +126,7 @@ def test_a_scheduler_that_does_not_answer_is_named(place: str, reason: str) -> N
         (0, 1, "Only 0/1 workers arrived.*start it and its"),
     ],
 )
-def test_a_cluster_without_fit_workers_is_refused(
-    monkeypatch: pytest.MonkeyPatch, workers: int, threads: int, words: str
-) -> None:
+def test_a_cluster_without_fit_workers_is_refused(monkeypatch, workers, threads, words) -> None:
     """Decoding is not safe beside itself in one process. Workers may come late, but not for ever."""
     if not workers:
         monkeypatch.setattr(cluster, "CONNECT_SECONDS", 3)

@@ -117,9 +117,7 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 @pytest.mark.parametrize(("name", "path"), [(name, path) for name, read in READ.items() for path in read])
-def test_a_damaged_file_is_one_sentence(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str
-) -> None:
+def test_a_damaged_file_is_one_sentence(project, tmp_path, monkeypatch, name, path) -> None:
     """No traceback, whatever became of a file."""
     for damage, change in DAMAGES.items():
         if damage in OF_TEXT and path.endswith((".npy", ".npz", ".safetensors")):

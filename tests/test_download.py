@@ -154,9 +154,7 @@ def test_too_many_failures_stop_the_stage_and_keep_what_arrived(run: Run, server
         (1, {"allow_private": False}, "forbidden_url"),  # the default
     ],
 )
-def test_a_list_without_hope_is_given_up(
-    run: Run, server: Server, count: int, changes: dict[str, Any], words: str
-) -> None:
+def test_a_list_without_hope_is_given_up(run, server, count, changes, words) -> None:
     write_list(server, [f"/gone{n}" for n in range(count)])
     with pytest.raises(InputError, match=words):
         run(source="urls", path="list.csv", **changes)

@@ -194,9 +194,7 @@ def test_a_damaged_state_is_not_continued(tmp_path: Path, photographs, capsys) -
 
 
 @fault(40, "a loss that is NaN or infinite")
-def test_a_loss_that_is_none_stops_the_training(
-    tmp_path: Path, photographs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_none_stops_the_training(tmp_path, photographs, monkeypatch) -> None:
     """Stops with phase, step, epoch and photographs, or names the weights; no NaN is ever written."""
     monkeypatch.setattr(loop, "SAVING_COST", 0)  # a state after every step
     said = r"loss of phase net is (nan|inf) in step 2 of epoch 1, on the photographs \[\d.*lower the model's"

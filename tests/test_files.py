@@ -140,9 +140,7 @@ class Trap:
         (pickled([torch.ones(1)]), "w.pth holds more than named tensors"),
     ],
 )
-def test_what_holds_no_named_tensors_is_refused(
-    content: bytes, words: str, tmp_path: Path, monkeypatch
-) -> None:
+def test_what_holds_no_named_tensors_is_refused(content, words, tmp_path, monkeypatch) -> None:
     """And nothing in it is run."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words):
@@ -184,9 +182,7 @@ def test_a_table_comes_back_as_pandas_wrote_it(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(found, table[:rows], check_dtype=bool(rows), check_index_type=False)
 
 
-def test_content_is_on_the_disk_before_it_takes_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch) -> None:
     """Otherwise a power cut could leave a file under the right name without its bytes."""
     order: list[object] = []
     rename = os.replace

@@ -100,9 +100,7 @@ def test_half_a_lock_file_is_taken_back(_folder: None, committed: bool, capsys) 
 
 
 @pytest.mark.parametrize("lock", paths.LOCKS)
-def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(
-    _folder: None, monkeypatch: pytest.MonkeyPatch, lock: Path
-) -> None:
+def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(_folder, monkeypatch, lock) -> None:
     """Also if it was added with its marks, or one side is there already: the user has not chosen yet."""
     text = "schema: '2.0'\nstages:\n  a:\n    cmd: x\n    params:\n      params.yaml:\n        seed: {}\n"
     git("init", "-q", "-b", "ours")
@@ -137,9 +135,7 @@ def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(
 
 
 @pytest.mark.parametrize("how", ["no git", "untracked", "a worktree"])
-def test_a_damaged_lock_is_kept_where_git_cannot_bring_it_back(
-    _folder: None, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_damaged_lock_is_kept_where_git_cannot_bring_it_back(_folder, monkeypatch, how) -> None:
     """Nothing is deleted; DVC begins a new one, or the commit's comes back where there is one."""
     lock = paths.LOCKS[0]
     if how == "no git":

@@ -63,28 +63,10 @@ def in_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    ("head", "kind"),
-    [
-        *[
-            (encoded(Image.new("RGB", (9, 7)), form)[:32], kind)
-            for form, kind in zip(
-                ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"),
-                ("jpg", "png", "webp", "avif", "gif", "bmp", "tif"),
-                strict=True,
-            )
-        ],
-        (b"", ""),
-        (b"<html>", ""),
-        (b"BM", ""),
-        (b"BMW and other makes of cars, a list", ""),
-        (b"RIFF1234WAVEfmt ", ""),
-        (b"GIF", ""),
-        (b"\xff\xd8", ""),
-    ],
+    "head", [b"", b"<html>", b"BM", b"BMW and other cars", b"RIFF1234WAVEfmt ", b"GIF", b"\xff\xd8"]
 )
-def test_images_are_known_by_their_first_bytes(head: bytes, kind: str) -> None:
-    """Beginnings that are shared with other formats, or too short, do not count."""
-    assert image_kind(head) == kind
+def test_what_only_begins_like_an_image_is_none(head: bytes) -> None:
+    assert image_kind(head) == ""
 
 
 # ---- sample ----
@@ -111,62 +93,41 @@ def test_sample_windows_are_the_photographs_own_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "names"),
+    ("row", "words"),
     [
-        ("nobody.png,96,96", ["row 1", "nobody.png"]),
-        ("../__init__.py,96,96", ["row 1"]),
-        ("lfw_subset.npy,96,96", ["row 1", "lfw_subset.npy"]),
-        ("chelsea.png,0,96", ["row 1", "side"]),
-        ("chelsea.png,96,x", ["row 1", "step"]),
-        ("chelsea.png,5000,1", ["row 1", "5000"]),
-        ("chelsea.png,96,96\nchelsea.png,96,300", ["chelsea/96-0-0", "twice"]),
-        ("", ["lists no photograph"]),
-        ("chelsea.png,96,96,2", ["row 1", "4 fields"]),
-        ("chelsea.png,96", ["row 1", "2 fields"]),
+        ("nobody.png,96,96", "row 1.*nobody.png"),
+        ("../__init__.py,96,96", "row 1"),
+        ("chelsea.png,0,96", "row 1.*side"),
+        ("chelsea.png,96,x", "row 1.*step"),
+        ("chelsea.png,5000,1", "row 1.*5000"),
+        ("chelsea.png,96,96\nchelsea.png,96,300", "chelsea/96-0-0.*twice"),
+        ("", "lists no photograph"),
+        ("chelsea.png,96", "row 1.*2 fields"),
     ],
 )
-def test_a_bad_sample_row_is_named(tmp_path: Path, row: str, names: list[str]) -> None:
+def test_a_bad_sample_row_is_named(tmp_path: Path, row: str, words: str) -> None:
     (tmp_path / "sample.csv").write_text(f"photo,side,step\n{row}\n")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=words):
         listed("sample", tmp_path / "sample.csv")
-    assert all(name in str(caught.value) for name in names)
 
 
 # ---- folder ----
 
 
-def test_folder_takes_images_by_content_and_classes_by_sub_folder(
-    in_folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_folder_takes_images_by_content_and_classes_by_sub_folder(in_folder, tmp_path) -> None:
     """A photograph without a suffix counts, a text named .jpg has failed; other files have no row."""
-    root = in_folder(
-        {
-            "b/sky/one.jpg": JPEG,
-            "b/two": OTHER,
-            "a.PNG": encoded(Image.new("L", (9, 7)), "PNG"),
-            "b/fake.jpg": b"not an image",
-            "b/empty.jpeg": b"",
-            "notes.txt": b"hello",
-            ".hidden/three.jpg": JPEG,
-            "b/._one.jpg": JPEG,
-        }
-    )
-    photos = listed("folder", root)
-    rows = [
-        (p.photo, p.group, p.label, p.status, p.reason, p.member) for p in photos if p.status != "ignored"
-    ]
+    contents = {"b/sky/one.jpg": JPEG, "b/two": OTHER, "b/fake.jpg": b"no image", "notes.txt": b"hello"}
+    photos = listed("folder", in_folder(contents | {"a.PNG": encoded(Image.new("L", (9, 7)), "PNG")}))
+    rows = [(p.photo, p.group, p.label, p.status, p.reason, p.member) for p in photos]
     assert rows == [
         ("a.PNG", "a.PNG", "", "ok", "", "a.PNG"),
-        ("b/empty.jpeg", "b/empty.jpeg", "b", "failed", "empty_file", ""),
         ("b/fake.jpg", "b/fake.jpg", "b", "failed", "not_image", ""),
         ("b/sky/one.jpg", "b/sky/one.jpg", "b/sky", "ok", "", "b/sky/one.jpg"),
         ("b/two", "b/two", "b", "ok", "", "b/two"),
+        ("notes.txt", "notes.txt", "", "ignored", "not_image", ""),
     ]
-    assert [(p.photo, p.reason) for p in photos if p.status == "ignored"] == [
-        (".hidden", "hidden"), ("b/._one.jpg", "hidden"), ("notes.txt", "not_image"),
-    ]  # fmt: skip
     write_manifest(tmp_path / "photos.csv", photos)
-    assert list(pd.read_csv(tmp_path / "photos.csv")["photo"]) == [row[0] for row in rows]
+    assert list(pd.read_csv(tmp_path / "photos.csv")["photo"]) == [row[0] for row in rows[:-1]]
 
 
 def test_only_regular_files_of_the_folder_are_opened(in_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -204,19 +165,20 @@ def test_a_photograph_may_have_any_name(in_folder: Callable[..., Path], tmp_path
     assert all(reader.read("", member) == JPEG for member in table["member"])
 
 
-def test_folders_that_are_none_are_named(in_folder: Callable[..., Path], tmp_path: Path) -> None:
-    root = in_folder({"notes.txt": b"hello"})
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("missing", "does not exist"),
+        ("pictures/notes.txt", "a file"),
+        ("empty", "without a single image"),
+        ("pictures", "without a single image"),
+    ],
+)
+def test_folders_that_are_none_are_named(in_folder, tmp_path: Path, path: str, words: str) -> None:
+    in_folder({"notes.txt": b"hello"})
     (tmp_path / "empty").mkdir()
-    for path, says in [
-        (tmp_path / "missing", "does not exist"),
-        (root / "notes.txt", "a file"),
-        (tmp_path / "empty", "without a single image"),
-        (root, "without a single image"),
-    ]:
-        with pytest.raises(InputError, match=says):
-            listed("folder", path)
-    with pytest.raises(InputError, match="does not exist"):
-        list_items(DataConfig(source="folder", path=""), 1)
+    with pytest.raises(InputError, match=words):
+        listed("folder", tmp_path / path)
 
 
 # ---- urls ----
@@ -249,54 +211,38 @@ def test_url_lists_of_any_make_are_read(tmp_path: Path) -> None:
     assert [p.url for p in listed("urls", tmp_path / "list.csv", url_column="link")] == ["http://x.test/1"]
 
 
-@pytest.mark.parametrize("content", [b"", b"url\n", b"url\n\xff\xfe\n", b"url\n" + b"x" * 200_000, None])
-def test_a_list_that_is_none_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "list.csv"
-    path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(InputError, match=r"list\.csv"):
-        listed("urls", path)
-
-
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ("url\nhttp://x/1\n\n# no\nhttp://x/2?crop=1,2\n", "row 2 (line 5) has 2 fields, the header 1"),
-        ("url,caption\nhttp://x/1,a\nhttp://x/2\n", "row 2 (line 3) has 1 fields, the header 2"),
-        ('url,caption\nhttp://x/1,"a\nb"\nhttp://x/2,b,c\n', "row 2 (line 4) has 3 fields"),
-        ('url,caption\nhttp://x/1,"a\nhttp://x/2,b\n', "line 2: unexpected end of data"),
-        ('url\n"http://x/1"2\n', "line 2: "),
-        ('url\n"http://x/1\nhttp://x/2"\n', "row 1 (line 2): 'http://x/1\\nhttp://x/2' holds a tab"),
-        ("url\nhttp://x/1\ta\n", "row 1 (line 2): 'http://x/1\\ta' holds a tab"),
-        ("url\nhttp://x/1\nhttp://x/\0\n", "line 3 is not UTF-8 text"),
+        (b"", ""),
+        (b"url\n", ""),
+        (b"url\n" + b"x" * 200_000, ""),
+        (b"url\nhttp://x/1\n\n# no\nhttp://x/2?crop=1,2\n", "row 2 (line 5) has 2 fields, the header 1"),
+        (b'url,caption\nhttp://x/1,"a\nb"\nhttp://x/2,b,c\n', "row 2 (line 4) has 3 fields"),
+        (b'url,caption\nhttp://x/1,"a\nhttp://x/2,b\n', "line 2: unexpected end of data"),
+        (b'url\n"http://x/1"2\n', "line 2: "),
+        (b'url\n"http://x/1\nhttp://x/2"\n', "row 1 (line 2): 'http://x/1\\nhttp://x/2' holds a tab"),
+        (b"url\nhttp://x/1\nhttp://x/\0\n", "line 3 is not UTF-8 text"),
         (b"url\nhttp://x/1\nhttp://x/\xe9\n", "line 3 is not UTF-8 text"),
         ("url\nhttp://x/1\n".encode("utf-16"), "line 1 is not UTF-8 text"),
-        ("url\nhttp://x/1\n".encode("utf-16-le"), "line 1 is not UTF-8 text"),
-        ("url,url\nhttp://x/1,http://x/2\n", "line 1: a column has no name, or that of another"),
-        ("url,\nhttp://x/1,\n", "line 1: a column has no name"),
-        ("url;caption\nhttp://x/1;a\n", "has no column 'url'; it has url;caption"),
-        ("http://x/1\nhttp://x/2\n", "has no column 'url'; it has http://x/1"),
+        (b"url,url\nhttp://x/1,http://x/2\n", "line 1: a column has no name, or that of another"),
+        (b"url;caption\nhttp://x/1;a\n", "has no column 'url'; it has url;caption"),
+        (b"http://x/1\nhttp://x/2\n", "has no column 'url'; it has http://x/1"),
     ],
 )
-def test_a_list_that_can_be_read_in_two_ways_is_refused_with_the_row(
-    tmp_path: Path, content: str | bytes, where: str
-) -> None:
+def test_a_list_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, content: bytes, where: str) -> None:
     """Otherwise another address would be asked, and another photograph stored as ok."""
-    (tmp_path / "list.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "list.csv").write_bytes(content)
     with pytest.raises(InputError) as refused:
         listed("urls", tmp_path / "list.csv")
     assert where in str(refused.value) and "list.csv" in str(refused.value)
 
 
-def test_a_row_without_an_address_has_failed(tmp_path: Path) -> None:
-    """It is no photograph; rows of commas alone, as spreadsheets leave them, are no rows."""
-    (tmp_path / "list.csv").write_text("url,caption\nhttp://x.test/1,a\n,b\n,c\n,\n,\n")
-    rows = [(photo.status, photo.reason) for photo in listed("urls", tmp_path / "list.csv")]
-    assert rows == [("ok", ""), ("failed", "no_address"), ("failed", "no_address")]
-
-
-def test_passwords_in_addresses_are_not_written_down(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("https://me:secret@x.test/1?to=you@x.test\n")
-    write_manifest(tmp_path / "photos.csv", listed("urls", tmp_path / "list.txt"))
+def test_passwords_are_not_written_down_and_rows_need_an_address(tmp_path: Path) -> None:
+    """Rows of commas alone, as spreadsheets leave them, are no rows."""
+    (tmp_path / "list.csv").write_text("url,caption\nhttps://me:secret@x.test/1?to=you@x.test,a\n,b\n,\n,\n")
+    write_manifest(tmp_path / "photos.csv", photos := listed("urls", tmp_path / "list.csv"))
+    assert [(photo.status, photo.reason) for photo in photos] == [("ok", ""), ("failed", "no_address")]
     text = (tmp_path / "photos.csv").read_text()
     assert "secret" not in text and "https://x.test/1?to=you@x.test" in text
 
@@ -315,41 +261,27 @@ MORE = "photo_id\tphoto_url\tphoto_image_url\tphoto_description\nccccccccccc\tx\
 
 
 @pytest.mark.parametrize(
-    ("kind", "suffix", "older", "unit"),
-    [
-        ("zip", "tsv", "", 1),
-        ("tar", "csv", "ai_", 1),
-        ("tar.gz", "tsv", "ai_", 100),
-        ("folder", "csv", "", 1),
-    ],
+    ("kind", "suffix", "older"),
+    [("zip", "tsv", ""), ("tar", "csv", "ai_"), ("tar.gz", "tsv", "ai_"), ("", "csv", "")],
 )
-def test_unsplash_is_read_from_any_wrapping(
-    in_folder: Callable[..., Path], tmp_path: Path, kind: str, suffix: str, older: str, unit: int
-) -> None:
-    """Several parts, a sub-folder; the ten largest colors in order of coverage, which may be in percent."""
-    head, *parts = COLORS.format(older).splitlines()
-    cells = [part.split("\t") for part in parts]
-    colors = [head, *("\t".join([*row[:6], str(float(row[6]) * unit * 5), row[7]]) for row in cells)]
+def test_unsplash_is_read_from_any_wrapping(in_folder, tmp_path, kind: str, suffix: str, older: str) -> None:
+    """Several parts, a sub-folder; the ten largest colors in order of coverage."""
     contents = {
         f"lite/photos.{suffix}001": MORE.encode(),
         f"lite/photos.{suffix}000": PHOTOS.encode(),
-        f"lite/colors.{suffix}000": "\n".join(colors).encode(),
+        f"lite/colors.{suffix}000": COLORS.format(older).encode(),
         f"lite/keywords.{suffix}000": b"\xff not read",
         f"__MACOSX/lite/._photos.{suffix}000": b"\xff not read",
     }
-    path, escape = tmp_path / f"lite.{kind}", {"../../evil.txt": b"never written"}
+    path = folder = in_folder(contents)
     if kind == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in (contents | escape).items():
-                archive.writestr(name, content)
-    elif kind == "folder":
-        path = in_folder(contents)
-    else:
-        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as tar:
-            for name, content in (contents | escape).items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+        with zipfile.ZipFile(path := tmp_path / "lite.zip", "w") as archive:
+            archive.writestr("../../evil.txt", b"never written")
+            for name in contents:
+                archive.write(folder / name, name)
+    elif kind:
+        with tarfile.open(path := tmp_path / "lite", "w:gz" if kind == "tar.gz" else "w") as tar:
+            tar.add(folder, "x")
     photos, listing = list_items(DataConfig(source="unsplash", path=str(path), request_size=300), 1)
     assert [(photo.photo, photo.url) for photo in photos] == [
         ("aaaaaaaaaa1", "https://i.test/a?ixid=1&w=300&h=300&fit=crop"),
@@ -358,8 +290,15 @@ def test_unsplash_is_read_from_any_wrapping(
     ]
     assert listing is not None and list(listing.columns) == ["photo", "red", "green", "blue", "coverage"]
     assert list(listing["red"]) == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
-    assert np.allclose(listing["coverage"], np.arange(11, 1, -1) / 20)
-    assert not (tmp_path.parent / "evil.txt").exists() and not (tmp_path / "lite").exists()
+    assert np.allclose(listing["coverage"], listing["red"] / 100)
+    assert not (tmp_path.parent / "evil.txt").exists() and not (tmp_path / "x").exists()
+
+
+def test_coverage_in_percent_becomes_a_share(in_folder) -> None:
+    rows = "photo_id\tred\tgreen\tblue\tcoverage\naaaaaaaaaa1\t1\t2\t3\t80\naaaaaaaaaa1\t4\t5\t6\t0.5\n"
+    root = in_folder({"photos.tsv000": PHOTOS.encode(), "colors.tsv000": rows.encode()})
+    _, colors = list_items(DataConfig(source="unsplash", path=str(root)), 1)
+    assert colors is not None and list(colors["coverage"]) == [0.8, 0.005]
 
 
 @pytest.mark.parametrize(
@@ -387,9 +326,7 @@ def test_unsplash_is_read_from_any_wrapping(
         ],
     ],
 )
-def test_an_unsplash_archive_that_is_none_is_one_sentence(
-    in_folder: Callable[..., Path], photos: str | None, colors: str | None, says: str
-) -> None:
+def test_an_unsplash_archive_that_is_none_is_one_sentence(in_folder, photos, colors, says) -> None:
     tables = {"photos.tsv000": photos, "colors.tsv000": colors}
     root = in_folder({name: text.encode() for name, text in tables.items() if text is not None})
     with pytest.raises(InputError, match=says) as refused:
@@ -436,30 +373,21 @@ def cifar(protocol: int = 4, keys: Callable[[str], Any] = str) -> dict[str, byte
 @pytest.mark.parametrize(
     ("protocol", "module"), [(2, b"numpy._core"), (2, b"numpy.core"), (4, b"numpy._core")]
 )
-def test_cifar_images_keep_their_pixels_order_and_split(
-    in_folder: Callable[..., Path], keys: Callable[[str], Any], protocol: int, module: bytes
-) -> None:
+def test_cifar_images_keep_their_pixels_order_and_split(in_folder, keys, protocol, module) -> None:
     """Label names where there are, numbers where not."""
     contents = {name: body.replace(b"numpy._core", module) for name, body in cifar(protocol, keys).items()}
     photos = listed("cifar10", in_folder(contents))
-    assert [(p.photo, p.split, p.label) for p in photos] == [
-        ("data_batch_1/00000", "train", "airplane"),
-        ("data_batch_1/00001", "train", "car"),
-        ("data_batch_1/00002", "train", "2"),
-        ("data_batch_2/00000", "train", "airplane"),
-        ("data_batch_2/00001", "train", "car"),
-        ("test_batch/00000", "test", "airplane"),
-        ("test_batch/00001", "test", "car"),
-    ]
+    names = [f"data_batch_1/{n:05}" for n in range(3)] + [f"data_batch_2/{n:05}" for n in range(2)]
+    assert [photo.photo for photo in photos] == [*names, "test_batch/00000", "test_batch/00001"]
+    assert [photo.split for photo in photos] == ["train"] * 5 + ["test"] * 2
+    assert [photo.label for photo in photos] == ["airplane", "car", "2", *["airplane", "car"] * 2]
     content = photos[4].content
     assert content is not None
     image = np.asarray(Image.open(io.BytesIO(content())))
     assert np.array_equal(image, batch(2, 2)["data"][1].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_cifar_binary_version_and_archive_give_the_same(
-    in_folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_cifar_binary_version_and_archive_give_the_same(in_folder, tmp_path) -> None:
     """Records of one label and 3072 pixels, from a .tar.gz: the same images as from the pickles."""
     contents: dict[str, bytes] = {"batches.meta.txt": b"airplane\ncar\n\n"}
     for name, rows in zip(("data_batch_1", "data_batch_2", "test_batch"), BATCHES, strict=True):
@@ -485,21 +413,17 @@ class Malicious:
 
 @fault(38, "a CIFAR batch that would run a program")
 @pytest.mark.parametrize("place", ["batch", "labels", "meta"])
-def test_a_malicious_pickle_is_refused_and_nothing_executed(
-    in_folder: Callable[..., Path], tmp_path: Path, place: str
-) -> None:
+def test_a_malicious_pickle_is_refused_and_nothing_executed(in_folder, tmp_path: Path, place: str) -> None:
     """A global outside the allow-list is named in the error and never called."""
     mark = tmp_path / "executed"
     evil: Any = Malicious(os.system, f"touch {mark}")
-    contents = cifar()
-    if place == "batch":
-        contents["data_batch_1"] = pickle.dumps(evil)
-    elif place == "labels":
-        contents["data_batch_1"] = pickle.dumps({**batch(3, 1), "labels": [evil]}, 4)
-    else:
-        contents["batches.meta"] = pickle.dumps({"label_names": evil})
+    bad = {
+        "batch": {"data_batch_1": evil},
+        "labels": {"data_batch_1": BATCHES[0] | {"labels": [evil]}},
+        "meta": {"batches.meta": {"label_names": evil}},
+    }[place]
     with pytest.raises(InputError, match="system"):
-        listed("cifar10", in_folder(contents))
+        listed("cifar10", in_folder(cifar() | {name: pickle.dumps(value, 4) for name, value in bad.items()}))
     assert not mark.exists()
 
 
@@ -562,22 +486,17 @@ def test_archives_are_read_and_never_unpacked(tmp_path: Path, monkeypatch: pytes
 # ---- limit, pack, Reader ----
 
 
-def test_limit_draws_usable_items_with_the_seed_and_keeps_their_order(in_folder: Callable[..., Path]) -> None:
+def test_limit_draws_usable_items_with_the_seed_and_keeps_their_order(in_folder) -> None:
     root = in_folder({f"{n:02d}.jpg": JPEG for n in range(30)} | {"bad.jpg": b"x"})
 
     def drawn(limit: int, seed: int) -> list[str]:
         return [photo.photo for photo in listed("folder", root, seed, limit=limit)]
 
-    assert drawn(10, 1) == drawn(10, 1) == sorted(drawn(10, 1))
-    assert len(set(drawn(10, 1))) == 10
-    assert drawn(10, 1) != drawn(10, 2)
-    assert len(drawn(99, 1)) == 30
-    assert len(drawn(0, 1)) == 31
+    assert drawn(10, 1) == drawn(10, 1) == sorted(set(drawn(10, 1))) != drawn(10, 2)
+    assert [len(drawn(limit, 1)) for limit in (10, 99, 0)] == [10, 30, 31]
 
 
-def test_packed_bytes_come_back_and_tell_nothing_about_who_packed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_bytes_come_back_and_tell_nothing_about_who_packed(tmp_path, monkeypatch) -> None:
     """Shards of a set number of items; every byte, sha256 and size as it was; neither owner nor time."""
     monkeypatch.setattr(manifest, "SHARD_ITEMS", 4)
     bodies = list(jpegs(10))
