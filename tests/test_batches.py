@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from skimage.color import rgb2lab
 from skimage.transform import downscale_local_mean, resize
 
 from colorize import files
 from colorize.color import lab_to_rgb
-from colorize.data.dataset import READ_AHEAD, Photos, Streamed, area_resize, share_of, to_light_ab, zoomed
+from colorize.data.dataset import READ_AHEAD, Photos, Streamed, area_resize, share_of, zoomed
 from colorize.data.shards import Crops
 
 
@@ -21,21 +20,25 @@ def epoch_images(photos: Photos, **options) -> torch.Tensor:
 
 
 def test_area_resize_averages_as_scikit_image_does(photographs) -> None:
-    """Halving and quartering, to the rounding of uint8; it never enlarges."""
+    """To the rounding of uint8; it never enlarges, and a share of 1 copies nothing."""
     images = photographs(3, 32)
     for factor in (2, 4):
         ours = area_resize(torch.tensor(images), 32 // factor).numpy()
         assert np.abs(ours - downscale_local_mean(images, (1, factor, factor, 1))).max() <= 0.5
+    photos = Photos(images, 32)
+    assert np.array_equal(photos.scaled(0.25).images, ours)
+    assert photos.scaled(1).images.data_ptr() == photos.images.data_ptr()
     with pytest.raises(ValueError, match="only shrinks"):
         area_resize(torch.tensor(images), 64)
 
 
-def test_light_and_ab_are_those_of_scikit_image(photographs) -> None:
-    """In Lab units, nothing normalized."""
-    images = photographs(2, 16)
-    light, ab = to_light_ab(torch.tensor(images))
-    lab = np.moveaxis(rgb2lab(images), -1, 1)
-    assert np.abs(torch.cat((light, ab), 1).numpy() - lab).max() < 1e-3
+@pytest.mark.parametrize(
+    ("side", "share", "expected"),
+    [(608, 0.3684, 224), (256, 0.6875, 176), (64, 0.3684, 24), (14, 0.99, 14), (64, 0.01, 8)],
+)
+def test_shares_of_a_side_are_multiples_of_8(side: int, share: float, expected: int) -> None:
+    """224 of 608 in document 004, 176 of 256 in document 001; never below 8, never above the side."""
+    assert share_of(side, share) == expected
 
 
 def test_an_epoch_hands_out_every_photograph_once(photographs) -> None:
@@ -53,14 +56,10 @@ def test_an_epoch_hands_out_every_photograph_once(photographs) -> None:
 
 
 def test_flips_mirror_about_half_the_photographs_and_nothing_else(photographs) -> None:
-    """Every photograph comes as it is or as its mirror image."""
     photos = Photos(photographs(64, 16), 16)
-    plain = epoch_images(photos, seed=3, size=64)
-    flipped = epoch_images(photos, seed=3, size=64, flip=True)
-    same = (plain == flipped).flatten(1).all(1)
-    mirrored = (plain.flip(-1) == flipped).flatten(1).all(1)
-    assert (same | mirrored).all()
-    assert 16 < mirrored.sum() < 48
+    plain, flipped = (epoch_images(photos, seed=3, size=64, flip=flip) for flip in (False, True))
+    same, mirrored = ((each == flipped).flatten(1).all(1) for each in (plain, plain.flip(-1)))
+    assert (same | mirrored).all() and 16 < mirrored.sum() < 48
 
 
 def test_random_crops_are_windows_of_their_photograph() -> None:
@@ -81,29 +80,9 @@ def test_random_crops_are_windows_of_their_photograph() -> None:
 
 
 def test_a_spread_sample_is_not_the_first_ones() -> None:
-    """4 of 10 are numbers 0, 3, 6 and 9; asking for more than there are gives all."""
     photos = Photos(np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(3, 3), 1)
     assert photos.spread(4).images.flatten()[::3].tolist() == [0, 3, 6, 9]
     assert len(photos.spread(99)) == 10
-
-
-@pytest.mark.parametrize(
-    ("side", "share", "expected"),
-    [(608, 0.3684, 224), (256, 0.6875, 176), (64, 0.3684, 24), (14, 0.99, 14), (64, 0.01, 8)],
-)
-def test_shares_of_a_side_are_multiples_of_8(side: int, share: float, expected: int) -> None:
-    """224 of 608 in document 004, 176 of 256 in document 001; never below 8, never above the side."""
-    assert share_of(side, share) == expected
-
-
-def test_scaled_photographs_are_averages_of_the_whole_ones(photographs) -> None:
-    """All of them, in the same order; a share of 1 copies nothing."""
-    photos = Photos(photographs(3, 32), 32)
-    half = photos.scaled(0.5)
-    assert (
-        np.abs(half.images.numpy() - downscale_local_mean(photos.images.numpy(), (1, 2, 2, 1))).max() <= 0.5
-    )
-    assert photos.scaled(1).images.data_ptr() == photos.images.data_ptr()
 
 
 def streamed(images: np.ndarray, folder: Path, size: int) -> Photos:
@@ -195,7 +174,6 @@ def test_zoomed_windows_are_the_photograph_scaled(photographs) -> None:
 
 
 def test_zoom_shows_other_windows_in_every_epoch_and_the_same_ones_for_a_seed(photographs) -> None:
-    """Of the crops' size, and from the batch on that is asked for."""
     photos = Photos(photographs(4, 32), 32)
     first, again, other = (list(photos.epoch(seed, 2, crop=0.5, zoom=0.6)) for seed in (1, 1, 2))
     assert [light.shape for light, _ in first] == [(2, 1, 16, 16)] * 2

@@ -87,15 +87,12 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 @example(b"caf\\xe9.jpg")
 @example(b"a\\x5cxe9|\n\x00\xe2\x80\xae")
 def test_any_name_becomes_text_and_is_itself_again(name: bytes) -> None:
-    """One line of valid UTF-8 without the |, from which the name comes back."""
+    """One line of valid UTF-8 without the |, also in the sentence of an error."""
     text = files.text_of(os.fsdecode(name))
     assert os.fsencode(files.name_of(text)) == name
     assert len(text.splitlines()) <= 1 and "|" not in text and text.encode().decode() == text
-
-
-def test_an_error_can_be_printed_whatever_it_quotes() -> None:
-    said = str(InputError(f"{os.fsdecode(b'caf%c.jpg' % 0xE9)}, \x1b[31m or two\nlines"))
-    assert said == r"caf\xe9.jpg, \x1b[31m or two lines" and said.encode()
+    said = str(InputError(f"{os.fsdecode(name)}, \x1b[31m or two\nlines"))
+    assert len(said.splitlines()) == 1 and "\x1b" not in said and said.encode()
 
 
 def pickled(value: object, **options: bool) -> bytes:
@@ -107,17 +104,13 @@ def pickled(value: object, **options: bool) -> bytes:
 TENSORS = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        safetensors.torch.save(TENSORS),
-        pickled(TENSORS),
-        pickled(TENSORS, _use_new_zipfile_serialization=False),
-    ],
-)
-def test_tensors_are_told_apart_by_their_bytes(content: bytes) -> None:
-    """The name of the file plays no part."""
-    found = files.parse_tensors("x", content)
+@pytest.mark.parametrize("zipped", [True, False, None])
+def test_tensors_are_told_apart_by_their_bytes(zipped: bool | None) -> None:
+    """Of torch.save, zipped and legacy, and of safetensors; the name of the file plays no part."""
+    legacy = {"_use_new_zipfile_serialization": bool(zipped)}
+    found = files.parse_tensors(
+        "x", safetensors.torch.save(TENSORS) if zipped is None else pickled(TENSORS, **legacy)
+    )
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
 
@@ -153,21 +146,21 @@ def test_what_holds_no_named_tensors_is_refused(content, words, tmp_path, monkey
     [
         ("index,name\n0,a\n-1,b\n", r"t\.csv, row 2 \(line 3\): index cannot be '-1'; run `dvc repro`"),
         ("index,name\n0,a\n1.0,b\n", "row 2 .*index cannot be '1.0'"),
-        ("index,name\n0,a\n99999999999999999999,b\n", "row 2 .*index cannot be"),
         ("index,name\n0,a\n0,b\n", "row 2 .*index 0 stands twice"),
         ("index,name\n0,c\n", "row 1 .*name cannot be 'c'"),
         ("index,name\n0,a,\n", "row 1 .*3 fields, the header 2"),
         ("index,name,more\n0,a,x\n", "row 1 .*more cannot be 'x'"),
         ("index\n0\n", "has no column 'name'; it has index"),
-        (None, "is missing; run `dvc repro`"),
     ],
 )
-def test_an_edited_table_is_refused_with_the_row(tmp_path: Path, text: str | None, words: str) -> None:
+def test_an_edited_table_is_refused_with_the_row(tmp_path: Path, text: str, words: str) -> None:
     """A number below 0 would be another photograph, one that stands twice in two splits."""
-    if text is not None:
-        (tmp_path / "t.csv").write_text(text)
+    table, rule = tmp_path / "t.csv", {"index": int, "name": ("a", "b")}
+    with pytest.raises(InputError, match="is missing; run `dvc repro`"):
+        files.read_table(table, rule)
+    table.write_text(text)
     with pytest.raises(InputError, match=words):
-        files.read_table(tmp_path / "t.csv", {"index": int, "name": ("a", "b")}, others=float, unique="index")
+        files.read_table(table, rule, others=float, unique="index")
 
 
 def test_a_table_comes_back_as_pandas_wrote_it(tmp_path: Path) -> None:

@@ -56,12 +56,9 @@ def test_the_three_rules_of_document_000_on_24996_photographs(unsplash, dark, br
     assert len(set().union(*expected.values())) < 1000 + 500 + 650, "each is evaluated on the full set"
 
 
-def test_ties_go_to_the_lower_index():
-    """Equal lightness: the first ones are removed, at both ends."""
-    n = 10
-    masks = tone_rules(
-        np.full(n, 50.0), np.zeros(n), np.full(n, 9.0), np.full(n, 9.0), FilterConfig(dark=2, bright=0.3)
-    )
+def test_ties_go_to_the_lower_index() -> None:
+    nines = np.full(10, 9.0)
+    masks = tone_rules(nines, np.zeros(10), nines, nines, FilterConfig(dark=2, bright=0.3))
     assert np.flatnonzero(masks["dark"]).tolist() == [0, 1]
     assert np.flatnonzero(masks["bright"]).tolist() == [0, 1, 2]
 
@@ -94,18 +91,15 @@ def no_hints(n: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("n", "amounts", "expected"),
     [
-        (1000, (0.8, 0.1, 0.1), (800, 100, 100, 0)),
         (999, (0.8, 0.1, 0.1), (799, 100, 100, 0)),
         (3, (0.8, 0.1, 0.1), (1, 1, 1, 0)),
         (7, (0.333, 0.333, 0.333), (3, 2, 2, 0)),
         (9000, (5000, 500, 1000), (5000, 500, 1000, 2500)),
-        (6500, (5000, 500, 1000), (5000, 500, 1000, 0)),
         (2048, (0.9, 0.1, 0), (1843, 205, 0, 0)),
         (100, ("1/2", "1/4", 10), (50, 25, 10, 15)),
-        (100, (0.5, 0.1, 0.1), (50, 10, 10, 30)),
     ],
 )
-def test_single_photographs_give_exact_counts(n, amounts, expected):
+def test_single_photographs_give_exact_counts(n, amounts, expected) -> None:
     """Counts and shares; shares that add up to 1 leave nothing unused."""
     rule = FilterConfig(train=amounts[0], val=amounts[1], test=amounts[2])
     assert tuple(sizes(split(alone(n), no_hints(n), rule, 1)).values()) == expected
@@ -159,19 +153,15 @@ def test_the_sources_own_split_is_kept(marked, amounts, expected) -> None:
         (alone(2), "", {}, "only 2 photographs in 2 groups .* at least 3"),
         (np.full(50, "a"), "", {}, "only 50 photographs in 1 groups"),
         (alone(90), "", {"train": 80, "val": 10, "test": 10}, r"80 \+ 10 \+ 10 .* only 90 survive"),
-        (alone(90), "", {"train": 100, "val": 0, "test": 0}, "100 .* only 90"),
         (alone(90), "", {"train": 0.8, "val": 0.2, "test": 0.2}, "only 90 survive"),
         (alone(90), "", {"train": 0}, "filter.train asks for no photographs"),
         (alone(90), "train", {}, "filter.test asks for 9 .* leaves 0"),
-        (alone(90), "test", {}, "filter.val asks for 9 .* leaves 0"),
         (np.array([*"aabc"]), ["train", "test", "", ""], {}, "group 'a' into more"),
     ],
 )
 def test_what_cannot_be_split_is_refused_with_the_numbers(groups, hints, rule, sentence) -> None:
-    """One sentence that says what survives and what was asked for."""
-    marked = np.broadcast_to(np.array(hints), len(groups))
     with pytest.raises(InputError, match=sentence):
-        split(groups, marked, FilterConfig(**rule), 1)
+        split(groups, np.broadcast_to(np.array(hints), len(groups)), FilterConfig(**rule), 1)
 
 
 # ---- splits within every class ----
@@ -187,34 +177,20 @@ def stratified(classes: np.ndarray, seed: int = 1, **amounts) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("counts", "amounts", "expected"),
     [
-        ({"coast": 100, "forest": 50}, (0.8, 0.1, 0.1), {"coast": (80, 10, 10, 0), "forest": (40, 5, 5, 0)}),
-        (
-            {"a": 10, "b": 20, "c": 30},
-            (30, 6, 0),
-            {"a": (5, 1, 0, 4), "b": (10, 2, 0, 8), "c": (15, 3, 0, 12)},
-        ),
         # In proportion: a 3.04 0.91 0.61 2.43, b 4.78 1.43 0.96 3.83, c 2.17 0.65 0.43 1.74. The largest
         # remainders are b's of train, a's and c's of val, a's and b's of test, b's and c's of the unused.
-        ({"a": 7, "b": 11, "c": 5}, (10, 3, 2), {"a": (3, 1, 1, 2), "b": (5, 1, 1, 4), "c": (2, 1, 0, 2)}),
+        ((7, 11, 5), (10, 3, 2), [(3, 1, 1, 2), (5, 1, 1, 4), (2, 1, 0, 2)]),
         # Two photographs cannot go to three splits; the other classes are split as if they were not there.
-        (
-            {"a": 100, "b": 50, "few": 2},
-            (0.8, 0.1, 0.1),
-            {"a": (80, 10, 10, 0), "b": (40, 5, 5, 0), "few": (2, 0, 0, 0)},
-        ),
+        ((100, 50, 2), (0.8, 0.1, 0.1), [(80, 10, 10, 0), (40, 5, 5, 0), (2, 0, 0, 0)]),
         # Of 20 for training 2 are taken by the small class: 18, 6 and 3 of 60 and 30.
-        (
-            {"a": 60, "b": 30, "few": 2},
-            (20, 6, 3),
-            {"a": (12, 4, 2, 42), "b": (6, 2, 1, 21), "few": (2, 0, 0, 0)},
-        ),
+        ((60, 30, 2), (20, 6, 3), [(12, 4, 2, 42), (6, 2, 1, 21), (2, 0, 0, 0)]),
     ],
 )
-def test_every_class_is_split_in_the_same_proportions(counts, amounts, expected):
-    """Shares and counts, against tables made by hand."""
-    classes = np.random.default_rng(0).permutation(np.repeat(list(counts), list(counts.values())))
+def test_every_class_is_split_in_the_same_proportions(counts, amounts, expected) -> None:
+    """Against tables made by hand."""
+    classes = np.random.default_rng(0).permutation(np.repeat([*"abc"], counts))
     found = stratified(classes, **dict(zip(("train", "val", "test"), amounts, strict=True)))
-    assert {name: tuple(row) for name, row in found.T.items()} == expected
+    assert [tuple(row) for row in found.to_numpy()] == expected
 
 
 DOCUMENT_002 = [2410, 1801, 2198, 1903, 5226, 2781]
@@ -236,14 +212,6 @@ def test_parts_of_classes_are_less_than_one_photograph_from_what_is_asked(counts
     found = stratified(classes, **dict(zip(("train", "val", "test"), amounts, strict=True)))
     assert found.sum().tolist() == [*amounts, total - sum(amounts)]
     assert np.abs(found - np.outer(counts, found.sum()) / total).to_numpy().max() < 1
-
-
-def test_one_class_is_split_as_without_stratifying():
-    """The same draw."""
-    groups = np.random.default_rng(3).permutation(np.repeat([f"g{i}" for i in range(40)], 3))
-    one = np.full(120, "coast")
-    drawn = split(groups, no_hints(120), FilterConfig(stratify=True), 5, one)
-    assert np.array_equal(drawn, split(groups, no_hints(120), FilterConfig(), 5, one))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -294,37 +262,35 @@ def test_thumbnails_are_area_means():
     assert np.abs(thumbnails(crops) - expected.reshape(4, -1)).max() <= 1
 
 
-def test_nearness_is_the_rms_difference_below_the_threshold():
-    """Exact against float64 distances, over more rows than one block and down to the strict bound."""
+def test_nearness_is_the_rms_difference_below_the_threshold() -> None:
+    """Exact over more rows than one block, down to the strict bound, up to the largest sums there are."""
     rng = np.random.default_rng(8)
-    candidates = rng.integers(0, 256, (30, 192), np.uint8)
-    others = rng.integers(0, 256, (5000, 192), np.uint8)
+    candidates, others = (
+        rng.integers(0, 256, (30, 192), np.uint8),
+        rng.integers(0, 256, (5000, 192), np.uint8),
+    )
     others[4999] = np.clip(candidates[3].astype(int) + rng.integers(-3, 4, 192), 0, 255)
     others[10] = np.where(candidates[20] < 128, candidates[20] + 4, candidates[20] - 4)
-    distance = np.sqrt(((candidates[:, None].astype(float) - others[None, ::4999]) ** 2).mean(axis=2)).min(
-        axis=1
-    )
-    assert np.flatnonzero(distance < 4).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4)).tolist() == [3]
     assert np.flatnonzero(near_any(candidates, others, 4.001)).tolist() == [3, 20]
     left, right = rng.integers(0, 256, (2, 20, 256), np.uint8)
-    left[0], right[0], left[1] = 255, 255, 0  # the largest sums there are
+    left[0], right[0], left[1] = 255, 255, 0
     squared = ((left[:, None].astype(int) - right) ** 2).sum(axis=2).min(axis=1)
     for threshold in np.sqrt(squared / 256):
         assert near_any(left, right, threshold).tolist() == (squared < threshold**2 * 256).tolist()
 
 
-def test_duplicates_across_splits_are_found_and_those_within_one_stay():
+def test_duplicates_across_splits_are_found_and_those_within_one_stay() -> None:
     """val against train, then test against train and what is left of val."""
     base = np.random.default_rng(9).integers(0, 200, (6, 192), np.uint8)
     small = np.concatenate([base, base + 1])
-    splits = np.array(
-        ["train", "train", "val", "test", "val", ""] + ["train", "val", "test", "test", "val", "test"]
+    first, second = (
+        ["train", "train", "val", "test", "val", ""],
+        ["train", "val", "test", "test", "val", "test"],
     )
-    expected = [7, 8]
-    assert np.flatnonzero(duplicates(small, splits, 2)).tolist() == expected
-    assert not duplicates(small, splits, 0.5).any()
-    assert not duplicates(small * 0, splits, 0).any()
+    splits = np.array(first + second)
+    assert np.flatnonzero(duplicates(small, splits, 2)).tolist() == [7, 8]
+    assert not duplicates(small, splits, 0.5).any() and not duplicates(small * 0, splits, 0).any()
 
 
 def test_a_removed_val_photograph_does_not_remove_test_photographs():
