@@ -13,20 +13,13 @@ finished state is used, or it is trained first; weights from other data or param
 """
 
 import argparse
-import hashlib
-import json
 import os
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
 from colorize import distributed, files, models
@@ -34,142 +27,20 @@ from colorize.bins import Statistics
 from colorize.data.dataset import Photos, Streamed
 from colorize.data.shards import Crops
 from colorize.files import InputError
-from colorize.models import ModelConfig
 from colorize.models.base import Colorizer, parameter_count
-from colorize.settings import Prior, Seed
-from colorize.training.device import TrainConfig, held_bytes, select_device, use_bf16
+from colorize.training import runs
+from colorize.training.device import held_bytes, select_device
 from colorize.training.loop import Progress, Row, end_of, fit, history_csv, in_force
-from pipeline import imports, paths
-from pipeline.params import Params, stage
-
-STATE = "state.pt"
-DECODING = ("temperature", "saturation")
-"""Parameters of the head that do not change the weights."""
-HARMLESS = ("checkpoint_seconds", "dataset_gigabytes", "runs_gigabytes", "launcher")
-"""Parameters of `train` that do not change the weights; the number of ranks does, in the last bits."""
-
-
-class TrainParams(Params):
-    seed: Seed
-    model: str
-    train: TrainConfig
-    models: dict[str, ModelConfig]
-
-
-def fingerprint(params: TrainParams, name: str, device: torch.device) -> str:
-    """Hash everything that the trained weights depend on: 64 hexadecimal digits."""
-    block = models.block_of(params.models, name)
-    architecture = models.ARCHITECTURES / f"{block.arch}.py"
-    origin = block.init_from
-    if origin in params.models:
-        origin = fingerprint(params, origin, device)
-    elif origin:
-        origin = files.sha256(models.initial_folder(origin) / models.WEIGHTS)
-    config, described = asdict(params.train), models.describe_block(block)
-    for harmless in HARMLESS:
-        del config[harmless]
-    for harmless in DECODING:
-        del described["head"][harmless]
-    covered = {
-        "block": described,
-        "init_from": origin,
-        "train": config,
-        "seed": params.seed,
-        "size": block.working_size(Crops(paths.CROPS).side),
-        "device": device.type,
-        "ranks": distributed.world_size(),
-        "packages": [torch.__version__, np.__version__],
-        "sources": imports.digests([imports.PACKAGES["pipeline"] / "train.py", architecture]),
-        "data": files.sha256_of([paths.CROPS, paths.SPLITS_CSV, paths.PRIOR]),
-    }
-    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
-
-
-def prune(keep: Path, gigabytes: float) -> None:
-    """Delete the oldest run folders, but not `keep` or running ones, until the total is below `gigabytes`."""
-    ours = [folder for folder in paths.RUNS.iterdir() if (folder / STATE).exists()]  # others are the user's
-    folders = sorted(ours, key=lambda folder: folder.stat().st_mtime, reverse=True)
-    total = 0
-    for folder in [keep, *(f for f in folders if f != keep)]:
-        with suppress(Timeout, FileNotFoundError):  # another process trains in it or has just deleted it
-            total += sum(file.stat().st_size for file in folder.iterdir())
-            if folder != keep and total > gigabytes * 1e9:
-                with FileLock(folder / "lock", timeout=0):
-                    shutil.rmtree(folder)
-
-
-def lock(folder: Path, name: str) -> AcquireReturnProxy:
-    """Lock a run's folder, as a context manager; if another process has the lock, say so and wait."""
-    file = FileLock(folder / "lock")
-    try:
-        return file.acquire(timeout=0)
-    except Timeout:
-        message = f"{name}: another process is training it in {folder}; waiting for its weights"
-        tqdm.write(message, file=sys.stderr)
-        return file.acquire()
+from colorize.training.recipe import effective, trainable
+from pipeline import paths
+from pipeline.fingerprint import TrainParams, fingerprint
+from pipeline.params import stage
 
 
 def share_of(indices: np.ndarray, share: float) -> np.ndarray:
     """Choose a share of the photographs, in order; a larger share contains every smaller one."""
     order = np.random.default_rng(1).permutation(len(indices))  # the same photographs for every seed
     return indices[np.sort(order[: round(share * len(indices))])]
-
-
-def trainable(block: ModelConfig, statistics: Statistics) -> tuple[ModelConfig, list[str]]:
-    """Replace the released prior in a block if it is not available; return a sentence for the change.
-
-    We may not distribute the released prior, and do not download it unless prior.released is set.
-    """
-    weights = block.head.weights
-    if not weights.startswith("released") or weights in statistics.arrays:
-        return block, []
-    ours: Prior = "empirical" if weights == "released" else "smoothed"
-    note = (
-        f"prior.released is not set: weights from this data set's {ours} prior instead of the {weights} one"
-    )
-    return replace(block, head=replace(block.head, weights=ours)), [note]
-
-
-def recipe_of(
-    params: TrainParams, block: ModelConfig, size: int, photographs: int, device: torch.device
-) -> tuple[dict[str, Any], list[str]]:
-    """Describe the recipe in force beside the block's recipe; return it and a sentence for each difference.
-
-    Args:
-        size: side in pixels at which the model works.
-        photographs: number of training photographs.
-    """
-    config, wanted, used = params.train, block.recipe, in_force(block.recipe, params.train)
-    batch = -(-photographs // -(-photographs // wanted.batch))  # all batches of an epoch are about equal
-    pairs = {
-        "size": (block.size or size, size),
-        "epochs": (wanted.epochs, used.epochs),
-        "lr": (wanted.lr, used.lr),
-        "batch": (wanted.batch, batch),
-    }
-    recipe: dict[str, Any] = {
-        name: dict(zip(("asked", "in_force"), pair, strict=True)) for name, pair in pairs.items()
-    }
-    recipe |= {
-        "patience": wanted.patience,
-        "max_minutes": config.max_minutes,
-        "device": device.type,
-        "precision": "bf16" if use_bf16(config, device) else "fp32",
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "threads": torch.get_num_threads(),
-        "ranks": distributed.world_size(),
-    }
-    epochs = f"{used.epochs} epoch{'s' * (used.epochs > 1)} at most, not {wanted.epochs:,}"
-    lr = f"{used.lr:g}, not {wanted.lr:g}"
-    sentences = {
-        "size": f"works at {size} pixels, not {block.size}, because crop.size is {size}",
-        "epochs": f"trains for {epochs}, because train.max_epochs is {config.max_epochs}",
-        "lr": f"trains with a learning rate of {lr}, because train.min_lr is {config.min_lr:g}",
-        "batch": f"trains on {batch} photographs at once, not {wanted.batch}, because there are no more",
-    }
-    if photographs >= wanted.batch:
-        del sentences["batch"]
-    return recipe, [text for name, text in sentences.items() if pairs[name][0] != pairs[name][1]]
 
 
 def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Progress, dict[str, Any]]:
@@ -201,7 +72,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         )
     recipe: dict[str, Any] = {}
     if models.model_class(block).phases:
-        recipe, differences = recipe_of(params, block, size, len(indices["train"]), device)
+        recipe, differences = effective(params.train, block, size, len(indices["train"]), device)
         notes += differences
     sets = {
         split: Photos(Streamed(Crops(paths.CROPS, rows), device), size) for split, rows in indices.items()
@@ -222,7 +93,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         elif block.init_from:
             models.start_from(model, models.load_model(models.initial_folder(block.init_from), device.type))
 
-    with lock(folder, name) if first else nullcontext():
+    with runs.lock(folder, name) if first else nullcontext():
         if first:
             files.remove_partial(folder)
             if notes:
@@ -230,7 +101,7 @@ def trained(params: TrainParams, name: str, gpu: int = 0) -> tuple[Colorizer, Pr
         torch.manual_seed(params.seed)
         model = models.build_model(block, size, statistics, downloads=paths.DOWNLOADS).to(device)
         distributed.synchronize(model, name, device)
-        state, seed = folder / STATE, params.seed
+        state, seed = folder / runs.STATE, params.seed
         progress = fit(
             model, sets["train"], sets["val"], block.recipe, params.train, seed, state, report, begin
         )
@@ -265,22 +136,8 @@ def train(params: TrainParams, name: str, out: Path, gpu: int = 0) -> Progress:
     if distributed.local_rank() == 0:  # on every machine, because DVC expects the out there
         print(f"{name}: {progress.epoch} epochs, weights of epoch {progress.best_epoch}")
         models.save_model(out, model, description, history_csv(progress.history))
-        prune(paths.run_folder(name, description["fingerprint"]), params.train.runs_gigabytes)
+        runs.prune(paths.run_folder(name, description["fingerprint"]), params.train.runs_gigabytes)
     return progress
-
-
-@contextmanager
-def own_gpu(gpus: Sequence[int]) -> Iterator[int]:
-    """Reserve the first GPU that no other training of this project uses; share the first if all are used."""
-    paths.RUNS.mkdir(parents=True, exist_ok=True)
-    chosen = gpus[0] if gpus else 0
-    with ExitStack() as stack:
-        for number in gpus:
-            with suppress(Timeout):
-                stack.enter_context(FileLock(paths.RUNS / f"gpu-{number}.lock", timeout=0))
-                chosen = number
-                break
-        yield chosen
 
 
 def main(params: TrainParams) -> None:
@@ -292,7 +149,7 @@ def main(params: TrainParams) -> None:
     gpus = range(0 if params.train.device == "cpu" else torch.cuda.device_count())
     if "LOCAL_RANK" in os.environ:  # each rank of torchrun takes one GPU
         gpus = gpus[distributed.local_rank() :][:1]
-    with own_gpu(gpus) as gpu, distributed.init(select_device(params.train, gpu)):
+    with runs.claim_gpu(paths.RUNS, gpus) as gpu, distributed.init(select_device(params.train, gpu)):
         train(params, name, out, gpu)
 
 

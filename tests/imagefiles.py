@@ -1,15 +1,41 @@
-"""Writers of image files that Pillow does not write: any bits, photometric interpretation, transparency and profile."""
+"""Image files that Pillow writes, and those that it does not: of any bits, interpretation and profile."""
 
+import hashlib
+import io
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from PIL import Image
+from skimage import data
 
 SUB_IFDS = 330
 D50 = (0.9642, 1.0, 0.8249)
 PRIMARIES = {b"r": (0.4360, 0.2225, 0.0139), b"g": (0.3851, 0.7169, 0.0971), b"b": (0.1431, 0.0606, 0.7141)}
 """XYZ of those of sRGB, adapted to D50."""
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The file that Pillow writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiles() -> dict[str, bytes]:
+    """Sixty tiles of a photograph, as files."""
+    picture = data.astronaut()
+    corners = [(8 * i, 5 * i) for i in range(60)]
+    return {f"{y}": encoded(Image.fromarray(picture[y : y + 40, x : x + 40]), "PNG") for y, x in corners}
+
+
+def rows_of(contents: Mapping[str, bytes]) -> list[dict[str, str]]:
+    """The rows of photos.csv of such files."""
+    return [
+        {"photo": name, "shard": "", "member": name, "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    ]
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -18,7 +44,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png(samples: np.ndarray, bits: int, color: int, *chunks: bytes) -> bytes:
-    """A PNG of samples [h, w] or [h, w, channels]; `color` is its color type, the chunks stand before the pixels."""
+    """A PNG of samples [h, w] or [h, w, channels] with its color type; the chunks stand before the pixels."""
     height, width = samples.shape[:2]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
     rows = b"".join(b"\0" + packed(row, bits, ">") for row in samples.reshape(height, -1))
@@ -46,7 +72,7 @@ Tags = Mapping[int, int | Sequence[int] | bytes | None]
 def tiff(
     *pages: tuple[np.ndarray, int, Tags], order: str = "<", big: bool = False, below: bool = False
 ) -> bytes:
-    """A TIFF of pages: samples [h, w] or [h, w, channels], their bits, and tags, of which None leaves out a usual one.
+    """A TIFF of pages: samples [h, w] or [h, w, channels], their bits, and tags; None leaves out a usual one.
 
     Args:
         order: < or >, the byte order.
@@ -67,38 +93,23 @@ def tiff(
             starts.append(len(out))
             sizes.append(len(strip))
             out += strip + bytes(len(strip) % 2)
-        usual: Tags = {
-            256: samples.shape[1],
-            257: len(samples),
-            258: [bits] * channels,
-            259: 1,
-            273: starts,
-            277: channels,
-        }
-        tags = {
-            tag: value
-            for tag, value in {**usual, 278: len(samples), 279: sizes, **given}.items()
-            if value is not None
-        }
+        size = {256: samples.shape[1], 257: len(samples), 258: [bits] * channels, 277: channels}
+        strips = {273: starts, 278: len(samples), 279: sizes}
+        tags = {tag: value for tag, value in {**size, 259: 1, **strips, **given}.items() if value is not None}
         if below and link < 9:
             tags[SUB_IFDS] = 0
         entries = b""
         for tag, value in sorted(tags.items()):
             numbers = [value] if isinstance(value, int) else value
-            kind, code = (
-                (7, "B")
-                if isinstance(value, bytes)
-                else (4, "L")
-                if tag in (273, 279, SUB_IFDS)
-                else (3, "H")
-            )
+            kind, code = (4, "L") if tag in (273, 279, SUB_IFDS) else (3, "H")
+            if isinstance(value, bytes):
+                kind, code = 7, "B"
             content = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
             if len(content) > (8 if big else 4):
                 out += content + bytes(len(content) % 2)
-                content = struct.pack(f"{order}{place}", len(out) - len(content) - len(content) % 2)
-            entries += struct.pack(f"{order}HH{place}", tag, kind, len(numbers)) + content.ljust(
-                8 if big else 4, b"\0"
-            )
+                content = struct.pack(order + place, len(out) - len(content) - len(content) % 2)
+            entries += struct.pack(f"{order}HH{place}", tag, kind, len(numbers))
+            entries += content.ljust(8 if big else 4, b"\0")
         start = len(out)
         struct.pack_into(f"{order}{place}", out, link, start)
         out += struct.pack(f"{order}{'Q' if big else 'H'}", len(tags)) + entries
@@ -112,7 +123,7 @@ def profile(space: bytes, gamma: float = 1.0, one_way: bool = False) -> bytes:
 
     Args:
         space: b"RGB " or b"GRAY".
-        one_way: a table from levels to Lab and none back, as some scanners have: the mean of the three levels is 2.55 L*.
+        one_way: a table from levels to Lab and none back, as some scanners have; the mean level is 2.55 L*.
     """
 
     def s15(*values: float) -> bytes:

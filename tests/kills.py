@@ -1,7 +1,7 @@
-"""The whole pipeline killed at random moments and started again: `python tests/kills.py 50` prints what came of it as JSON.
+"""The whole pipeline killed at random moments and started again: `python tests/kills.py 50` prints JSON.
 
-SIGKILL goes to every process of the run at once, as a power cut would. A run that gets through before its moment comes is
-compared with one that nobody disturbed, and the next one starts from nothing again.
+SIGKILL goes to every process of the run at once, as a power cut would. A run that gets through before its
+moment is compared with one that nobody disturbed, and the next one starts from nothing again.
 """
 
 import argparse
@@ -26,10 +26,8 @@ COMPARED = ("dvc.lock", "metrics", "data/model")
 def snapshot(project: Path) -> dict[str, str]:
     from colorize import files
 
-    return {
-        Path(p).relative_to(project).as_posix(): h
-        for p, h in files.sha256_of([project / p for p in COMPARED]).items()
-    }
+    hashes = files.sha256_of([project / path for path in COMPARED])
+    return {Path(path).relative_to(project).as_posix(): digits for path, digits in hashes.items()}
 
 
 def torture(project: Path, whole: Path, seconds: float, kills: int, seed: int) -> dict[str, Any]:
@@ -40,29 +38,27 @@ def torture(project: Path, whole: Path, seconds: float, kills: int, seed: int) -
         seconds: how long it ran there.
 
     Returns:
-        What happened: kills, runs that were compared, whether all were identical, leftovers, seconds of a run in one go.
+        What happened: kills, runs compared, whether all were identical, seconds of a run in one go.
     """
     from test_pipeline import environment, run
 
-    expected = snapshot(whole)
-    log = project.parent / "log"
+    expected, log = snapshot(whole), project.parent / "log"
     moments, struck, compared, identical = random.Random(seed), 0, 0, True
 
     def judge() -> None:
         nonlocal compared, identical
-        left = [str(path) for path in project.rglob("*.partial") if ".dvc" not in path.parts]
+        left = [path for path in project.rglob("*.partial") if ".dvc" not in path.parts]
         compared, identical = compared + 1, identical and snapshot(project) == expected and not left
 
     while struck < kills:
         with log.open("wb") as said:
-            process = subprocess.Popen(
-                REPRO,
-                cwd=project,
-                env=environment(project),
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            options = {
+                "cwd": project,
+                "env": environment(project),
+                "stdout": said,
+                "stderr": subprocess.STDOUT,
+            }
+            process = subprocess.Popen(REPRO, start_new_session=True, **options)
         try:
             if process.wait(moments.uniform(0, seconds)):
                 raise RuntimeError(f"make repro failed by itself after {struck} kills:\n{log.read_text()}")

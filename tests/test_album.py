@@ -1,42 +1,37 @@
-"""album.py: one walk for the pipeline, the command line and the scores, and what it passes over."""
+"""One walk for the pipeline, the command line and the scores, and what it passes over."""
 
-import io
 import os
 from pathlib import Path
 
 import pytest
 from conftest import _photographs
+from imagefiles import encoded
 from PIL import Image
-from test_coloring import apply, one_color, photo
 
 from colorize.apply import score
-from colorize.apply.coloring import find
+from colorize.apply.coloring import System, find
+from colorize.bins import Statistics
 from colorize.data.album import walk
 from colorize.data.images import SENTENCES
 from colorize.data.manifest import DataConfig
 from colorize.data.sources import list_items
 from colorize.files import InputError, text_of
+from colorize.models import build_baseline
 from colorize.scoring.evaluation import EvaluateConfig
 
-PIXELS = _photographs(1, 24)[0]
+PHOTO = Image.fromarray(_photographs(1, 24)[0])
 
 
-def encoded(kind: str, **how: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(PIXELS).save(buffer, kind, **how)
-    return buffer.getvalue()
-
-
-JPEG = encoded("JPEG")
+JPEG = encoded(PHOTO, "JPEG")
 BOX = b"\0\0\0\x18ftyp%s\0\0\0\0mif1%s"
 FILES = {
     # photographs, whatever they are called
     **dict.fromkeys(
         ("p.jpg", "P.JPG", "p.jpeg", "p.jpe", "p.jfif", "q", "deep/er/p.txt", "Thumbs.jpg"), ("", JPEG)
     ),
-    "p.png.jpg": ("", encoded("PNG")),
-    "p.avif": ("", encoded("AVIF")),
-    "p.tif": ("", encoded("TIFF", big_tiff=True)),
+    "p.png.jpg": ("", encoded(PHOTO, "PNG")),
+    "p.avif": ("", encoded(PHOTO, "AVIF")),
+    "p.tif": ("", encoded(PHOTO, "TIFF", big_tiff=True)),
     # what claims to be a photograph and is none, or is one that is not read
     "text.jpg": ("not_image", b"this is text"),
     "empty.jpg": ("empty_file", b""),
@@ -44,8 +39,8 @@ FILES = {
     "IMG_2.jpg": ("heic", BOX % (b"mif1", b"heic")),
     "gone.jpg": ("not_a_file", None),
     # cameras' raw files: what a TIFF reader would find in them is a thumbnail
-    "DSC_1.NEF": ("raw", encoded("TIFF")),
-    "DSC_2.dng": ("raw", encoded("TIFF")),
+    "DSC_1.NEF": ("raw", encoded(PHOTO, "TIFF")),
+    "DSC_2.dng": ("raw", encoded(PHOTO, "TIFF")),
     "DSC_3.raw": ("raw", b"\1\2\3\4" * 9),
     "DSC_4.CR3": ("raw", BOX % (b"crx ", b"crx ")),
     # nobody's photographs
@@ -87,45 +82,25 @@ def expected() -> dict[str, tuple[str, str]]:
 
 
 def test_the_pipeline_and_the_command_line_walk_alike(folder: Path) -> None:
-    """Every file has a status, and one that is not taken a reason; the same one for both."""
-    of_source = {
-        p.photo: (p.status, p.reason) for p in list_items(DataConfig(source="folder", path=str(folder)), 1)[0]
-    }
+    """Every file has a status, and one that is not taken a reason."""
+    listed = list_items(DataConfig(source="folder", path=str(folder)), 1)[0]
+    of_source = {item.photo: (item.status, item.reason) for item in listed}
     of_command = {text_of(item.name): (item.status or "ok", item.reason) for item in find([folder])}
     assert of_source == of_command == expected()
 
 
-def test_what_is_passed_over_fails_no_batch(folder: Path, tmp_path: Path) -> None:
-    """Skipped files have a row, ignored ones none; photographs that are not read have failed."""
-    for name, (status, _) in expected().items():
-        if status == "failed":
-            (folder / name).unlink()
-    rows = apply(folder, tmp_path / "out")
-    assert {name for name, reason in rows.items() if reason == "done"} == {
-        n for n, e in expected().items() if e[0] == "ok"
-    }
-    assert {name: reason for name, reason in rows.items() if reason != "done"} == {
-        name: reason for name, (status, reason) in expected().items() if status == "skipped"
-    }
-
-
-def test_a_file_that_is_named_is_tried(folder: Path, tmp_path: Path) -> None:
-    """A hidden one is colored; what is no photograph has failed, for a reason that there is a sentence for."""
-    named = {
-        "._p.jpg": "done",
-        "notes.txt": "not_image",
-        "DSC_1.NEF": "raw",
-        "gone.jpg": "not_a_file",
-        "MVI_1.THM": "thumbnail",
-    }
-    assert apply([folder / name for name in named], tmp_path / "out") == named
-    assert {*named.values()} - {"done"} < SENTENCES.keys()
+def test_a_file_that_is_named_is_tried(folder: Path) -> None:
+    """A hidden one is taken; what is no photograph has failed, for a reason that there is a sentence for."""
+    named = {"._p.jpg": "", "notes.txt": "not_image", "DSC_1.NEF": "raw", "gone.jpg": "not_a_file"}
+    named |= {"MVI_1.THM": "thumbnail"}
+    found = find([folder / name for name in named])
+    assert {item.name: item.reason for item in found} == named
+    assert {item.status for item in found if item.reason} == {"failed"}
+    assert {*named.values()} - {""} < SENTENCES.keys()
 
 
 @pytest.mark.parametrize("names", [["DSC_1.NEF", "._p.jpg", "notes.txt"], ["notes.txt"], []])
-def test_a_folder_without_a_photograph_says_what_there_is(
-    folder: Path, tmp_path: Path, names: list[str]
-) -> None:
+def test_a_folder_without_a_photograph_says_what_there_is(folder, tmp_path, names) -> None:
     only = tmp_path / "only"
     only.mkdir()
     for name in names:
@@ -141,7 +116,8 @@ def test_scores_are_of_the_same_photographs(folder: Path) -> None:
     for name, (status, _) in found.items():
         if status == "ok" and name != "p.jfif":
             (folder / name).unlink()
-    scores = score.score([folder], [one_color("brown", 9, 9)], EvaluateConfig(bootstrap=2))
+    grey = System("grey", build_baseline("grey", Statistics({})), 16, "1", (0, 0))
+    scores = score.score([folder], [grey], EvaluateConfig(bootstrap=2))
     assert scores.images == 1
     assert scores.failed == {name: reason for name, (status, reason) in found.items() if status == "failed"}
     assert scores.passed_over.total() == sum(status in ("skipped", "ignored") for status, _ in found.values())
@@ -149,11 +125,11 @@ def test_scores_are_of_the_same_photographs(folder: Path) -> None:
 
 def test_links_and_odd_things_stop_no_walk(folder: Path, tmp_path: Path) -> None:
     """A link to a photograph is one, wherever it leads; links to folders, loops and pipes are passed over."""
-    photo(tmp_path / "elsewhere/q.jpg")
-    (folder / "out.jpg").symlink_to(tmp_path / "elsewhere/q.jpg")
-    (folder / "linked").symlink_to(tmp_path / "elsewhere")
-    (folder / "loop").symlink_to(folder)
-    (folder / "circle").symlink_to(folder / "circle")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/q.jpg").write_bytes(JPEG)
+    links = {"out.jpg": tmp_path / "elsewhere/q.jpg", "linked": tmp_path / "elsewhere", "loop": folder}
+    for name, target in (links | {"circle": folder / "circle"}).items():
+        (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.jpg")
     found = {item.name: item.reason for item in walk(folder) if item.name not in expected()}
     assert found == {

@@ -1,4 +1,4 @@
-"""Cropping on real clusters of several worker processes: the same bytes as on one core, whatever happens to the workers."""
+"""Cropping on clusters of several worker processes: the same bytes as on one core, whatever happens."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from clusters import Store
 from faults import fault
-from test_images import rows_of, tiles
+from imagefiles import rows_of, tiles
 
-from colorize.data import cluster, images
+from colorize.data import cluster, crops
 from colorize.data.crops import crop_shards
 from colorize.data.images import CropConfig, Record
 from colorize.data.shards import Crops
@@ -37,6 +37,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_cluster_writes_the_same_bytes(tmp_path: Path, address: str) -> None:
     """Several processes, none of them this one: shards and records are those of one core of this machine."""
     expected = crop_all(tmp_path / "one", Store(tiles(), tmp_path / "notes"))
@@ -46,6 +47,7 @@ def test_a_cluster_writes_the_same_bytes(tmp_path: Path, address: str) -> None:
     assert len(asked) > 1 and f"asked-{os.getpid()}" not in asked
 
 
+@pytest.mark.slow
 @fault(48, "a worker of a Dask cluster that is killed")
 def test_a_killed_worker_changes_nothing(tmp_path: Path, address: str) -> None:
     """The cluster gives its shard to another one; crops and records are those of a run without it."""
@@ -56,9 +58,10 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, address: str) -> None:
     assert store.dead() == 1
 
 
+@pytest.mark.slow
 @fault(48, "a photograph that kills every worker of a cluster that decodes it")
 def test_a_photograph_that_kills_workers_costs_only_itself(tmp_path: Path, address: str) -> None:
-    """Once the cluster has given its shard up, this machine takes it apart: `failed`, `crash`; it costs only itself."""
+    """Once the cluster has given its shard up, this machine takes it apart: `failed`, `crash`, no other."""
     whole = crop_all(tmp_path / "whole", Store(tiles(), tmp_path / "notes"))
     records = crop_all(
         tmp_path / "crops", Store(tiles(), tmp_path / "others", deadly="80", deaths=99), address
@@ -68,6 +71,7 @@ def test_a_photograph_that_kills_workers_costs_only_itself(tmp_path: Path, addre
     assert np.array_equal(Crops(tmp_path / "crops")[:], Crops(tmp_path / "whole")[survivors])
 
 
+@pytest.mark.slow
 def test_what_a_worker_cannot_do_is_one_sentence(tmp_path: Path, address: str) -> None:
     """Its reason arrives here as it was: the folder cannot be written to."""
     (tmp_path / "file").touch()
@@ -77,12 +81,11 @@ def test_what_a_worker_cannot_do_is_one_sentence(tmp_path: Path, address: str) -
         crop_all(tmp_path / "file/crops", Store(tiles(), tmp_path / "notes"), address)
 
 
+@pytest.mark.slow
 @fault(48, "a worker of a cluster that hangs in a photograph")
-def test_a_worker_of_a_cluster_that_hangs_is_noticed(
-    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_of_a_cluster_that_hangs_is_noticed(tmp_path, address, monkeypatch) -> None:
     """After half an hour without the next shard the run ends and names it; the worker goes on hanging."""
-    monkeypatch.setattr(images, "HANG_SECONDS", 3)
+    monkeypatch.setattr(crops, "HANG_SECONDS", 3)
     store = Store(tiles(), tmp_path / "notes", endless="80")
     with pytest.raises(
         InputError, match=r"one of the photographs \d+ to \d+ keeps a worker busy for over 3 seconds"
@@ -90,6 +93,7 @@ def test_a_worker_of_a_cluster_that_hangs_is_noticed(
         crop_all(tmp_path / "crops", store, address)
 
 
+@pytest.mark.slow
 @fault(48, "a scheduler that is killed")
 def test_a_scheduler_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
     """One sentence that names its address and says what to start."""
@@ -105,31 +109,28 @@ def test_a_scheduler_that_goes_away_is_one_sentence(tmp_path: Path) -> None:
         list(shards)
 
 
-def test_a_scheduler_that_does_not_answer_is_named() -> None:
-    """Nobody listens there: told at once, and what to do."""
-    for place, reason in ((f"{clusters.HOST}:{clusters.free_port()}", "refused"), ("host:99999", "0-65535")):
-        with pytest.raises(
-            InputError, match=rf"crop.cluster: Dask's scheduler at tcp://{place} cannot be used .*{reason}"
-        ):
-            cluster.connected(f"tcp://{place}").__enter__()
+@pytest.mark.parametrize(("place", "reason"), [("127.0.0.1:{}", "refused"), ("host:99999", "0-65535")])
+def test_a_scheduler_that_does_not_answer_is_named(place: str, reason: str) -> None:
+    """Nobody listens there."""
+    place = place.format(clusters.free_port())
+    words = rf"crop.cluster: Dask's scheduler at tcp://{place} cannot be used .*{reason}"
+    with pytest.raises(InputError, match=words):
+        cluster.connected(f"tcp://{place}").__enter__()
 
 
-def test_a_scheduler_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told after a while, in which one may still come."""
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 3)
-    with (
-        clusters.dask(workers=0) as (address, _),
-        pytest.raises(InputError, match="Only 0/1 workers arrived.*start it and its"),
-    ):
-        cluster.connected(address).__enter__()
-
-
-def test_workers_of_several_threads_are_refused() -> None:
-    """Decoding is not safe beside itself in one process: the sentence says how to start them."""
-    with (
-        clusters.dask(threads=2) as (address, _),
-        pytest.raises(InputError, match="several threads; start all with --nthreads 1"),
-    ):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workers", "threads", "words"),
+    [
+        (1, 2, "several threads; start all with --nthreads 1"),
+        (0, 1, "Only 0/1 workers arrived.*start it and its"),
+    ],
+)
+def test_a_cluster_without_fit_workers_is_refused(monkeypatch, workers, threads, words) -> None:
+    """Decoding is not safe beside itself in one process. Workers may come late, but not for ever."""
+    if not workers:
+        monkeypatch.setattr(cluster, "CONNECT_SECONDS", 3)
+    with clusters.dask(workers, threads) as (address, _), pytest.raises(InputError, match=words):
         cluster.connected(address).__enter__()
 
 
@@ -140,9 +141,7 @@ def test_what_is_not_installed_or_given_is_named(monkeypatch: pytest.MonkeyPatch
         cluster.check("tcp://host:8786")
     monkeypatch.setattr(cluster, "find_spec", lambda name: name)
     for address in ("host:8786", "http://host:8786", "tcp://host", "tcp://:8786 "):
-        with pytest.raises(
-            InputError, match=r"crop.cluster: give the address of a Dask scheduler, say tcp://host:8786"
-        ):
+        with pytest.raises(InputError, match="crop.cluster: give the address .*, say tcp://host:8786"):
             cluster.check(address)
     cluster.check("tcp://host:8786")
     cluster.check("")

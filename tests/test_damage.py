@@ -1,4 +1,4 @@
-"""Damaged files of a project: every command of `colorize` and every stage says so in one sentence, or goes on."""
+"""Damaged files of a project: every command and stage says so in one sentence, or goes on."""
 
 import os
 import shutil
@@ -22,12 +22,7 @@ from pipeline.params import load
 
 STAGES = ("check", "download", "crop", "filter", "prior", "train", "evaluate")
 MODELS = ("grey", "mean_color", "cae", "tuned")
-RECORD = """
-stages:
-  train:
-    cmd: 'true'
-    outs: [data/model]
-"""
+RECORD = "stages:\n  train:\n    cmd: 'true'\n    outs: [data/model]\n"
 COMMANDS = {
     "models": "models",
     "verify": "verify",
@@ -40,8 +35,10 @@ ZOO = ("model.json", "per_image.csv", "history.csv", "pictures.npz")
 MODEL = ("data/model/model.json", "data/model/weights.safetensors")
 READ = {
     "models": (
-        *("params.yaml", MODEL[0], "metrics/metrics.json"),
-        *("data/zoo/tuned/metrics.json", "data/zoo/tuned/model.json"),
+        "params.yaml",
+        MODEL[0],
+        "metrics/metrics.json",
+        *(f"data/zoo/tuned/{f}.json" for f in ("metrics", "model")),
     ),
     "verify": ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", "requirements.txt"),
     "apply": MODEL,
@@ -68,30 +65,25 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "other numbers": lambda content: content.replace(b"1", b"x"),
     "NUL": lambda content: content[:9] + b"\0" + content[10:],
 }
-
 OF_TEXT = ("a ragged row", "other numbers", "NUL")
-pytestmark = pytest.mark.xdist_group("damage")  # one project for all of these tests
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("damage")]  # one project for all of these tests
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A small project in which every stage ran, the current folder of these tests."""
+    """A small project in which every stage ran."""
     folder = tmp_path_factory.mktemp("project")
     content = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     cae = {"arch": "cae", "network": {"channels": [4, 8]}, "recipe": {"epochs": 1}}
     content["models"] = {name: content["models"][name] for name in MODELS[:2]}
     content["models"] |= {"cae": cae, "tuned": cae | {"init_from": "cae"}}
     content["model"] = "cae"
-    changes = {
-        "data": {"source": "folder", "path": "photos"},
-        "crop": {"size": 16, "workers": 1},
-        "evaluate": {"bootstrap": 10},
-    }
-    for block, values in (changes | {"train": {"threads": 1}}).items():
-        content[block].update(values)
+    content["data"] |= {"source": "folder", "path": "photos"}
+    content["crop"] |= {"size": 16, "workers": 1}
+    content["evaluate"]["bootstrap"], content["train"]["threads"] = 10, 1
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        Path("photos").mkdir()
         for number, pixels in enumerate(_photographs(24, 24)):
-            Path("photos").mkdir(exist_ok=True)
             Image.fromarray(pixels).save(f"photos/{number:02}.png")
         YAML().dump(content, Path("params.yaml"))
         patch.setattr(sys, "argv", ["stage"])
@@ -110,43 +102,35 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def run_stage(main: Callable) -> None:
-    params.stage(main.__annotations__["params"], main)
-
-
 def run(name: str, monkeypatch: pytest.MonkeyPatch) -> object:
     """The exit status, or the sentence, with which a command or a stage ends."""
     monkeypatch.setattr(sys, "argv", ["colorize", *COMMANDS.get(name, "").split()])
     try:
-        cli.main() if name in COMMANDS else run_stage(import_module(f"pipeline.{name}").main)
+        if name in COMMANDS:
+            cli.main()
+        else:
+            main = import_module(f"pipeline.{name}").main
+            params.stage(main.__annotations__["params"], main)
     except SystemExit as end:
         return end.code
     return 0
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "damage"),
-    [
-        (name, path, damage)
-        for name, read in READ.items()
-        for path in read
-        for damage in DAMAGES
-        if damage not in OF_TEXT or not path.endswith((".npy", ".npz", ".safetensors"))
-    ],
-)
-def test_a_damaged_file_is_one_sentence(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str, damage: str
-) -> None:
+@pytest.mark.parametrize(("name", "path"), [(name, path) for name, read in READ.items() for path in read])
+def test_a_damaged_file_is_one_sentence(project, tmp_path, monkeypatch, name, path) -> None:
     """No traceback, whatever became of a file."""
-    monkeypatch.chdir(shutil.copytree(project, tmp_path / "project", copy_function=os.link))
-    content = DAMAGES[damage](Path(path).read_bytes())
-    Path(path).unlink()
-    if content is not None:
-        Path(path).write_bytes(content)
-    elif damage == "a folder":
-        Path(path).mkdir()
-    said = run(name, monkeypatch)
-    assert said in (0, 1) or str(said).startswith("error: ") and "\n" not in str(said)
+    for damage, change in DAMAGES.items():
+        if damage in OF_TEXT and path.endswith((".npy", ".npz", ".safetensors")):
+            continue
+        monkeypatch.chdir(shutil.copytree(project, tmp_path / damage, copy_function=os.link))
+        content = change(Path(path).read_bytes())
+        Path(path).unlink()
+        if content is not None:
+            Path(path).write_bytes(content)
+        elif damage == "a folder":
+            Path(path).mkdir()
+        said = run(name, monkeypatch)
+        assert said in (0, 1) or str(said).startswith("error: ") and "\n" not in str(said), damage
 
 
 def test_without_damage_all_is_well(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

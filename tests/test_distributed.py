@@ -35,7 +35,6 @@ from colorize.training.loop import fit
 from pipeline import paths
 from pipeline.check import AllParams
 from pipeline.params import load
-from pipeline.train import own_gpu
 
 pytestmark = [
     pytest.mark.slow,
@@ -275,8 +274,15 @@ def test_the_launcher_stands_before_the_command_of_every_training(tmp_path: Path
 
 def test_trainings_at_once_take_different_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each the first that nobody has taken; when all are taken, they are shared; a machine without any has none to take."""
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
-    with own_gpu(range(2)) as first, own_gpu(range(2)) as second, own_gpu(range(2)) as third:
+    with (
+        claim_gpu(tmp_path, range(2)) as first,
+        claim_gpu(tmp_path, range(2)) as second,
+        claim_gpu(tmp_path, range(2)) as third,
+    ):
         assert (first, second, third) == (0, 1, 0)
-    with FileLock(tmp_path / "gpu-1.lock"), own_gpu(range(1, 2)) as shared, own_gpu(range(0)) as none:
+    with (
+        FileLock(tmp_path / "gpu-1.lock"),
+        claim_gpu(tmp_path, range(1, 2)) as shared,
+        claim_gpu(tmp_path, range(0)) as none,
+    ):
         assert (shared, none) == (1, 0)

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,39 +19,29 @@ from colorize import files
 from colorize.files import InputError
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_rubbish(tmp_path: Path) -> None:
-    """The block raises half-way: the old file stands, nothing else does."""
+def test_a_write_that_ends_half_way_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
     with pytest.raises(RuntimeError), files.atomic(path) as file:
         file.write(b"new, but half")
         raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_killed_write_leaves_the_old_content(tmp_path: Path) -> None:
-    """SIGKILL inside the block; the next run sweeps the partial file away."""
-    path = tmp_path / "a.bin"
-    files.write_bytes(path, b"old")
-    code = f"""
-import pathlib, time
-from colorize import files
-with files.atomic(pathlib.Path({str(path)!r})) as file:
-    file.write(b"x" * 100000); file.flush(); print("inside", flush=True); time.sleep(60)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "inside\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 2
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    if not os.fork():  # a process that is killed within the block
+        try:
+            with files.atomic(path) as file:
+                file.write(b"new, but half")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
     files.remove_partial(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_state_comes_back_and_damage_is_noticed(tmp_path: Path) -> None:
-    """One flipped byte, which torch.load alone does not notice, is refused by name."""
+    """One flipped byte, which torch.load alone does not notice."""
     path = tmp_path / "state.pt"
     files.write_state(path, {"weights": torch.arange(1000.0), "epoch": 3})
     assert files.read_state(path)["weights"].sum() == 499500
@@ -70,39 +58,27 @@ def test_json_refuses_what_is_not_a_number(tmp_path: Path) -> None:
         files.write_json(tmp_path / "a.json", {"psnr": float("nan")})
     files.write_json(tmp_path / "a.json", {"psnr": 1.5})
     assert json.loads((tmp_path / "a.json").read_text()) == {"psnr": 1.5}
-    assert (tmp_path / "a.json").read_bytes().endswith(b"\n")
 
 
-def test_arrays_written_twice_have_equal_bytes(tmp_path: Path) -> None:
-    """Also seconds later: no time stamp is inside."""
+def test_arrays_written_twice_have_equal_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also much later: no time is inside."""
     arrays = {"a": np.arange(5), "b": np.ones((2, 3))}
     files.write_arrays(tmp_path / "one.npz", arrays)
-    time.sleep(2.1)  # zip time stamps have a resolution of two seconds
+    monkeypatch.setattr(time, "time", lambda: 2_000_000_000.0)
     files.write_arrays(tmp_path / "two.npz", arrays)
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
-def test_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
-    """Not that of cleaning up, which fails for the same reason."""
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot write .*file/a.txt"):
-        files.write_text(tmp_path / "file/a.txt", "x")
-
-
-@pytest.mark.skipif(
-    not Path("/proc/self").exists(), reason="needs /proc, where not even root can make a folder"
-)
-def test_a_folder_that_cannot_be_written_is_named() -> None:
-    """One sentence with the path, whoever runs it: nobody can create files in /proc."""
-    with pytest.raises(InputError, match=r"cannot write /proc/nowhere/a.txt"):
-        files.write_text(Path("/proc/nowhere/a.txt"), "x")
-
-
-def test_a_name_of_any_length_that_is_legal_can_be_written(tmp_path: Path) -> None:
-    """255 bytes; one more is a sentence that names it, and not that of some cleaning up."""
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    """A folder that is a file, one that nobody can make, a name of more than 255 bytes."""
     files.write_text(tmp_path / ("x" * 255), "x")
-    with pytest.raises(InputError, match="cannot write .*y{256}: File name too long; change its name"):
-        files.write_text(tmp_path / ("y" * 256), "x")
+    for path, words in (
+        (tmp_path / ("x" * 255) / "a.txt", "x/a.txt"),
+        (Path("/proc/nowhere/a.txt"), "/proc/nowhere/a.txt"),
+        (tmp_path / ("y" * 256), "y{256}: File name too long; change its name"),
+    ):
+        with pytest.raises(InputError, match=f"cannot write .*{words}"):
+            files.write_text(path, "x")
     assert [path.name for path in tmp_path.iterdir()] == ["x" * 255]
 
 
@@ -111,48 +87,32 @@ def test_a_name_of_any_length_that_is_legal_can_be_written(tmp_path: Path) -> No
 @example(b"caf\\xe9.jpg")
 @example(b"a\\x5cxe9|\n\x00\xe2\x80\xae")
 def test_any_name_becomes_text_and_is_itself_again(name: bytes) -> None:
-    """One line of valid UTF-8 without the |; no other name becomes the same, since this one comes back."""
+    """One line of valid UTF-8 without the |, also in the sentence of an error."""
     text = files.text_of(os.fsdecode(name))
     assert os.fsencode(files.name_of(text)) == name
     assert len(text.splitlines()) <= 1 and "|" not in text and text.encode().decode() == text
+    said = str(InputError(f"{os.fsdecode(name)}, \x1b[31m or two\nlines"))
+    assert len(said.splitlines()) == 1 and "\x1b" not in said and said.encode()
 
 
-def test_an_error_can_be_printed_whatever_it_quotes() -> None:
-    """One line without control characters."""
-    said = str(InputError(f"{os.fsdecode(b'caf%c.jpg' % 0xE9)}, \x1b[31m or two\nlines"))
-    assert said == r"caf\xe9.jpg, \x1b[31m or two lines" and said.encode()
-
-
-def test_sha256_of_a_folder_names_every_file_in_order(tmp_path: Path) -> None:
-    """Against hashlib; order does not depend on creation."""
-    import hashlib
-
-    for name in ("b", "a", "sub/c"):
-        files.write_text(tmp_path / name, name)
-    found = files.sha256_of([tmp_path])
-    assert list(found) == [str(tmp_path / name) for name in ("a", "b", "sub/c")]
-    assert found[str(tmp_path / "a")] == hashlib.sha256(b"a").hexdigest()
-
-
-def test_tensors_are_told_apart_by_their_bytes() -> None:
-    """The formats of safetensors and of torch.save, zipped and legacy; the name of the file plays no part."""
-    tensors = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
-    contents = [safetensors.torch.save(tensors)]
-    for zipped in (True, False):
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer, _use_new_zipfile_serialization=zipped)  # noqa: TID251
-        contents.append(buffer.getvalue())
-    for content in contents:
-        found = files.parse_tensors("x", content)
-        assert found.keys() == tensors.keys() and all(
-            torch.equal(found[name], tensors[name]) for name in tensors
-        )
-
-
-def pickled(value: object) -> bytes:
+def pickled(value: object, **options: bool) -> bytes:
     buffer = io.BytesIO()
-    torch.save(value, buffer)  # noqa: TID251
+    torch.save(value, buffer, **options)  # noqa: TID251
     return buffer.getvalue()
+
+
+TENSORS = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
+
+
+@pytest.mark.parametrize("zipped", [True, False, None])
+def test_tensors_are_told_apart_by_their_bytes(zipped: bool | None) -> None:
+    """Of torch.save, zipped and legacy, and of safetensors; the name of the file plays no part."""
+    legacy = {"_use_new_zipfile_serialization": bool(zipped)}
+    found = files.parse_tensors(
+        "x", safetensors.torch.save(TENSORS) if zipped is None else pickled(TENSORS, **legacy)
+    )
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
 
 
 class Trap:
@@ -166,21 +126,15 @@ class Trap:
     ("content", "words"),
     [
         (b"", "w.pth is no weights file; give a state dict"),
-        (b"no weights" * 9, "w.pth is no weights file"),
         (bytes(8) + b"{}", "w.pth is no weights file"),
         (pickled({"a": torch.ones(9)})[:-9], "w.pth is no weights file"),
         (pickled(Trap()), "w.pth is no weights file"),
-        (
-            pickled({"state_dict": {"a": torch.ones(1)}}),
-            "w.pth holds more than named tensors; give a plain state dict",
-        ),
+        (pickled({"state_dict": TENSORS}), "w.pth holds more than named tensors; give a plain state dict"),
         (pickled([torch.ones(1)]), "w.pth holds more than named tensors"),
     ],
 )
-def test_what_holds_no_named_tensors_is_refused(
-    content: bytes, words: str, tmp_path: Path, monkeypatch
-) -> None:
-    """By name, and nothing in it is run."""
+def test_what_holds_no_named_tensors_is_refused(content, words, tmp_path, monkeypatch) -> None:
+    """And nothing in it is run."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words):
         files.parse_tensors("w.pth", content)
@@ -192,21 +146,21 @@ def test_what_holds_no_named_tensors_is_refused(
     [
         ("index,name\n0,a\n-1,b\n", r"t\.csv, row 2 \(line 3\): index cannot be '-1'; run `dvc repro`"),
         ("index,name\n0,a\n1.0,b\n", "row 2 .*index cannot be '1.0'"),
-        ("index,name\n0,a\n99999999999999999999,b\n", "row 2 .*index cannot be"),
         ("index,name\n0,a\n0,b\n", "row 2 .*index 0 stands twice"),
         ("index,name\n0,c\n", "row 1 .*name cannot be 'c'"),
         ("index,name\n0,a,\n", "row 1 .*3 fields, the header 2"),
         ("index,name,more\n0,a,x\n", "row 1 .*more cannot be 'x'"),
         ("index\n0\n", "has no column 'name'; it has index"),
-        (None, "is missing; run `dvc repro`"),
     ],
 )
-def test_an_edited_table_is_refused_with_the_row(tmp_path: Path, text: str | None, words: str) -> None:
+def test_an_edited_table_is_refused_with_the_row(tmp_path: Path, text: str, words: str) -> None:
     """A number below 0 would be another photograph, one that stands twice in two splits."""
-    if text is not None:
-        (tmp_path / "t.csv").write_text(text)
+    table, rule = tmp_path / "t.csv", {"index": int, "name": ("a", "b")}
+    with pytest.raises(InputError, match="is missing; run `dvc repro`"):
+        files.read_table(table, rule)
+    table.write_text(text)
     with pytest.raises(InputError, match=words):
-        files.read_table(tmp_path / "t.csv", {"index": int, "name": ("a", "b")}, others=float, unique="index")
+        files.read_table(table, rule, others=float, unique="index")
 
 
 def test_a_table_comes_back_as_pandas_wrote_it(tmp_path: Path) -> None:
@@ -221,15 +175,11 @@ def test_a_table_comes_back_as_pandas_wrote_it(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(found, table[:rows], check_dtype=bool(rows), check_index_type=False)
 
 
-def test_content_is_on_the_disk_before_it_takes_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch) -> None:
     """Otherwise a power cut could leave a file under the right name without its bytes."""
-    order: list[str] = []
+    order: list[object] = []
     rename = os.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: order.append(f"synced {os.fstat(descriptor).st_size}")
-    )
+    monkeypatch.setattr(os, "fsync", lambda descriptor: order.append(os.fstat(descriptor).st_size))
     monkeypatch.setattr(os, "replace", lambda *names: (order.append("renamed"), rename(*names)))
     files.write_bytes(tmp_path / "a", b"four")
-    assert order == ["synced 4", "renamed"]
+    assert order == [4, "renamed"]

@@ -1,10 +1,8 @@
-"""Decoding: every kind of image to upright 8-bit sRGB, or a refusal with a reason; shards and their reading."""
+"""Every kind of image becomes upright 8-bit sRGB, or is refused with a reason; shards and their reading."""
 
 import contextlib
-import hashlib
 import io
 import math
-import os
 import resource
 import struct
 import zlib
@@ -13,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from clusters import Store
 from faults import fault
-from imagefiles import chunk, png, png_header, profile, tiff
+from imagefiles import chunk, encoded, png, profile, rows_of, tiff, tiles
 from PIL import AvifImagePlugin, Image, ImageCms
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
@@ -31,22 +30,12 @@ RULE = CropConfig(size=32, workers=1)
 PHOTO = Image.fromarray(data.astronaut())
 
 
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def crop(content: bytes, rule: CropConfig = RULE) -> np.ndarray:
     return crop_square(content, rule)[0]
 
 
-def mean_of(content: bytes) -> list[float]:
-    return [round(float(level), 1) for level in crop(content).mean(axis=(0, 1))]
-
-
 def agree(content: bytes, color: np.ndarray, alpha: np.ndarray | float = 1.0, off: float = 0.55) -> None:
-    """Hold both readers to hand-computed values of 8x8 pixels: sRGB in 0 to 255 [8, 8] or [8, 8, 3], cover in 0 to 1."""
+    """Hold both readers to hand-computed pixels: sRGB in 0 to 255 [8, 8] or [8, 8, 3], cover in 0 to 1."""
     color = np.broadcast_to(color[..., None] if color.ndim == 2 else color, (8, 8, 3))
     cover = np.broadcast_to(np.asarray(alpha, float), (8, 8))[..., None]
     photograph = fullsize.read(content)
@@ -65,76 +54,71 @@ def srgb(light: np.ndarray) -> np.ndarray:
 # ---- geometry ----
 
 
-def test_the_crop_is_the_centered_square_in_source_coordinates():
-    """A square marked red in a blue wide picture fills the crop, odd margins too; the filter reaches 3 pixels."""
-    for width, height, margin in ((96, 32, 32), (33, 32, 0.5)):
-        picture = np.zeros((height, width, 3), np.uint8)
-        picture[..., 2] = 255
-        picture[:, int(margin) : int(margin) + 32] = (255, 0, 0)
-        inner = crop(encoded(Image.fromarray(picture), "PNG"))[:, 3:-3]
-        assert (inner.reshape(-1, 3)[:, 0] == 255).all(), "only red inside"
+@pytest.mark.parametrize(("width", "margin"), [(96, 32), (33, 0.5)])
+def test_the_crop_is_the_centered_square(width: int, margin: float) -> None:
+    """A square that is red in a blue wide picture fills the crop; the filter reaches 3 pixels."""
+    picture = np.full((32, width, 3), (0, 0, 255), np.uint8)
+    picture[:, int(margin) : int(margin) + 32] = (255, 0, 0)
+    assert (crop(encoded(Image.fromarray(picture), "PNG"))[:, 3:-3, 0] == 255).all()
 
 
-@pytest.mark.parametrize("shape", [(1536, 1024), (1023, 1535), (1301, 1299)])
-def test_decoding_at_a_reduced_scale_equals_a_full_decode_to_45_db(shape):
-    """JPEG draft, then one resample of a fractional box, against a full decode and the same resample."""
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("shape", [(1536, 1024), (1023, 1535), (1301, 1299), (2001, 299)])
+def test_decoding_at_a_reduced_scale_equals_a_full_decode(shape: tuple[int, int], fit: str) -> None:
+    """To 40 dB; the last one is padded to 64x10."""
     content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "JPEG", quality=92)
-    full = Image.open(io.BytesIO(content))
-    side = min(shape)
-    left, top = (shape[0] - side) / 2, (shape[1] - side) / 2
-    reference = full.resize((64, 64), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-    ours = crop(content, CropConfig(size=64))
-    assert peak_signal_noise_ratio(np.asarray(reference), ours) >= 45
+    side, (left, top) = min(shape), (0.0, 0.0)
+    ours, box = crop(content, CropConfig(size=64, fit=fit)), None
+    if fit == "crop":
+        left, top = (shape[0] - side) / 2, (shape[1] - side) / 2
+        box = (left, top, left + side, top + side)
+    else:
+        inside = ours.any(axis=2)
+        ours = ours[inside.any(axis=1)][:, inside.any(axis=0)]
+        assert sorted(ours.shape[:2]) == [round(64 * side / max(shape)), 64]
+    size = ours.shape[1::-1]
+    reference = Image.open(io.BytesIO(content)).resize(size, Image.Resampling.LANCZOS, box)
+    assert peak_signal_noise_ratio(np.asarray(reference), ours) >= 40
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 6000), (6000, 1), (3, 2)])
-def test_extreme_shapes_are_enlarged_and_marked_small(shape):
-    """A few pixels of one color give a crop of that color."""
-    pixels, record = crop_square(encoded(Image.new("RGB", shape, (10, 200, 30)), "PNG"), RULE)
-    assert (pixels == (10, 200, 30)).all()
-    assert record.small and (record.width, record.height) == shape
-
-
-def test_small_photographs_are_refused_where_the_rule_drops_them():
-    """Below the size in one direction is small; exactly the size is not."""
-    rule = CropConfig(size=32, small="drop")
-    with pytest.raises(Refused, match="too_small"):
-        crop(encoded(Image.new("RGB", (31, 99)), "PNG"), rule)
-    assert crop(encoded(Image.new("RGB", (32, 99)), "PNG"), rule).shape == (32, 32, 3)
+@fault(
+    21,
+    "photographs of 1x6000 pixels, of one pixel, below the crops' size",
+    "Enlarged and marked `small`, or `skipped`, `too_small`, as `crop.small` says.",
+)
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6000), (6000, 1), (31, 31), (31, 99), (32, 5), (32, 99)])
+def test_small_photographs_are_enlarged_or_refused(shape: tuple[int, int], fit: str) -> None:
+    """Small is the short side if the photograph is cropped, the long one if it is padded."""
+    content = encoded(Image.new("RGB", shape, (10, 200, 30)), "PNG")
+    small = (min if fit == "crop" else max)(shape) < 32
+    pixels, record = crop_square(content, CropConfig(size=32, fit=fit))
+    assert {*map(tuple, pixels.reshape(-1, 3))} <= {(10, 200, 30), (0, 0, 0)} and pixels.any()
+    assert record.small == small and (record.width, record.height) == shape
+    with pytest.raises(Refused, match="too_small") if small else contextlib.nullcontext():
+        crop(content, CropConfig(size=32, fit=fit, small="drop"))
 
 
 def turned(upright: np.ndarray, orientation: int, kind: str) -> bytes:
     """A photograph as a camera stores it: rows and columns turned, and EXIF that says how."""
     # EXIF 2.32, tag 0x0112: where the stored row 0 and column 0 lie in the upright picture.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: upright.transpose(1, 0, 2)[:, ::-1],
-    }[orientation]
+    stored = upright if orientation < 5 else upright.transpose(1, 0, 2)
+    rows, columns = [(1, 1), (1, -1), (-1, -1), (-1, 1), (1, 1), (-1, 1), (-1, -1), (1, -1)][orientation - 1]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(Image.fromarray(stored), kind, exif=exif)
+    return encoded(Image.fromarray(stored[::rows, ::columns]), kind, exif=exif)
 
 
-@fault(23, "EXIF orientations 1 to 8")
+@fault(23, "EXIF orientations 1 to 8", "Upright before they are cropped, once.")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(kind, orientation):
-    """Upright before they are cropped, once.
-
-    The corner that EXIF calls the upper left ends up there, whatever the stored order of rows and columns."""
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    """The corner that EXIF calls the upper left ends up there, however rows and columns are stored."""
     upright = np.zeros((48, 64, 3), np.uint8)
     upright[:24, :32], upright[:24, 32:], upright[24:, :32] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     pixels, record = crop_square(turned(upright, orientation, kind), RULE)
-    expected = crop(encoded(Image.fromarray(upright), "PNG"))
-    assert np.abs(pixels[4:12, 4:12].astype(int) - expected[4:12, 4:12]).max() < 20
-    assert np.abs(pixels[4:12, 20:28].astype(int) - expected[4:12, 20:28]).max() < 20
-    assert np.abs(pixels[20:28, 4:12].astype(int) - expected[20:28, 4:12]).max() < 20
+    difference = np.abs(pixels.astype(int) - crop(encoded(Image.fromarray(upright), "PNG")))
+    assert all(difference[y : y + 8, x : x + 8].max() < 20 for y in (4, 20) for x in (4, 20))
     assert (record.width, record.height) == (64, 48)
 
 
@@ -161,10 +145,7 @@ MEANINGS = {
 @pytest.mark.parametrize("meaning", MEANINGS)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_a_png_of_any_bits_is_read_by_what_it_says_of_its_levels(bits: int, meaning: str) -> None:
-    """Laid on white in crops, kept by `colorize apply`; hidden colors never show.
-
-    Grey, with alpha, with a transparent level; palettes; RGB likewise. Beyond 8 bits a color may be one level off.
-    """
+    """Laid on white in crops, kept by `colorize apply`; hidden colors never show."""
     told, _, tone = MEANINGS[meaning]
     random = np.random.default_rng(bits)
     white = 2**bits - 1
@@ -175,13 +156,12 @@ def test_a_png_of_any_bits_is_read_by_what_it_says_of_its_levels(bits: int, mean
     if bits <= 8:
         palette = np.repeat(random.integers(0, 256, (2**bits, 1)), 3, axis=1)
         cover = random.integers(0, 256, 2**bits)
-        chunks = [
-            told,
-            chunk(b"PLTE", bytes(palette.ravel().tolist())),
-            chunk(b"tRNS", bytes(cover.tolist())),
-        ]
-        agree(png(grey, bits, 3, *chunks[:2]), tone(palette[grey] / 255))
-        agree(png(grey, bits, 3, *chunks), tone(palette[grey] / 255), cover[grey] / 255)
+        colors, clear = (
+            chunk(name, array.astype(np.uint8).tobytes())
+            for name, array in ((b"PLTE", palette), (b"tRNS", cover))
+        )
+        agree(png(grey, bits, 3, told, colors), tone(palette[grey] / 255))
+        agree(png(grey, bits, 3, told, colors, clear), tone(palette[grey] / 255), cover[grey] / 255)
     if bits >= 8:
         # Pillow has only the upper 8 of 16 bits of these; a steep curve makes more of the difference.
         off = {8: 0.55, 16: 1.05 if meaning == "nothing" else 13}[bits]
@@ -192,19 +172,15 @@ def test_a_png_of_any_bits_is_read_by_what_it_says_of_its_levels(bits: int, mean
             agree(png(deep[..., :3], bits, 2, told), tone(deep[..., :3] / white), off=off)
             agree(png(deep, bits, 6, told), tone(deep[..., :3] / white), deep[..., 3] / white, off)
             covered = np.arange(64).reshape(8, 8) != 19
-            agree(
-                png(deep[..., :3], bits, 2, told, chunk(b"tRNS", key)),
-                tone(deep[..., :3] / white),
-                covered,
-                off,
-            )
+            keyed = png(deep[..., :3], bits, 2, told, chunk(b"tRNS", key))
+            agree(keyed, tone(deep[..., :3] / white), covered, off)
 
 
 @fault(26, "1 to 16 bits per level; white that is 0; palettes; inks")
 @pytest.mark.parametrize("packing", [1, 8], ids=["plain", "deflated"])
 @pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
 def test_a_tiff_of_any_bits_is_read_by_its_tags(order: str, big: bool, packing: int) -> None:
-    """Scaled by the tags, never clipped, never a negative. What floats and 32 bits mean is not told: `failed`, `mode`."""
+    """Scaled by the tags, never clipped, never a negative. What floats mean is not told: `mode`."""
 
     def written(samples: np.ndarray, bits: int, photometric: int, **tags: object) -> bytes:
         given = {int(tag[1:]): value for tag, value in tags.items()}
@@ -236,9 +212,8 @@ def test_a_tiff_of_any_bits_is_read_by_its_tags(order: str, big: bool, packing: 
         if bits == 8 or packing == 8:
             agree(written(color[..., :3], bits, 2, t284=2), 255 * rgb, off=off)
         multiplied = np.dstack([np.round(color[..., :3] * cover[..., None]), color[..., 3]])
-        agree(
-            written(multiplied, bits, 2, t338=1), 255 * rgb, cover, 5
-        )  # divided by a quarter, an error is four times it
+        # Divided by a quarter, an error is four times it.
+        agree(written(multiplied, bits, 2, t338=1), 255 * rgb, cover, 5)
     pair = random.integers(64, 256, (8, 8, 2))
     agree(written(pair, 8, 1, t338=2), pair[..., 0], pair[..., 1] / 255)
     multiplied = np.dstack([np.round(pair[..., 0] * pair[..., 1] / 255), pair[..., 1]])
@@ -261,87 +236,68 @@ GREY, COLOR = np.full((8, 8), 90), np.full((8, 8, 3), 90)
         tiff((COLOR, 8, {262: 6, 530: (2, 2)})),  # subsampled
         tiff((GREY, 8, {262: 1, 317: 2})),  # differences, which only LZW's and deflate's decoders add up
         tiff((COLOR, 16, {262: 2, 284: 2})),  # planes of 16 bits, of which Pillow takes half
-        tiff(
-            (np.dstack([GREY, GREY]), 8, {262: 1, 338: 2, 284: 2, 259: 8})
-        ),  # planes, of which Pillow takes one
+        # planes, of which Pillow takes one
+        tiff((np.dstack([GREY, GREY]), 8, {262: 1, 338: 2, 284: 2, 259: 8})),
         tiff((np.dstack([COLOR, GREY]), 8, {262: 5, 332: 2})),  # inks, but not those of CMYK
         tiff((GREY, 8, {262: 1, 259: 34712})),  # JPEG 2000 within
         tiff((GREY, 8, {262: 1}), order=">", big=True),
         tiff((np.dstack([GREY, GREY]), 16, {262: 1, 338: 2})),
-        encoded(Image.new("RGB", (8, 8)), "JPEG").replace(
-            b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"
-        ),  # 12 bits
+        # 12 bits
+        encoded(Image.new("RGB", (8, 8)), "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
     ],
 )
 def test_levels_without_a_defined_meaning_are_refused(content: bytes) -> None:
-    """Guessing would make negatives, white pictures and mixed planes; and the file is not said to be damaged."""
+    """Guessing would make negatives, white pictures and mixed planes."""
     for reader in (crop, fullsize.read):
         with pytest.raises(Refused, match="mode"):
             reader(content)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "AVIF"])
-def test_levels_of_an_hdr_display_are_refused(kind: str) -> None:
-    """PQ and HLG, told by their number in ITU-T H.273; those of sRGB are taken."""
-    for transfer, refused in ((16, True), (18, True), (13, False)):
-        content = png(COLOR, 8, 2, chunk(b"cICP", bytes((9, transfer, 0, 1))))
-        if kind == "AVIF":
-            content = encoded(Image.new("RGB", (8, 8)), "AVIF")
-            place = content.index(b"colrnclx") + 10
-            content = content[:place] + bytes((0, transfer)) + content[place + 2 :]
+@pytest.mark.parametrize(("transfer", "refused"), [(16, True), (18, True), (13, False)])
+def test_levels_of_an_hdr_display_are_refused(transfer: int, refused: bool) -> None:
+    """PQ and HLG, told by their number in ITU-T H.273; those of sRGB are taken, and come before a gamma."""
+    avif = encoded(Image.new("RGB", (8, 8)), "AVIF")
+    place = avif.index(b"colrnclx") + 10
+    told = chunk(b"cICP", bytes((1, transfer, 0, 1)))
+    for content in (png(COLOR, 8, 2, told), avif[:place] + bytes((0, transfer)) + avif[place + 2 :]):
         with pytest.raises(Refused, match="hdr") if refused else contextlib.nullcontext():
             crop(content)
-    gamma, names_srgb = MEANINGS["gamma"][0], chunk(b"cICP", bytes((1, 13, 0, 1)))
-    agree(png(COLOR, 8, 2, gamma, names_srgb), COLOR)  # which comes before a gamma
+    if not refused:
+        agree(png(COLOR, 8, 2, MEANINGS["gamma"][0], told), COLOR)
 
 
+@fault(25, "CMYK photographs", "Converted (C, M, Y, K subtract; Adobe's inversion is undone): red stays red.")
 @pytest.mark.parametrize(
-    ("mode", "color", "kind", "expected"),
+    ("mode", "color", "kind", "options", "expected"),
     [
-        ("RGBA", (255, 0, 0, 0), "WEBP", [255, 255, 255]),
-        ("RGBA", (200, 0, 100, 51), "WEBP", [244, 204, 224]),
-        ("CMYK", (0, 255, 255, 0), "TIFF", [255, 0, 0]),
-        ("RGB", (1, 2, 3), "BMP", [1, 2, 3]),
-        ("1", 1, "BMP", [255, 255, 255]),
-        ("L", 77, "GIF", [77, 77, 77]),
+        ("RGBA", (255, 0, 0, 0), "WEBP", {"lossless": True}, [255, 255, 255]),
+        ("RGBA", (200, 0, 100, 51), "WEBP", {"lossless": True}, [244, 204, 224]),
+        ("CMYK", (0, 255, 255, 0), "TIFF", {}, [255, 0, 0]),
+        ("CMYK", (0, 255, 255, 0), "JPEG", {"quality": 95}, [255, 0, 0]),
+        ("RGB", (1, 2, 3), "BMP", {}, [1, 2, 3]),
+        ("1", 1, "BMP", {}, [255, 255, 255]),
+        ("L", 77, "GIF", {}, [77, 77, 77]),
+        ("L", 77, "GIF", {"transparency": 77}, [255, 255, 255]),
     ],
 )
-def test_every_mode_becomes_rgb_on_white(mode, color, kind, expected):
+def test_every_mode_becomes_rgb_on_white(mode, color, kind, options, expected) -> None:
     """Hand-computed: transparency lies on white, its hidden color never shows; C, M, Y, K subtract."""
-    options = {"lossless": True} if kind == "WEBP" else {}
-    assert mean_of(encoded(Image.new(mode, (40, 50), color), kind, **options)) == expected
+    mean = crop(encoded(Image.new(mode, (40, 50), color), kind, **options)).mean(axis=(0, 1))
+    assert np.abs(mean - expected).max() <= (3 if kind == "JPEG" else 0.05)
 
 
-@fault(25, "CMYK photographs")
-def test_cmyk_jpegs_keep_their_colors():
-    """Converted (C, M, Y, K subtract; Adobe's inversion is undone): red stays red."""
-    pixels = crop(encoded(Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "JPEG", quality=95))
-    assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 3
-
-
-def test_a_transparent_palette_color_becomes_white():
-    """Of a GIF, whose palette has one."""
-    palette = Image.new("P", (40, 40), 1)
-    palette.putpalette([0, 0, 0, 9, 99, 199])
-    assert mean_of(encoded(palette, "GIF")) == [9, 99, 199]
-    assert mean_of(encoded(palette, "GIF", transparency=1)) == [255, 255, 255]
-
-
-@fault(29, "animations, and TIFFs of many pages")
-def test_animations_give_their_first_frame():
-    """The first frame is the photograph; the others are not decoded, and that is noted: `frames_ignored`."""
-    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
-    for kind, options in (
-        ("GIF", {}),
-        ("WEBP", {"lossless": True}),
-        ("TIFF", {}),
-        ("PNG", {}),
-        ("AVIF", {"quality": 100}),
-    ):
-        pixels, record = crop_square(
-            encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options), RULE
-        )
-        assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 2 and record.note == "frames_ignored"
+@fault(
+    29,
+    "animations, and TIFFs of many pages",
+    "The first frame is the photograph; the others are not decoded, and that is noted: `frames_ignored`.",
+)
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG", "AVIF"])
+def test_animations_give_their_first_frame(kind: str) -> None:
+    first, second = (Image.new("RGB", (40, 40), color) for color in ("red", "blue"))
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
+    content = encoded(first, kind, save_all=True, append_images=[second], **options)
+    pixels, record = crop_square(content, RULE)
+    assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 2 and record.note == "frames_ignored"
 
 
 @pytest.mark.parametrize(
@@ -366,37 +322,31 @@ def test_a_camera_that_stores_a_second_picture_in_a_jpeg_changes_nothing() -> No
         assert np.array_equal(fullsize.read(content).rgb, fullsize.read(plain).rgb)
 
 
-@fault(28, "a color profile other than sRGB")
-def test_color_profiles_are_converted_to_srgb():
-    """Converted to sRGB: half the light is level 188 (IEC 61966-2-1)."""
+@fault(
+    28,
+    "a color profile other than sRGB",
+    "Converted to sRGB: half the light is level 188 (IEC 61966-2-1).",
+)
+def test_color_profiles_are_converted_to_srgb() -> None:
+    """White bars and black ones are left alone."""
     image = Image.new("RGB", (40, 40), (128, 128, 0))
-    expected = 255 * (1.055 * (128 / 255) ** (1 / 2.4) - 0.055)
     pixels, record = crop_square(encoded(image, "PNG", icc_profile=profile(b"RGB ")), RULE)
-    assert np.abs(pixels.astype(int) - (round(expected), round(expected), 0)).max() <= 2
-    assert record.note == ""
+    half = round(float(srgb(np.array(128 / 255))))
+    assert np.abs(pixels.astype(int) - (half, half, 0)).max() <= 2 and record.note == ""
+    names_srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    same = crop(encoded(PHOTO, "PNG", icc_profile=names_srgb)).astype(int)
+    assert np.abs(same - crop(encoded(PHOTO, "PNG"))).max() <= 1
 
 
-def test_an_srgb_profile_changes_next_to_nothing():
-    """A photograph that says it is sRGB is taken at its word."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    with_profile = crop(encoded(PHOTO, "PNG", icc_profile=profile)).astype(int)
-    assert np.abs(with_profile - crop(encoded(PHOTO, "PNG"))).max() <= 1
-
-
-@fault(28, "a color profile that is broken")
-@pytest.mark.parametrize("broken", [b"no profile at all", profile(b"RGB ")[:150]])
-def test_a_broken_profile_is_ignored_and_noted(broken):
-    """The pixels are those without it; `profile_ignored`."""
-    pixels, record = crop_square(encoded(PHOTO, "PNG", icc_profile=broken), RULE)
-    assert np.array_equal(pixels, crop(encoded(PHOTO, "PNG")))
+@fault(28, "a color profile that is broken", "The pixels are those without it; `profile_ignored`.")
+@pytest.mark.parametrize(
+    ("mode", "icc"), [("RGB", b"no profile"), ("RGB", profile(b"RGB ")[:150]), ("L", profile(b"RGB "))]
+)
+def test_a_broken_profile_is_ignored_and_noted(mode: str, icc: bytes) -> None:
+    """So is one of another color space."""
+    pixels, record = crop_square(encoded(PHOTO.convert(mode), "PNG", icc_profile=icc), RULE)
+    assert np.array_equal(pixels, crop(encoded(PHOTO.convert(mode), "PNG")))
     assert record.note == "profile_ignored"
-
-
-def test_a_profile_of_another_color_space_is_ignored_and_noted():
-    """An RGB profile in a grey image."""
-    grey = Image.new("L", (40, 40), 99)
-    pixels, record = crop_square(encoded(grey, "PNG", icc_profile=profile(b"RGB ")), RULE)
-    assert (pixels == 99).all() and record.note == "profile_ignored"
 
 
 # ---- padding ----
@@ -407,132 +357,57 @@ PADDED = CropConfig(size=32, fit="pad", workers=1)
 @pytest.mark.parametrize(
     ("shape", "bars"),
     [
-        ((64, 32), (8, 8, 0, 0)),  # landscape
-        ((32, 64), (0, 0, 8, 8)),  # portrait
+        ((64, 32), (8, 8, 0, 0)),
+        ((32, 64), (0, 0, 8, 8)),
         ((64, 34), (7, 8, 0, 0)),  # 17 rows: the odd one is below
-        ((34, 64), (0, 0, 7, 8)),
         ((63, 31), (8, 8, 0, 0)),  # 15.7 rows are 16
-        ((64, 64), (0, 0, 0, 0)),
         ((16, 8), (8, 8, 0, 0)),  # enlarged
         ((6000, 1), (15, 16, 0, 0)),  # never less than one row
     ],
 )
-def test_padding_keeps_the_whole_photograph_between_black_bars(
-    shape: tuple[int, int], bars: tuple[int, ...]
-) -> None:
-    """Document 004. Hand-computed bars above, below, left and right; inside is the scaled photograph and nothing else."""
-    content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "PNG")
-    pixels, record = crop_square(content, PADDED)
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_padding_keeps_the_whole_photograph_between_black_bars(shape, bars, orientation) -> None:
+    """Hand-computed bars above, below, left and right of the upright photograph; inside is nothing else."""
+    photograph = PHOTO.resize(shape, Image.Resampling.LANCZOS)
+    pixels, record = crop_square(turned(np.asarray(photograph), orientation, "PNG"), PADDED)
     above, below, left, right = bars
     inner = pixels[above : 32 - below, left : 32 - right]
-    expected = Image.open(io.BytesIO(content)).resize(inner.shape[1::-1], Image.Resampling.LANCZOS)
-    assert np.array_equal(inner, np.asarray(expected))
-    assert pixels.sum(dtype=int) == inner.sum(dtype=int), "black outside"
-    assert (record.width, record.height) == shape
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_padding_is_that_of_the_upright_photograph(orientation: int) -> None:
-    """An odd bar does not change sides with the stored order of rows and columns."""
-    upright = np.asarray(PHOTO.resize((64, 34)))
-    pixels, record = crop_square(turned(upright, orientation, "PNG"), PADDED)
-    expected = crop(encoded(Image.fromarray(upright), "PNG"), PADDED).astype(int)
-    difference = np.abs(pixels.astype(int) - expected)
-    assert (
-        difference.mean() < 0.2 and difference.max() <= 12
-    )  # rows and columns are resampled, and clipped, in turns
-    assert (pixels[:7] == 0).all() and (pixels[-8:] == 0).all() and pixels[7].any() and pixels[-9].any()
-    assert (record.width, record.height) == (64, 34)
-
-
-@pytest.mark.parametrize("shape", [(1536, 1024), (1023, 1535), (2001, 299)])
-def test_padding_decodes_at_a_reduced_scale_too(shape: tuple[int, int]) -> None:
-    """JPEG draft against a full decode, to 40 dB: the last shape is one of 64x10."""
-    content = encoded(PHOTO.resize(shape, Image.Resampling.LANCZOS), "JPEG", quality=92)
-    ours = crop(content, CropConfig(size=64, fit="pad"))
-    rows, columns = (ours.any((1, 2)).sum(), ours.any((0, 2)).sum())
-    assert max(rows, columns) == 64 and min(rows, columns) == round(64 * min(shape) / max(shape))
-    reference = Image.open(io.BytesIO(content)).resize((columns, rows), Image.Resampling.LANCZOS)
-    top, left = (64 - rows) // 2, (64 - columns) // 2
-    inner = ours[top : top + rows, left : left + columns]
-    assert peak_signal_noise_ratio(np.asarray(reference), inner) >= 40
+    expected = photograph.resize(inner.shape[1::-1], Image.Resampling.LANCZOS)
+    assert np.abs(inner.astype(int) - np.asarray(expected)).max() <= (0 if orientation == 1 else 12)
+    assert pixels.sum(dtype=int) == inner.sum(dtype=int) and (record.width, record.height) == shape
 
 
 def test_transparency_is_white_and_bars_are_black() -> None:
-    """A see-through photograph between its bars; color profiles leave the bars alone."""
-    clear = encoded(Image.new("RGBA", (64, 32), (9, 9, 9, 0)), "PNG")
-    profiled = encoded(Image.new("RGB", (64, 32), (255, 255, 255)), "PNG", icc_profile=profile(b"RGB "))
-    for content in (clear, profiled):
-        pixels = crop(content, PADDED)
-        assert (pixels[8:24] >= 254).all() and (pixels[:8] == 0).all() and (pixels[24:] == 0).all()
-
-
-def test_a_padded_photograph_is_small_by_its_long_side() -> None:
-    """It is enlarged only where that is below the size; then it is refused where the rule drops small ones."""
-    rule = CropConfig(size=32, fit="pad", small="drop")
-    assert not crop_square(encoded(Image.new("RGB", (32, 5)), "PNG"), rule)[1].small
-    with pytest.raises(Refused, match="too_small"):
-        crop(encoded(Image.new("RGB", (31, 31)), "PNG"), rule)
+    pixels = crop(encoded(Image.new("RGBA", (64, 32), (9, 9, 9, 0)), "PNG"), PADDED)
+    assert (pixels[8:24] == 255).all() and not pixels[:8].any() and not pixels[24:].any()
 
 
 # ---- refusals ----
 
-JPEG = encoded(PHOTO, "JPEG")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "empty_file"),
-        (b"this is a text named photo.jpg\n" * 50, "not_image"),
-        (np.random.default_rng(1).bytes(5000), "not_image"),
-        (b"PK\x03\x04" + JPEG, "not_image"),
-        (encoded(PHOTO, "PDF"), "pdf"),
-        (encoded(PHOTO, "PPM"), "not_image"),
-        (JPEG[: len(JPEG) // 2], "truncated"),
-        (JPEG[:-2], "truncated"),
-        (encoded(PHOTO, "PNG")[:20000], "truncated"),
-        (encoded(PHOTO, "TIFF")[:20000], "not_image|truncated|corrupt"),
-        (encoded(PHOTO, "GIF")[:20000], "truncated|corrupt"),
-        (encoded(PHOTO, "BMP")[:20000], "truncated"),
-        (encoded(PHOTO, "WEBP")[:5000], "not_image|truncated|corrupt"),
-        (png_header(20001, 10000), "too_many_pixels"),
-        (png_header(30000, 30000), "too_many_pixels"),
-        (JPEG + b"\xff\xda" * 1000, "too_many_scans"),
-    ],
-)
-def test_what_cannot_be_decoded_is_refused_with_a_reason(content, reason):
-    """Never a traceback of the decoder, never a partial image; bombs go by their header, before any decoding."""
-    with pytest.raises(Refused) as refused:
-        crop(content)
-    assert str(refused.value) in reason.split("|")
-
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
-def test_the_largest_photograph_is_a_parameter(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "refused"), [(0.1, True), (0.101, False), (0.02, True), (math.inf, False)])
+def test_the_largest_photograph_is_a_parameter(kind, limit, refused, monkeypatch) -> None:
     """To the pixel, for both readers; Pillow's own limit does not stand in the way."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
-    content = encoded(Image.new("L", (1000, 1001)), kind)
-    for limit, refused in ((1.0, True), (1.001, False), (0.2, True), (math.inf, False)):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    content = encoded(Image.new("L", (1000, 101)), kind)
+    for reader in (
+        lambda c: crop(c, CropConfig(size=8, max_megapixels=limit)),
+        lambda c: fullsize.read(c, limit),
+    ):
         with pytest.raises(Refused, match="too_many_pixels") if refused else contextlib.nullcontext():
-            crop(content, CropConfig(size=8, max_megapixels=limit))
-        with pytest.raises(Refused, match="too_many_pixels") if refused else contextlib.nullcontext():
-            fullsize.read(content, limit)
-    assert all(word in SENTENCES["too_many_pixels"] for word in ("--max-megapixels", "crop.max_megapixels"))
+            reader(content)
 
 
 @pytest.mark.parametrize(
     ("head", "reason"),
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic"),  # a telephone's
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "heic"),
         (b"\xff\x0a\xfa\x1f", "jpeg_xl"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "jpeg_xl"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "jpeg_2000"),
         (b"8BPS\0\1", "photoshop"),
-        (b"%PDF-1.7", "pdf"),
         (b"II*\0\x10\0\0\0CR\2\0", "raw"),  # Canon
-        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "raw"),
         (b"FUJIFILMCCD-RAW 0201", "raw"),
         (b"IIRO\x08\0\0\0", "raw"),  # Olympus
         (b"IIU\0\x18\0\0\0", "raw"),  # Panasonic
@@ -540,7 +415,7 @@ def test_the_largest_photograph_is_a_parameter(kind: str, monkeypatch: pytest.Mo
     ],
 )
 def test_formats_that_are_not_read_are_called_by_their_names(head: bytes, reason: str) -> None:
-    """By what they begin with; the sentence says what to do. The download refuses them for the same reason."""
+    """The sentence says what to do; the download refuses them for the same reason."""
     for reader in (crop, fullsize.read):
         with pytest.raises(Refused, match=f"^{reason}$"):
             reader(head + bytes(100))
@@ -553,9 +428,7 @@ def test_formats_that_are_not_read_are_called_by_their_names(head: bytes, reason
     [({254: 1}, 1), ({50706: b"\1\4\0\0"}, 1), ({}, 32803), ({}, 34892)],
     ids=["a preview first", "DNG", "a mosaic of colors", "one filled in"],
 )
-def test_the_preview_in_a_raw_file_is_not_taken_for_the_photograph(
-    tags: dict[int, int | bytes], seen: int, order: str
-) -> None:
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photograph(tags, seen, order) -> None:
     """Nikon's, Sony's, Adobe's begin as a TIFF does: a small picture, and what the sensor saw below it."""
     sensor = (GREY, 16, {262: seen})
     content = tiff((COLOR, 8, {262: 2, **tags}), sensor, order=order, below=True)
@@ -566,89 +439,38 @@ def test_the_preview_in_a_raw_file_is_not_taken_for_the_photograph(
     agree(tiff((COLOR, 8, {262: 2}), reduced, order=order, below=True), COLOR)  # a pyramid is none
 
 
-def test_what_the_machine_lacks_is_not_told_as_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "reason"), [("JPEG", "out_of_memory"), ("AVIF", "avif")])
+def test_what_the_machine_lacks_is_not_told_as_damage(kind, reason, monkeypatch) -> None:
     """Too little memory, a Pillow without AVIF."""
 
     def starved(file: io.BytesIO) -> Image.Image:
         raise MemoryError
 
+    content = encoded(PHOTO, kind)
     monkeypatch.setitem(images.OPENERS, "jpg", starved)
     monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
-    for kind, reason in (("JPEG", "out_of_memory"), ("AVIF", "avif")):
-        content = encoded(PHOTO, kind) if kind == "JPEG" else b"\0\0\0\x1cftypavif" + bytes(50)
-        with pytest.raises(Refused, match=reason):
-            crop(content)
-        assert SENTENCES[reason]
-
-
-def test_damaged_bytes_never_raise_anything_but_a_refusal():
-    """Random bytes changed in valid files: a crop or a refusal."""
-    rng = np.random.default_rng(7)
-    small = PHOTO.resize((64, 64))
-    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF"):
-        content = np.frombuffer(encoded(small, kind), np.uint8)
-        for _ in range(40):
-            damaged = content.copy()
-            damaged[rng.integers(0, len(content), 8)] = rng.integers(0, 256, 8)
-            with contextlib.suppress(Refused):
-                assert crop(damaged.tobytes()).shape == (32, 32, 3)
+    with pytest.raises(Refused, match=reason):
+        crop(content)
+    assert SENTENCES[reason]
 
 
 # ---- shards ----
 
 
-def tiles() -> dict[str, bytes]:
-    """Sixty tiles of a photograph, as files."""
-    picture = data.astronaut()
-    corners = [(8 * i, 5 * i) for i in range(60)]
-    return {f"{y}": encoded(Image.fromarray(picture[y : y + 40, x : x + 40]), "PNG") for y, x in corners}
-
-
-def rows_of(contents: dict[str, bytes]) -> list[dict[str, str]]:
-    return [
-        {"photo": name, "shard": "", "member": name, "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in contents.items()
-    ]
-
-
-class Store:
-    """Stands in for colorize.sources.Reader; one of its photographs may kill the process that reads it."""
-
-    def __init__(self, contents: dict[str, bytes], deadly: str = "") -> None:
-        self.contents, self.deadly, self.parent = contents, deadly, os.getpid()
-
-    def read(self, shard: str, member: str) -> bytes:
-        if member == self.deadly and os.getpid() != self.parent:
-            os._exit(9)
-        return self.contents[member]
-
-
-def crop_all(folder: Path, workers: int, deadly: str = "") -> list:
-    folder.mkdir()
-    contents = tiles()
-    rule = CropConfig(size=16, workers=workers)
-    shards = crop_shards(rows_of(contents), Store(contents, deadly).read, folder, rule)
-    return [record for shard in shards for record in shard]
-
-
-def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
-    """One process and two: same files, same content, same records; more than one shard even for few photographs."""
-    one, two = crop_all(tmp_path / "one", 1), crop_all(tmp_path / "two", 2)
-    assert one == two
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
-    assert len(names) >= 10
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
+@pytest.mark.slow
 @fault(22, "a decoder that crashes, or is killed for its memory")
-def test_a_photograph_that_kills_its_process_costs_only_itself(tmp_path):
+def test_a_photograph_that_kills_its_process_costs_only_itself(tmp_path: Path) -> None:
     """`failed`, `crash`: it costs only itself; the others' crops are those of a run without it."""
-    records = crop_all(tmp_path / "crops", 2, deadly="80")
+
+    def cropped(name: str, workers: int, deadly: str = "") -> list[images.Record]:
+        store = Store(tiles(), tmp_path / f"notes of {name}", deadly, deaths=99)
+        rule = CropConfig(size=16, workers=workers)
+        shards = crop_shards(rows_of(tiles()), store.read, tmp_path / name, rule)
+        return [record for shard in shards for record in shard]
+
+    whole, records = cropped("whole", 1), cropped("crops", 2, deadly="80")
     assert [record.photo for record in records] == list(tiles())
     assert [(r.photo, r.status, r.reason) for r in records if r.status != "ok"] == [("80", "failed", "crash")]
-    whole = crop_all(tmp_path / "whole", 1)
     survivors = np.array([record.photo != "80" for record in whole])
     assert np.array_equal(Crops(tmp_path / "crops")[:], Crops(tmp_path / "whole")[survivors])
 
@@ -680,7 +502,6 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
 
 
 def test_more_shards_than_a_process_may_have_files_open_are_read(tmp_path: Path) -> None:
-    """A hundred thousand photographs are a hundred shards; twenty-five million would be twenty-five thousand."""
     for number in range(400):
         write_array(tmp_path / f"crops-{number:05}.npy", np.full((1, 8, 8, 3), number % 256, np.uint8))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from dvc.dvcfile import Lockfile
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 from faults import fault
-from kills import REPRO
 
 from colorize import files
 from colorize.files import InputError
@@ -22,27 +24,15 @@ def listed(pid: int) -> str:
 
 @fault(
     33,
-    "a kill while DVC writes its list of locks; a power cut after which another program has DVC's process number",
+    "a kill while DVC writes its list of locks; another program that has DVC's process number now",
+    "DVC alone would refuse to start; `make repro` and `make zoo` remove the list unless a DVC of it runs.",
 )
-def test_what_a_killed_dvc_left_of_its_locks_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DVC alone would refuse to start; `make repro` and `make zoo` remove the list first, unless a DVC of it still runs."""
-    monkeypatch.chdir(tmp_path)
-    files.write_text(paths.RWLOCK, "")
-    wait = [sys.executable, "-c", "import time; time.sleep(60)"]
+def test_what_a_killed_dvc_left_of_its_locks_is_removed(_folder: None) -> None:
+    wait = [sys.executable, "-c", "import time; time.sleep(600)"]
     with subprocess.Popen(wait) as other, subprocess.Popen([*wait, "/bin/dvc"]) as dvc:
-        for text in (
-            "",
-            listed(7)[:30],
-            "[1]",
-            listed(-1),
-            listed(2**70),
-            '{"write": {"a": 1}}',
-            listed(2**22),
-            listed(other.pid),
-            listed(dvc.pid),
-        ):
+        broken = ["", listed(7)[:30], "[1]", '{"write": {"a": 1}}']
+        gone = [listed(pid) for pid in (-1, 2**70, 2**22, other.pid)]
+        for text in (*broken, *gone, listed(dvc.pid)):
             files.write_text(paths.RWLOCK, text)
             unlock.main()
             assert paths.RWLOCK.exists() == (text == listed(dvc.pid)), text
@@ -54,11 +44,15 @@ def test_what_a_killed_dvc_left_of_its_locks_is_removed(
     unlock.main()
 
 
-def git(*arguments: str, status: int | None = 0) -> str:
+@pytest.fixture
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def git(*arguments: str, status: int | None = 0) -> None:
     command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert status is None or done.returncode == status, done.stderr
-    return done.stdout
 
 
 def commit(path: Path, content: str) -> None:
@@ -67,36 +61,29 @@ def commit(path: Path, content: str) -> None:
     git("commit", "-qm", "x")
 
 
-@fault(33, "a kill while DVC writes dvc.lock")
+@pytest.mark.slow
+@fault(
+    33,
+    "a kill while DVC writes dvc.lock",
+    "`make repro` and `make zoo` go back to the last commit's, or to none, say so and keep the half.",
+)
 @pytest.mark.parametrize("committed", [True, False])
-def test_half_a_lock_file_is_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool, capsys
-) -> None:
-    """`make repro` and `make zoo` go back to the last commit's, or to none, say so and keep the half.
-
-    A whole one stays.
-    """
-    from dvc.dvcfile import Lockfile
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    monkeypatch.chdir(tmp_path)
-    lock = paths.LOCKS[0]
+def test_half_a_lock_file_is_taken_back(_folder: None, committed: bool, capsys) -> None:
+    """What DVC itself can read stays."""
+    lock, kept = paths.LOCKS[0], 0
     whole = (ROOT / lock).read_text(encoding="utf-8")
     files.write_text(lock, whole)
     if committed:
         git("init", "-q")
         commit(lock, whole)
+    ends = [whole.index(word, len(whole) // 2) for word in ("cmd:", "md5:", "size:", "path:")]
+    lengths = (len(whole), 0, *ends, *(end + 2 for end in ends), *(whole.index(":", end) + 1 for end in ends))
     with Repo.init(".", no_scm=True) as repo:
-        unlock.main()
-        assert lock.read_text() == whole and not capsys.readouterr().out
-        ends = [whole.index(word, len(whole) // 2) for word in ("cmd:", "md5:", "size:", "path:")]
-        kept = 0
-        for length in (0, *ends, *(end + 2 for end in ends), *(whole.index(":", end) + 1 for end in ends)):
+        for length in lengths:
             files.write_text(lock, whole[:length])
             refused = False
             try:
-                Lockfile(repo, str(lock.absolute())).load()  # what DVC itself says of it
+                Lockfile(repo, str(lock.absolute())).load()
             except DvcException:
                 refused = True
             unlock.main()
@@ -111,13 +98,10 @@ def test_half_a_lock_file_is_taken_back(
 
 
 @pytest.mark.parametrize("lock", paths.LOCKS)
-def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: Path
-) -> None:
-    """Its two sides stay, also if it was added with its marks, or has none: the user has not chosen yet."""
-    monkeypatch.chdir(tmp_path)
-    git("init", "-q", "-b", "ours")
+def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(_folder, monkeypatch, lock) -> None:
+    """Also if it was added with its marks, or one side is there already: the user has not chosen yet."""
     text = "schema: '2.0'\nstages:\n  a:\n    cmd: x\n    params:\n      params.yaml:\n        seed: {}\n"
+    git("init", "-q", "-b", "ours")
     commit(lock, text.format(1))
     git("checkout", "-qb", "theirs")
     commit(lock, text.format(2))
@@ -139,11 +123,9 @@ def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(
     files.write_text(lock, both)
     git("add", str(lock))
     refused()
-    monkeypatch.setenv("PATH", "")
-    refused()
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    git("checkout", "-q", "--theirs", str(lock), status=None)
+    with monkeypatch.context() as without_git:
+        without_git.setenv("PATH", "")
+        refused()
     files.write_text(lock, text.format(2))
     git("add", str(lock))
     unlock.main()
@@ -151,20 +133,17 @@ def test_a_lock_in_the_middle_of_a_merge_is_the_users_to_resolve(
 
 
 @pytest.mark.parametrize("how", ["no git", "untracked", "a worktree"])
-def test_a_damaged_lock_is_kept_where_git_cannot_bring_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_damaged_lock_is_kept_where_git_cannot_bring_it_back(_folder, monkeypatch, how) -> None:
     """Nothing is deleted; DVC begins a new one, or the commit's comes back where there is one."""
-    monkeypatch.chdir(tmp_path)
     lock = paths.LOCKS[0]
-    if how != "no git":
+    if how == "no git":
+        monkeypatch.setenv("PATH", "")
+    else:
         git("init", "-q")
         commit(lock if how == "a worktree" else Path("other"), "schema: '2.0'\n")
     if how == "a worktree":
         git("worktree", "add", "-q", "elsewhere")
         monkeypatch.chdir("elsewhere")
-    if how == "no git":
-        monkeypatch.setenv("PATH", "")
     files.write_text(lock, "schema: [")
     unlock.main()
     assert Path("dvc.lock.damaged-1").read_text() == "schema: ["
@@ -173,12 +152,3 @@ def test_a_damaged_lock_is_kept_where_git_cannot_bring_it_back(
     lock.mkdir()
     with pytest.raises(SystemExit, match="error: dvc.lock: Is a directory"), files.one_sentence():
         unlock.main()
-
-
-@pytest.mark.parametrize("target", ["repro", "zoo"])
-def test_both_ways_to_run_the_pipeline_unlock_it_first(target: str) -> None:
-    """As make itself plans it."""
-    planned = subprocess.run(
-        [*REPRO[:-1], "-n", target], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    assert planned.index("pipeline.unlock") < planned.index("dvc repro")

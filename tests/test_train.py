@@ -25,7 +25,9 @@ from colorize.data.shards import Crops
 from colorize.files import InputError
 from colorize.models import ModelConfig, build_model, load_description, load_model, start_from
 from colorize.models.heads import HeadConfig
+from colorize.training import runs
 from pipeline import paths, train
+from pipeline.fingerprint import fingerprint
 
 SMALL = {
     "train.max_epochs": 2,
@@ -78,7 +80,7 @@ def test_what_changes_the_weights_changes_the_fingerprint_and_nothing_else_does(
     """Of a fine-tuned model too, which depends on the one that it starts from; a single pixel is enough."""
 
     def found(**changes: object) -> str:
-        return train.fingerprint(make_params(TUNED | changes), "cae_tuned", torch.device("cpu"))
+        return fingerprint(make_params(TUNED | changes), "cae_tuned", torch.device("cpu"))
 
     before = found()
     for name, value in (
@@ -101,7 +103,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from pipeline import params, train
+from pipeline import fingerprint, params, train
 
 copy = Path(sys.argv[1])
 asked = params.load(train.TrainParams)
@@ -111,11 +113,11 @@ ran = {Path(file) for file in files if file and file.startswith(sys.argv[1])}
 assert len(ran) > 15
 library = copy / "src/colorize"
 others = {library / "models/architectures/zhang.py", library / "apply/cli.py", copy / "pipeline/evaluate.py"}
-before = train.fingerprint(asked, "cae", torch.device("cpu"))
+before = fingerprint.fingerprint(asked, "cae", torch.device("cpu"))
 for file in sorted(ran | others):
     source = file.read_bytes()
     file.write_bytes(source + b"\\nEDITED = 1\\n")
-    assert (train.fingerprint(asked, "cae", torch.device("cpu")) != before) == (file in ran), file
+    assert (fingerprint.fingerprint(asked, "cae", torch.device("cpu")) != before) == (file in ran), file
     file.write_bytes(source)
 """
 
@@ -296,7 +298,7 @@ def test_old_states_are_deleted_beyond_the_limit(data, make_params) -> None:
     current = paths.RUNS / "current"
     files.write_bytes(current / "state.pt", b"x" * 1000)
     with FileLock(paths.RUNS / "oldest" / "lock"):
-        train.prune(current, 2.5e-6)
+        runs.prune(current, 2.5e-6)
     assert sorted(folder.name for folder in paths.RUNS.iterdir()) == ["current", "old", "oldest"]
 
 

@@ -317,7 +317,7 @@ def test_models_that_say_so_work_at_other_sizes(name: str, photographs, narrow) 
     if not model_class(block).any_size:
         for change in ({"scales": (0.5, 1)}, {"crop": 0.5}):
             with pytest.raises(
-                InputError, match=r"works at one size only; leave train\.crop and train\.scales"
+                InputError, match=r"works at one size only; leave recipe\.crop and recipe\.scales"
             ):
                 model_class(replace(block, recipe=replace(block.recipe, **change)))
         return

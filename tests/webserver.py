@@ -1,6 +1,6 @@
-"""A web server on the loopback address that misbehaves on purpose, one path per fault, and counts what it is asked.
+"""A web server on the loopback address that misbehaves on purpose and counts what it is asked.
 
-A fault is a function that gets the request and answers it however badly it likes; `Server` is a context manager.
+For each path it has a function that gets the request and answers it however badly it likes.
 """
 
 import io
@@ -12,8 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 import numpy as np
+import pytest
 from PIL import Image
 from skimage import data
+
+from colorize.data import fetch
 
 Answer = Callable[["Request"], None]
 
@@ -27,6 +30,13 @@ def jpegs(count: int, side: int = 48) -> Iterator[bytes]:
         tile = photograph[top * side : (top + 1) * side, left * side : (left + 1) * side]
         Image.fromarray(tile).save(buffer, "JPEG", quality=90)
         yield buffer.getvalue()
+
+
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again after milliseconds, and ask no proxy."""
+    monkeypatch.setattr(fetch, "BACK_OFF_SECONDS", 0.002)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 class Request(BaseHTTPRequestHandler):
@@ -114,38 +124,31 @@ def redirect(target: str) -> Answer:
 
 def cut(body: bytes) -> Answer:
     """Promises more than it sends."""
+    return status(200, body[: len(body) // 2], Content_Length=str(len(body)), Connection="close")
+
+
+def raw_chunks(raw: bytes) -> Answer:
+    """A body in chunks, as given; then the connection ends."""
 
     def answer(request: Request) -> None:
-        request.send(200, body[: len(body) // 2], Content_Length=str(len(body)))
         request.close_connection = True
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.wfile.write(raw)
 
     return answer
 
 
 def cut_chunked(body: bytes) -> Answer:
     """Hangs up in the middle of a chunk."""
-
-    def answer(request: Request) -> None:
-        request.send_response(200)
-        request.send_header("Transfer-Encoding", "chunked")
-        request.end_headers()
-        request.wfile.write(b"%x\r\n" % len(body) + body[: len(body) // 2])
-        request.close_connection = True
-
-    return answer
+    return raw_chunks(b"%x\r\n" % len(body) + body[: len(body) // 2])
 
 
 def chunked(body: bytes) -> Answer:
-    """The whole body, without a length and one byte to a chunk at first."""
-
-    def answer(request: Request) -> None:
-        request.send_response(200)
-        request.send_header("Transfer-Encoding", "chunked")
-        request.end_headers()
-        parts = [body[:1], body[1:2], body[2:]]
-        request.wfile.write(b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n")
-
-    return answer
+    """The whole body, one byte to a chunk at first."""
+    parts = (body[:1], body[1:2], body[2:])
+    return raw_chunks(b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n")
 
 
 def endless(start: bytes) -> Answer:
