@@ -40,7 +40,7 @@ READ = {
         "metrics/metrics.json",
         *(f"data/zoo/tuned/{f}.json" for f in ("metrics", "model")),
     ),
-    "verify": ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", "requirements.txt"),
+    "verify": ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", "requirements/pipeline.txt"),
     "apply": MODEL,
     "score": MODEL,
     "export": MODEL,
@@ -94,7 +94,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             train.main(load(AllParams))
             evaluate.main(load(AllParams), name)
         files.write_text(Path("dvc.yaml"), RECORD)
-        files.write_text(Path("requirements.txt"), "numpy==0.0.1\n")
+        files.write_text(Path("requirements/pipeline.txt"), "numpy==0.0.1\n")
+        files.write_text(Path("requirements/torch.txt"), "torch==0.0.1\n")
         with Repo.init(".", no_scm=True) as repo:
             repo.commit("train", force=True)
         shutil.rmtree("runs")

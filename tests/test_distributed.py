@@ -32,6 +32,7 @@ from colorize.files import InputError
 from colorize.models import build_model
 from colorize.training.device import TrainConfig
 from colorize.training.loop import fit
+from colorize.training.runs import claim_gpu
 from pipeline import paths
 from pipeline.check import AllParams
 from pipeline.params import load

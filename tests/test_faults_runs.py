@@ -253,7 +253,10 @@ def test_the_same_photographs_give_the_same_bytes(tmp_path: Path, prepared: Path
 @fault(45, "packages of other versions than those pinned")
 def test_other_versions_are_named(tmp_path: Path) -> None:
     """A training never goes on from a state of another torch; `colorize verify` names the package."""
-    files.write_text(tmp_path / "requirements.txt", "numpy==0.0.1\ntyper==0.0.1\n# torch==1\n")
+    files.write_text(
+        tmp_path / "requirements/pipeline.txt", "numpy==0.0.1 \\\n    --hash=sha256:0\ntyper==0.0.1\n"
+    )
+    files.write_text(tmp_path / "requirements/torch.txt", "# torch==1\n")
     assert other_versions(tmp_path) == [f"numpy 0.0.1 is pinned, {np.__version__} is installed"]
     assert other_versions(ROOT) == []
 

@@ -297,7 +297,8 @@ def export(
 ) -> None:
     """Export a trained model: safetensors with its description, and ONNX.
 
-    The ONNX file is written only if ONNX Runtime and PyTorch agree. Needs `pip install 'colorize[onnx]'`.
+    The ONNX file is written only if ONNX Runtime and PyTorch agree. Needs the packages onnx, onnxruntime and
+    onnxscript.
 
     `colorize export --model zhang_simplified --output exported`
     """
@@ -321,20 +322,17 @@ def serve(
     """Serve a local page that colors a photograph and compares models.
 
     Without --model it offers the shipped model and every trained model of this project. It listens on this
-    computer only and stores nothing. Needs `pip install 'colorize[app]'`.
+    computer only and stores nothing.
 
     `colorize app`
 
     `colorize app --model vae --model zhang_simplified --port 8000`
     """
-    try:
-        import uvicorn
-
-        from colorize.apply.app import create_app
-    except ImportError as error:
-        raise InputError("the page needs two more packages; run pip install 'colorize[app]'") from error
     import socket
 
+    import uvicorn
+
+    from colorize.apply.app import create_app
     from colorize.models import load_description
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -43,7 +43,9 @@ def to_onnx(model: Colorizer, size: int) -> bytes:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as error:
-        raise InputError("ONNX needs three more packages; run pip install 'colorize[onnx]'") from error
+        raise InputError(
+            "ONNX needs three more packages; run pip install onnx onnxruntime onnxscript"
+        ) from error
     sides = {"light": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}} if model.any_size else None
     shapes = [(1, 1, size, size)] + [(1, 1, size + 8, size + 24)] * model.any_size
     lights = [torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 100 for shape in shapes]

@@ -220,10 +220,11 @@ def verify_outs(root: Path) -> list[dict[str, str]]:
 
 def other_versions(root: Path) -> list[str]:
     """Name the packages of `DECISIVE` whose installed version is not the pinned one, one clause each."""
-    path = root / "requirements.txt"
-    with files.reading(path, "restore it with `git checkout requirements.txt`"):
-        pins = (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines())
-        pinned = {name: version.strip() for name, _, version in pins if name in DECISIVE}
+    pinned: dict[str, str] = {}
+    for path in (root / "requirements/torch.txt", root / "requirements/pipeline.txt"):
+        with files.reading(path, "restore it with `git checkout requirements`"):
+            pins = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            pinned |= {name: version for name, version in pins if name in DECISIVE}
     clauses = []
     for name, version in pinned.items():
         try:
