@@ -20,7 +20,7 @@ INTRODUCTION = """# What goes wrong, and what happens then
 
 Made by `python tests/faults.py` from the tests named in the last column, which `make check` runs.
 
-`test_faults.test_all_faults_at_once` runs the stages download and crop over many of the faults 1 to 31 at once.
+`test_faults.test_all_faults_at_once` runs the stages download and crop over many faults at once.
 It asserts that every item is one row with one reason, that nothing half-written is left, that a second run
 asks only for what may have healed and gives the same bytes, and that the crops of all other photographs are,
 bit for bit, those of a run without the faults.
