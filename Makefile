@@ -20,8 +20,8 @@ experiments: .venv/ready ## every experiment: the main metrics and the parameter
 	@$(DVC) exp show --only-changed --sort-by psnr_over_grey --sort-order desc \
 	  --drop '$(UNASKED)|^mae$$|_spread|_difference|^images$$|grey_truths'
 
-test: .venv/dev          ## the tests
-	@$(BIN)/python -m pytest
+test: .venv/dev          ## the tests but the slow ones, in 3 minutes on two cores; make check runs all
+	@$(BIN)/python -m pytest -m "not slow"
 
 faults: .venv/dev        ## the long form of the tests of faults: 50 kills, 20,000 damaged inputs of each kind
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/kills.py 50
