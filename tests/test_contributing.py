@@ -25,8 +25,8 @@ from pathlib import Path
 from colorize.data.dataset import Photos
 from colorize.bins import Statistics
 from colorize.models import build_model, describe_block, load_model, save_model
-from colorize.settings import PriorConfig
-from colorize.training import fit
+from colorize.bins import PriorConfig
+from colorize.training.loop import fit
 from pipeline.check import AllParams
 from pipeline.params import load
 
