@@ -1,7 +1,7 @@
-"""What a training depends on, as one number: a finished training is only handed out for what it was made from.
+"""All that a training depends on, as one number: a finished training is only reused for equal inputs.
 
-The fingerprint covers block, settings, seed, every source file that runs, data, torch, NumPy and the kind of device.
-It does not cover which processor computes: what one machine began, another may finish.
+The fingerprint covers block, settings, seed, every source file that runs, data, torch, NumPy and the kind of
+device. It does not cover which processor computes: what one machine began, another may finish.
 """
 
 import hashlib

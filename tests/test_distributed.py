@@ -101,7 +101,7 @@ def test_all_ranks_end_with_the_same_weights(tmp_path: Path) -> None:
 def test_batch_norms_are_synchronized_on_gpus_and_refused_on_the_cpu(
     name: str, trains: bool, monkeypatch, narrow
 ) -> None:
-    """By PyTorch's own, which colors as before; a model without them trains anywhere, and so does one process."""
+    """PyTorch's own replace them and color as before; a model without them trains anywhere."""
     block = narrow(load(AllParams, ROOT / "params.yaml").models[name])
     model = build_model(block, 32, Statistics.measure(_photographs(8, 16), PriorConfig()))
     light = torch.rand(2, 1, 32, 32) * 100
@@ -274,7 +274,7 @@ def test_the_launcher_stands_before_the_command_of_every_training(tmp_path: Path
 
 
 def test_trainings_at_once_take_different_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each the first that nobody has taken; when all are taken, they are shared; a machine without any has none to take."""
+    """Each takes the first free one; when all are taken, they are shared."""
     with (
         claim_gpu(tmp_path, range(2)) as first,
         claim_gpu(tmp_path, range(2)) as second,

@@ -37,7 +37,7 @@ def test_an_exported_model_is_the_same_elsewhere(name: str, network: dict, tmp_p
 def test_an_export_overwrites_nothing_but_the_same_models_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If one of the three files is another's, none is written; the same model again, or half of it, is fine."""
+    """If one of the three files is somebody else's, none is written; the same model again is fine."""
     monkeypatch.setattr(export, "to_onnx", lambda *_: b"onnx")
     folder = make_model(tmp_path / "model", "cae", channels=[2, 4])
     out = tmp_path / "out"

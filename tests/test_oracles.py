@@ -1,4 +1,4 @@
-"""Oracles against the whole chain written anew with scikit-image and a KD-tree, and the orders that must hold."""
+"""Oracles against the whole chain written with scikit-image and a KD-tree, and the orders that must hold."""
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,7 @@ def reference(photo: np.ndarray, name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.filterwarnings("ignore:.*negative Z")
 def test_a_ceiling_equals_the_chain_written_anew(name: str) -> None:
-    """Averaging, encoding, decoding, scaling, sRGB: within two levels, but for ties between bins; PSNR to 0.02 dB."""
+    """The whole chain agrees within two levels, but for ties between bins, and in PSNR to 0.02 dB."""
     image, _ = oracles.color(name, TRUTH)
     table = scores(name)
     for i, photo in enumerate(TRUTH):

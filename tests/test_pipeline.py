@@ -1,4 +1,4 @@
-"""The whole graph under DVC, on a clone of this project with a few small photographs: what a user does, and gets."""
+"""The whole graph under DVC, on a clone of this project with a few small photographs."""
 
 import io
 import json
@@ -170,7 +170,7 @@ def test_a_pipeline_that_is_killed_ends_with_the_same_bytes(
 
 
 def test_an_experiment_changes_the_metrics_line_by_line(project: Path) -> None:
-    """`dvc exp run -S model=vae`: one line of params.yaml, the same metric files, a readable diff; and back again."""
+    """`dvc exp run -S model=vae` changes one line of params.yaml and gives a readable diff; and back again."""
     before = (project / "params.yaml").read_text().splitlines()
     run(project, "dvc", "exp", "run", "-S", "model=vae")
     after = (project / "params.yaml").read_text().splitlines()
@@ -188,7 +188,7 @@ def test_an_experiment_changes_the_metrics_line_by_line(project: Path) -> None:
 def test_the_zoo_trains_every_model_and_ranks_them(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One row per block, the baselines among them, oracles below; the chosen model is not trained twice, nor a start."""
+    """One row per block, oracles below; the chosen model is not trained twice."""
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(re.sub(r"(?m)^  vae:\n(    .*\n)+", "", text))
     run(project, "dvc", "repro", "pipeline/zoo/dvc.yaml")
@@ -206,7 +206,7 @@ def test_the_zoo_trains_every_model_and_ranks_them(
 
 
 def test_a_revision_colors_and_a_changed_file_is_named(project: Path, photos: Path, tmp_path: Path) -> None:
-    """`colorize apply -m HEAD` finds the model of a commit; `colorize verify` what is not as dvc.lock says."""
+    """`colorize apply -m HEAD` finds a commit's model; `colorize verify` finds what differs from dvc.lock."""
     output = run(project, "colorize", "apply", str(photos / "00.png"), "-m", "HEAD", "-o", str(tmp_path))
     assert "1 colored" in output and (tmp_path / "00.png").exists()
     assert "outs are what dvc.lock says" in run(project, "colorize", "verify")
@@ -218,13 +218,15 @@ def test_a_revision_colors_and_a_changed_file_is_named(project: Path, photos: Pa
 def test_a_study_runs_as_experiments_and_is_written_from_what_they_measured(
     project: Path, photos: Path
 ) -> None:
-    """Queued, two at a time, one of them failing: the others count, the same command tries it again, pictures are drawn."""
+    """Two at a time, one of them failing: the others count, and the same command tries it again."""
     path = project / "studies/009.yaml"
     text = (
-        "title: D\npaths: {photos: a folder}\nused: {cpu: Small., cuda: Small.}\nseeds: {cpu: [1], cuda: [1]}\n"
+        "title: D\npaths: {photos: a folder}\nused: {cpu: Small., cuda: Small.}\n"
+        "seeds: {cpu: [1], cuda: [1]}\n"
         "settings: {cpu: ['data.path=@photos'], cuda: ['data.path=@photos']}\n"
         "runs: {plain: [], deeper: ['models.cae.network.channels=[4,CHANNELS]']}\n"
-        "tables: [{title: T, columns: {test: psnr}, order: test, rows: [{label: A, run: deeper, printed: [1]}]}]\n"
+        "tables: [{title: T, columns: {test: psnr}, order: test, "
+        "rows: [{label: A, run: deeper, printed: [1]}]}]\n"
         "figures: [{name: sheet, title: S, kind: sheet, runs: [plain, deeper], count: 2}]\n"
     )
     path.write_text(text.replace("CHANNELS", "-8"))
@@ -277,12 +279,14 @@ def at_work(project: Path) -> list[str]:
 def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_running(
     project: Path, photos: Path
 ) -> None:
-    """Each run is in the .json as soon as it ends. Ctrl-C ends the training, the worker and what is queued."""
+    """Each run is written as soon as it ends. Ctrl-C ends the training, the worker and the queue."""
     path = project / "studies/009.yaml"
     path.write_text(
-        "title: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\nseeds: {cpu: [1, 2], cuda: [1, 2]}\n"
+        "title: D\npaths: {photos: a folder}\nused: {cpu: Endless., cuda: Endless.}\n"
+        "seeds: {cpu: [1, 2], cuda: [1, 2]}\n"
         "settings: {cpu: &all ['data.path=@photos'], cuda: *all}\n"
-        "runs: {quick: [], endless: [train.max_epochs=0, models.cae.recipe.epochs=1000000, models.cae.recipe.patience=0]}\n"
+        "runs: {quick: [], endless: [train.max_epochs=0, "
+        "models.cae.recipe.epochs=1000000, models.cae.recipe.patience=0]}\n"
         "tables: []\n"
     )
     command = (
@@ -322,7 +326,7 @@ def test_a_study_that_is_interrupted_keeps_what_is_done_and_leaves_nothing_runni
 
 
 def test_queued_experiments_share_what_is_equal_and_keep_their_own_results(project: Path) -> None:
-    """Two workers: all succeed, equal stages and equal trainings run once, the results are those of a run alone.
+    """Two workers: equal stages and trainings run once, and results are those of a run alone.
 
     The first two want the very same weights at the same time; the two workers start with them.
     """
@@ -385,7 +389,7 @@ def test_ci_shows_what_a_changed_parameter_changed(project: Path) -> None:
 def test_what_cannot_work_is_one_sentence_and_keeps_what_was_made(
     project: Path, tmp_path: Path, change: str, words: str
 ) -> None:
-    """Through DVC: a typo, an unknown parameter, too few photographs, an empty folder; the trained model stays."""
+    """A typo, an unknown parameter, too few photographs, an empty folder: the trained model stays."""
     (tmp_path / "EMPTY").mkdir()
     run(project, "git", "checkout", "params.yaml")  # what an earlier case changed
     change = change.replace("EMPTY", str(tmp_path / "EMPTY"))

@@ -1,4 +1,4 @@
-"""The kernel distance against the formula written as loops, what it says of real photographs, and its absence."""
+"""The kernel distance against the formula written as loops, and what it says of real photographs."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("cells", [1, 20, 10**6])
 def test_it_is_the_unbiased_estimate_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
-    """Seven photographs against loops over their pairs; what one gives away is the mean over its own pairs."""
+    """Seven photographs against loops over their pairs; each gives away the mean over its own."""
     monkeypatch.setattr(plausibility, "CELLS_AT_ONCE", cells)
     x, y = features(7, 0, 0.02), features(7, 1)
     found = given_away(x, y)
@@ -91,7 +91,7 @@ def recolored(truth: np.ndarray, share: float) -> np.ndarray:
 def test_the_less_plausible_a_set_is_the_farther_it_is(
     windows: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Truth 0, four fifths of its color, half of it, none; and grey is far beyond what chance makes of two halves."""
+    """Less color is farther from the truth, and grey is far beyond what chance makes of two halves."""
     monkeypatch.setattr(plausibility, "SIDE", 96)
     judge = critic(windows, 24)
     if judge is None:

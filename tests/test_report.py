@@ -50,7 +50,7 @@ class Page(HTMLParser):
 def params(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_params: Callable[..., AllParams]
 ) -> AllParams:
-    """A folder with everything the stage reads. The model gains 1 [0.5, 1.5] over grey, 0.1 [-0.2, 0.4] over mean."""
+    """All that the stage reads. The model gains 1 [0.5, 1.5] over grey, 0.1 [-0.2, 0.4] over mean."""
     monkeypatch.chdir(tmp_path)
     gains = (1, 0.5, 1.5, 0.1, -0.2, 0.4)
     systems = ("model", "grey", "mean_color")
@@ -119,7 +119,7 @@ def page(params: AllParams) -> Page:
 
 
 def test_the_page_is_balanced_html_that_loads_nothing(page: Page) -> None:
-    """Every tag is closed, in order; no script, style sheet or frame comes from elsewhere; a file's name ends no script."""
+    """Every tag is closed, nothing comes from elsewhere, and a file's name ends no script."""
     assert page.open == []
     assert not {"link", "iframe", "object"} & set(page.tags) and page.tags.count("script") == 2
 

@@ -1,4 +1,4 @@
-"""ResNet-18's trunk, the two models built on it and their pretrained weights, against what torchvision is known to write."""
+"""ResNet-18's trunk, the two models built on it and their pretrained weights, against torchvision's format."""
 
 import hashlib
 import io
@@ -40,7 +40,7 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def torchvision_resnet18() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torchvision's resnet18().state_dict(), in its order, written from what is known of it."""
+    """Names and shapes of torchvision's resnet18().state_dict(), in its order."""
     shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)} | _norm("bn1", 64)
     for layer, inputs, width in ((1, 64, 64), (2, 64, 128), (3, 128, 256), (4, 256, 512)):
         for block in (0, 1):
@@ -113,7 +113,7 @@ def test_the_trunk_writes_torchvision_s_names_and_shapes(stages: int, count: int
 
 
 def reference(tensors: dict[str, Tensor], rgb: Tensor, stages: int) -> Tensor:
-    """ResNet-18 in evaluation mode, written down from He et al. 2016, figure 3 and table 1, over a state dict."""
+    """ResNet-18 in evaluation mode over a state dict (He et al. 2016, figure 3 and table 1)."""
 
     def norm(name: str, maps: Tensor) -> Tensor:
         entries = (tensors[f"{name}.{entry}"] for entry in ("running_mean", "running_var", "weight", "bias"))
@@ -142,7 +142,7 @@ def reference(tensors: dict[str, Tensor], rgb: Tensor, stages: int) -> Tensor:
 def test_pretrained_weights_see_grey_as_the_rgb_network_does(
     name: str, fake, statistics: Statistics, tmp_path: Path
 ) -> None:
-    """Equal to the three-channel network on the grey photograph replicated thrice, up to the normalization by one figure."""
+    """Equal to the three-channel network on the grey photograph replicated three times."""
     (tmp_path / "w").write_bytes(pth(fake))
     block = block_with(name, tmp_path / "w", hashlib.sha256(pth(fake)).hexdigest())
     trunk = trunk_of(build_model(block, SIZE, statistics)).eval().double()
@@ -164,8 +164,8 @@ def test_pretrained_weights_see_grey_as_the_rgb_network_does(
 def test_parameter_counts() -> None:
     """Model 1 has document 000's 6.32 M: encoder 5,827,200, 1x1 convolution 65,792, decoder 424,802.
 
-    The fused one's 1x1 convolution reads 512 features more and comes with its extractor. For document 004: the trunk, and
-    by hand (128 x 128 + 128 x 64 + 64 x 64 + 64 x 32 + 32 x 2) x 9 weights, 290 biases and 288 pairs of batch norm.
+    The fused one's 1x1 convolution reads 512 features more and comes with its extractor. For document 004: the
+    trunk, and by hand (128 x 128 + 128 x 64 + 64 x 64 + 64 x 32 + 32 x 2) x 9 weights, 290 biases and 288 pairs of batch norm.
     """
     count = {name: parameter_count(build_model(BLOCKS[name], SIZE)) for name in OURS}
     assert count["koalarization"] == 5_827_200 + 65_792 + 424_802 == 6_317_794
@@ -271,7 +271,7 @@ def test_weights_that_do_not_fit_are_refused_by_file_and_entry(
 
 
 def test_weights_are_pinned(statistics, server: Server, tmp_path: Path) -> None:
-    """Another file than the sha256's is refused; without a sha256 the sentence gives that of a file that can be read."""
+    """Another file than the sha256's is refused; without a sha256 the sentence gives the file's own."""
     (tmp_path / "w").write_bytes(b"other")
     found = hashlib.sha256(b"other").hexdigest()
     server.answers["/w"] = content(b"other")
@@ -330,7 +330,7 @@ def test_a_trained_model_does_without_the_file_it_began_from(
 def test_the_first_stage_reads_no_weights_but_asks_for_their_sha256(
     make_params, monkeypatch, tmp_path: Path
 ) -> None:
-    """What is missing in params.yaml is told before anything is deleted; the file is looked at when a training begins."""
+    """What is missing in params.yaml is said before anything is deleted."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/sample.csv").write_text("photo,side,step\n")

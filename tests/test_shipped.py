@@ -42,7 +42,7 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_photographs_are_colored_in_a_folder_without_a_project(album: Path) -> None:
-    """No model is named and none is trained; the size stays; less saturation is less color, none of it is grey."""
+    """No model is named and none is trained; the size stays; less saturation is less color."""
     assert "4 colored, 0 were done before, 0 failed" in call("apply", *sorted(album.glob("*.png")))
     chroma = {}
     for saturation in (0, 1):

@@ -138,7 +138,7 @@ test_training.train("cgan", _photographs(40, 16), Path(sys.argv[1]))
 @pytest.mark.slow
 @fault(33, "SIGKILL, a power cut, at any moment of a training")
 def test_killed_run_ends_with_identical_weights(photographs, tmp_path: Path) -> None:
-    """Started again, it goes on within the epoch and ends with the weights, bit for bit, of a run in one go."""
+    """Started again, it goes on within the epoch and ends with the same weights, bit for bit."""
     program, state = PROGRAM.format(tests=str(ROOT / "tests"), root=str(ROOT)), tmp_path / "killed.pt"
     for moment in ("in a step", "while a state is written"):
         killed = subprocess.run([sys.executable, "-c", program, str(state), moment], check=False)
@@ -163,7 +163,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_states_are_saved_as_often_as_is_promised_unless_that_is_dear(
     cost: float, saved: list[int], photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock
 ) -> None:
-    """Every 30 seconds, also within an epoch, which has ten batches and two for its losses, of 10 seconds each.
+    """Every 30 seconds, also within an epoch of ten batches and two for its losses, 10 seconds each.
 
     When saving takes 6 seconds, every 60; it does not count as training, nor does what a kill cost.
     """
@@ -205,7 +205,7 @@ def test_states_are_saved_as_often_as_is_promised_unless_that_is_dear(
 def test_ranks_ask_each_other_rarely_whether_a_state_is_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    """A state every 30 seconds at 100 batches a second: 15 questions for the first one, 4 for each after that."""
+    """A state every 30 seconds at 100 batches a second: 15 looks at the clock first, then 4 for each."""
     asked: list[int] = []
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "broadcast_object", lambda value: asked.append(batch) or value)
@@ -259,7 +259,7 @@ def test_minutes_cap_the_training_time(photographs, tmp_path: Path) -> None:
 
 
 def test_losses_are_measured_in_both_modes(photographs, tmp_path: Path) -> None:
-    """With dropout at work, the running training loss differs from the same photographs' in evaluation mode."""
+    """With dropout, the running training loss differs from the one in evaluation mode."""
     row = train("cgan", photographs(5, 16), tmp_path / "s.pt", replace(RULE, max_epochs=1))[1].history[0]
     assert {"val_discriminator_loss", "val_generator_loss"} <= set(row)
     assert row["train_loss"] != row["train_eval_loss"]
@@ -292,7 +292,7 @@ def test_scales_share_the_epochs(epochs: int, scales: tuple[float, ...], expecte
 
 
 def test_training_grows_and_validation_does_not(photographs, tmp_path: Path) -> None:
-    """Half the side for two epochs, the whole for two; losses in evaluation mode are always of the whole photographs."""
+    """Half the side for two epochs, the whole for two; evaluation is always at the whole size."""
     images = photographs(8, 16)
     model = small_model("cae", images)
     seen, losses = [], model.losses
@@ -312,7 +312,7 @@ KINDS = {(block.arch, block.head.kind): name for name, block in BLOCKS.items() i
 
 @pytest.mark.parametrize("name", KINDS.values())
 def test_models_that_say_so_work_at_other_sizes(name: str, photographs, narrow) -> None:
-    """Built for 32 pixels, trained on 24 and on 8, as scales or random crops may ask; the others are refused."""
+    """Built for 32 pixels, trained on 24 and on 8; models of one size are refused."""
     block = narrow(BLOCKS[name])
     if not model_class(block).any_size:
         for change in ({"scales": (0.5, 1)}, {"crop": 0.5}):

@@ -28,7 +28,7 @@ FULL, SIMPLIFIED = 32_235_385, 15_387_513
     ],
 )
 def test_parameter_counts_are_the_documents(name: str, count: int) -> None:
-    """Section 4.1; two outputs instead of 313; no scale and offset for the channels of the seven batch norms."""
+    """Section 4.1; two outputs instead of 313; batch norms without scale and offset."""
     with torch.device("meta"):
         assert parameter_count(build_model(BLOCKS[name], 64)) == count
 

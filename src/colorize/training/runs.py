@@ -1,4 +1,4 @@
-"""The folders of trainings: a state and its lock, one folder a run. Who may train in one, and which are deleted.
+"""The folders of trainings, each with a state and its lock: who may train in one, and which are deleted.
 
 A folder is named after all that the weights depend on (see pipeline/fingerprint.py). So a state is only ever
 continued by the run that it belongs to, and a finished one is handed out instead of trained again.
