@@ -11,7 +11,8 @@ from conftest import ROOT
 
 from benchmarks.bench import GPU_SLICES
 
-SMALL = "--device cpu --models resnet18 --count 24 --largest 32 --workers 0 --budget 0.01".split()
+SMALL = ["--device", "cpu", "--models", "resnet18", "--count", "24", "--largest", "32"]
+SMALL += ["--workers", "0", "--budget", "0.01"]
 
 pytestmark = pytest.mark.slow
 

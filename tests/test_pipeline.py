@@ -170,7 +170,7 @@ def test_a_pipeline_that_is_killed_ends_with_the_same_bytes(
 
 
 def test_an_experiment_changes_the_metrics_line_by_line(project: Path) -> None:
-    """`dvc exp run -S model=vae` changes one line of params.yaml and gives a readable diff; and back again."""
+    """`dvc exp run -S model=vae` changes one line of params.yaml and gives a readable diff."""
     before = (project / "params.yaml").read_text().splitlines()
     run(project, "dvc", "exp", "run", "-S", "model=vae")
     after = (project / "params.yaml").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""ResNet-18's trunk, the two models built on it and their pretrained weights, against torchvision's format."""
+"""ResNet-18's trunk, the two models built on it and their weights, in torchvision's format."""
 
 import hashlib
 import io
@@ -165,7 +165,8 @@ def test_parameter_counts() -> None:
     """Model 1 has document 000's 6.32 M: encoder 5,827,200, 1x1 convolution 65,792, decoder 424,802.
 
     The fused one's 1x1 convolution reads 512 features more and comes with its extractor. For document 004: the
-    trunk, and by hand (128 x 128 + 128 x 64 + 64 x 64 + 64 x 32 + 32 x 2) x 9 weights, 290 biases and 288 pairs of batch norm.
+    trunk, and by hand (128 x 128 + 128 x 64 + 64 x 64 + 64 x 32 + 32 x 2) x 9 weights, 290 biases and 288 pairs
+    of batch norm.
     """
     count = {name: parameter_count(build_model(BLOCKS[name], SIZE)) for name in OURS}
     assert count["koalarization"] == 5_827_200 + 65_792 + 424_802 == 6_317_794
