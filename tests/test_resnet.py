@@ -164,9 +164,9 @@ def test_pretrained_weights_see_grey_as_the_rgb_network_does(
 def test_parameter_counts() -> None:
     """Model 1 has document 000's 6.32 M: encoder 5,827,200, 1x1 convolution 65,792, decoder 424,802.
 
-    The fused one's 1x1 convolution reads 512 features more and comes with its extractor. Document 004:
-    the trunk, and by hand (128 x 128 + 128 x 64 + 64 x 64 + 64 x 32 + 32 x 2) x 9 weights, 290 biases and 288 pairs of
-    batch norm.
+    The fused one's 1x1 convolution reads 512 features more and comes with its extractor. Document 004: the
+    trunk, and by hand (128 x 128 + 128 x 64 + 64 x 64 + 64 x 32 + 32 x 2) x 9 weights, 290 biases and
+    288 pairs of batch norm.
     """
     count = {name: parameter_count(build_model(BLOCKS[name], SIZE)) for name in OURS}
     assert count["koalarization"] == 5_827_200 + 65_792 + 424_802 == 6_317_794
