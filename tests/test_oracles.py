@@ -38,13 +38,13 @@ def scores(name: str, batch: int = 2) -> pd.DataFrame:
 def reference(photo: np.ndarray, name: str) -> np.ndarray:
     """One photograph, uint8 [SIDE, SIDE, 3], as the oracle paints it."""
     lab = rgb2lab(photo)
-    if name == "ceiling_mean":
+    if name == "oracle_mean":
         ab = np.broadcast_to(lab[..., 1:].mean((0, 1)), (SIDE, SIDE, 2))
     else:
         small = downscale_local_mean(lab[..., 1:], (4, 4, 1))
         distance, index = cKDTree(centers()).query(small, 5)
         weight = np.exp(-(distance**2) / 50)
-        if name == "ceiling_onehot":
+        if name == "oracle_onehot":
             weight[..., 1:] = 0
         decoded = (centers()[index] * weight[..., None]).sum(-2) / weight.sum(-1, keepdims=True)
         ab = resize(decoded, (SIDE, SIDE), order=1, mode="edge", anti_aliasing=False)
@@ -70,7 +70,7 @@ def test_each_ceiling_knows_more_than_the_one_before() -> None:
     lab = rgb2lab(TRUTH)
     lab[..., 1:] = lab[..., 1:].mean((0, 1, 2))
     one_color = metrics.psnr(TRUTH, np.round(lab2rgb(lab) * 255).astype(np.uint8)).mean()
-    found = [scores(name)["psnr"].mean() for name in ("ceiling_mean", "ceiling_onehot", "ceiling_soft")]
+    found = [scores(name)["psnr"].mean() for name in ("oracle_mean", "oracle_onehot", "oracle_soft")]
     assert one_color < found[0] < found[1] < found[2]
 
 

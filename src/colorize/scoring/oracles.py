@@ -1,7 +1,7 @@
 """Oracles: systems that see the true ab. Each is the upper bound of one kind of model.
 
-`ceiling_mean` paints each photograph in its mean ab: the best result without spatial information.
-`ceiling_onehot` and `ceiling_soft` are classifiers over the 313 bins at a quarter of the size (document 001)
+`oracle_mean` paints each photograph in its mean ab: the best result without spatial information.
+`oracle_onehot` and `oracle_soft` are classifiers over the 313 bins at a quarter of the size (document 001)
 that reproduce their targets exactly: the truth is averaged over 4x4 pixels, encoded as in training, decoded
 and scaled up bilinearly. One-hot decodes to the nearest bin. Soft encoding uses 5 neighbors and sigma 5 and
 decodes to the expectation, at temperature 1. Sharpening with the annealed mean only loses here: on 115 COCO
@@ -39,9 +39,9 @@ def binned(ab: Tensor, neighbors: int) -> Tensor:
 
 
 ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
-    "ceiling_mean": lambda ab: ab.mean((2, 3), keepdim=True),
-    "ceiling_onehot": lambda ab: binned(ab, neighbors=1),
-    "ceiling_soft": lambda ab: binned(ab, neighbors=5),
+    "oracle_mean": lambda ab: ab.mean((2, 3), keepdim=True),
+    "oracle_onehot": lambda ab: binned(ab, neighbors=1),
+    "oracle_soft": lambda ab: binned(ab, neighbors=5),
 }
 """Map the true ab [B, 2, H, W] to predicted ab [B, 2, h, w]."""
 
