@@ -101,9 +101,9 @@ def test_oracles_are_scored_on_the_zoos_photographs(zoo: Path) -> None:
     """Each photograph in its own mean ab, by the definition of rmse_ab; and their gain over grey."""
     photos = np.load(zoo / paths.CROPS / "crops-00000.npy")
     spread = [rgb2lab(photo)[..., 1:].var((0, 1)).mean() ** 0.5 for photo in photos]
-    ceiling = written(zoo).loc["oracle_mean"]
-    assert ceiling["rmse_ab"] == pytest.approx(np.mean(spread), rel=1e-3)
-    assert ceiling["psnr_over_grey"] == pytest.approx(ceiling["psnr"] - 20, abs=1e-3)
+    oracle = written(zoo).loc["oracle_mean"]
+    assert oracle["rmse_ab"] == pytest.approx(np.mean(spread), rel=1e-3)
+    assert oracle["psnr_over_grey"] == pytest.approx(oracle["psnr"] - 20, abs=1e-3)
 
 
 def test_differences_from_the_baselines_are_paired(zoo: Path) -> None:
@@ -231,7 +231,7 @@ def test_scores_and_pictures_of_other_photographs_are_refused(project: None, par
         leaderboard.main(params)
 
 
-def test_a_model_with_the_name_of_a_ceiling_is_refused(project: None, params: AllParams) -> None:
+def test_a_model_with_the_name_of_an_oracle_is_refused(project: None, params: AllParams) -> None:
     """It would be replaced in silence."""
     clash = params.model_copy(update={"models": params.models | {"oracle_mean": params.models["cae"]}})
     with pytest.raises(InputError, match=r"models\.oracle_mean"):

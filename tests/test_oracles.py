@@ -53,7 +53,7 @@ def reference(photo: np.ndarray, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.filterwarnings("ignore:.*negative Z")
-def test_a_ceiling_equals_the_chain_written_anew(name: str) -> None:
+def test_an_oracle_equals_the_chain_written_anew(name: str) -> None:
     """The whole chain agrees within two levels, but for ties between bins, and in PSNR to 0.02 dB."""
     image, _ = oracles.color(name, TRUTH)
     table = scores(name)
@@ -65,7 +65,7 @@ def test_a_ceiling_equals_the_chain_written_anew(name: str) -> None:
         assert table["raw_mae"][i] == pytest.approx(np.abs(photo / 255 - expected / 255).mean(), rel=0.01)
 
 
-def test_each_ceiling_knows_more_than_the_one_before() -> None:
+def test_each_oracle_knows_more_than_the_one_before() -> None:
     """One color for all, each photograph's own, its nearest bins, its soft bins: PSNR rises with each."""
     lab = rgb2lab(TRUTH)
     lab[..., 1:] = lab[..., 1:].mean((0, 1, 2))
