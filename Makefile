@@ -51,11 +51,11 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check
 	@python3 -m venv .venv && $(PIP) --retries 1 --timeout 15 $(CPU) -r requirements/torch.txt && touch $@
 
 .venv/ready: requirements/pipeline.txt .venv/torch
-	@echo "Installing some 100 packages, 1.2 GB, into .venv"
+	@echo "Installing 127 packages, 1.5 GB with PyTorch, into .venv"
 	@$(PIP) --require-hashes -r requirements/pipeline.txt && $(PIP) --no-deps --editable . && touch $@
 
 .venv/dev: requirements/dev.txt .venv/ready
-	@echo "Installing the tests' packages, some 40 more, 0.3 GB"
+	@echo "Installing the tests' packages, 30 more"
 	@$(PIP) --require-hashes -r requirements/dev.txt && touch $@
 
 pins:                    ## write requirements/*.txt anew from pyproject.toml; needs uv
